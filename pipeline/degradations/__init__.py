@@ -1,0 +1,57 @@
+"""What happens to a clean image on its way to us: drawn once, written down, and applied again bit for bit.
+
+A degradation is a frozen dataclass of ranges. `draw` turns it and a generator into a list of steps, each a
+dictionary of plain JSON numbers; `apply` turns a clean image and a step into an image, and knows no other
+randomness than the seed that the step holds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.degradations.compose import SINGLE, Degradation
+from pipeline.degradations.drawing import Drawn, Image, generator
+from pipeline.degradations.noise import GaussianNoise
+from pipeline.degradations.rain import RainStreaks
+
+__all__ = ["Degradation", "Degraded", "GaussianNoise", "RainStreaks", "degrade", "regenerate"]
+
+APPLY: Mapping[str, Callable[[Image, Drawn], Image]] = {
+    str(field.default): single.apply for single in SINGLE for field in fields(single) if field.name == "kind"
+}
+
+
+class Degraded(NamedTuple):
+    """The degraded image, and the record from which `regenerate` makes it again."""
+
+    image: Image
+    record: dict[str, Any]
+
+
+def degrade(clean: Image, degradation: Degradation, seed: Sequence[int]) -> Degraded:
+    """Degrade H W C float32 in [0, 1], C = 1 or 3, with a generator of its own.
+
+    seed: whole numbers >= 0 that name the sample (such as seed, image, tile, copy). The result has the
+    shape of clean, float32; it leaves [0, 1] only where the degradation's own text says so. The record,
+    {"seed": [...], "steps": [...]}, is plain JSON.
+    """
+    record = {"seed": [int(number) for number in seed], "steps": degradation.draw(generator(seed))}
+    return Degraded(regenerate(clean, record), record)
+
+
+def regenerate(clean: Image, record: Mapping[str, Any]) -> Image:
+    """The degraded image that belongs to a record of `degrade`, bit for bit; clean must be the same image."""
+    height, width, channels = clean.shape
+    if clean.dtype != np.float32 or channels not in (1, 3) or height * width == 0:
+        raise ValueError(
+            "a clean image is H W C float32 with 1 or 3 channels and at least one pixel, "
+            f"got {clean.shape} {clean.dtype}"
+        )
+    image = clean.copy()
+    for step in record["steps"]:
+        if step["kind"] not in APPLY:
+            raise ValueError(f"this record has a step of unknown kind {step['kind']!r}; known are {sorted(APPLY)}")
+        image = np.ascontiguousarray(APPLY[step["kind"]](image, step), dtype=np.float32)
+    return image

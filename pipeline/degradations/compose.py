@@ -1,0 +1,106 @@
+"""Degradations made of degradations: whatever is nested, drawing it gives one flat list of steps."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Discriminator
+
+from pipeline.degradations.drawing import STRICT, Drawn, check_number
+from pipeline.degradations.noise import GaussianNoise
+from pipeline.degradations.rain import RainStreaks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequence:
+    """One after the other, in this order; an empty list of steps leaves the image as it is."""
+
+    __pydantic_config__ = STRICT
+    kind: Literal["sequence"] = "sequence"
+    steps: "tuple[Degradation, ...]"
+
+    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+        """The steps of all, in order."""
+        return [drawn for step in self.steps for drawn in step.draw(rng)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomOrder:
+    """All of them, in an order drawn anew for each picture, every order being equally likely."""
+
+    __pydantic_config__ = STRICT
+    kind: Literal["random_order"] = "random_order"
+    steps: "tuple[Degradation, ...]"
+
+    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+        """The steps of all, shuffled."""
+        return [drawn for index in rng.permutation(len(self.steps)) for drawn in self.steps[index].draw(rng)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneOf:
+    """One of the choices, chosen in proportion to its weight (a number >= 0; they need not sum to 1)."""
+
+    __pydantic_config__ = STRICT
+    kind: Literal["one_of"] = "one_of"
+    choices: "tuple[Degradation, ...]"
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != len(self.choices) or min(self.weights, default=0) < 0 or sum(self.weights) <= 0:
+            raise ValueError(
+                f"one_of.weights: expected one number >= 0 for each of the {len(self.choices)} choices, "
+                f"not all of them 0, got {list(self.weights)}"
+            )
+
+    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+        """The steps of the one that is chosen."""
+        index = int(rng.choice(len(self.choices), p=np.asarray(self.weights) / sum(self.weights)))
+        return self.choices[index].draw(rng)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sometimes:
+    """A degradation that happens with a probability, and else leaves the image as it is."""
+
+    __pydantic_config__ = STRICT
+    kind: Literal["sometimes"] = "sometimes"
+    probability: float
+    step: "Degradation"
+
+    def __post_init__(self) -> None:
+        check_number(self, "probability", 0, 1)
+
+    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+        """The steps of it, or none."""
+        return self.step.draw(rng) if rng.random() < self.probability else []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeat:
+    """The same degradation several times over, drawn anew each time.
+
+    Twice is the second-order model of Real-ESRGAN (Wang et al., ICCVW 2021, arXiv 2107.10833). times: 1 to
+    10.
+    """
+
+    __pydantic_config__ = STRICT
+    kind: Literal["repeat"] = "repeat"
+    times: int
+    step: "Degradation"
+
+    def __post_init__(self) -> None:
+        check_number(self, "times", 1, 10)
+
+    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+        """The steps of every time, one after the other."""
+        return [drawn for _ in range(self.times) for drawn in self.step.draw(rng)]
+
+
+SINGLE = (GaussianNoise, RainStreaks)
+
+# pydantic's tag is the one thing foreign here: with it a typo in a nested section is reported where it is,
+# and not once per kind.
+Degradation = Annotated[
+    GaussianNoise | RainStreaks | Sequence | RandomOrder | OneOf | Sometimes | Repeat, Discriminator("kind")
+]

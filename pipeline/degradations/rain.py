@@ -1,0 +1,163 @@
+"""Rain streaks: drops at several distances, each an optical depth smeared along its fall.
+
+With τ the optical depths of all drops and of the veil added up, and L the light that water scatters towards
+the camera,
+
+    y = x + (L − x)·(1 − e^{−τ})
+
+so that streaks occlude what is behind them, and overlap as transmissions do, by multiplication. At distance
+d a streak is d times shorter and thinner than a near one and d² times as frequent, until the far rain
+merges into a veil (Garg and Nayar, "Vision and Rain", IJCV 2007). Blending is done on display values, as in
+the sets that the field trains on.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from jaxtyping import Float32
+
+from pipeline.degradations.drawing import (
+    STRICT,
+    Drawn,
+    Image,
+    Range,
+    check_number,
+    check_range,
+    draw_seed,
+    draw_uniform,
+    generator,
+)
+
+DENSITY_AREA = 100.0 * 100.0
+FWHM_OF_GAUSSIAN = 2.3548
+AREA_OF_GAUSSIAN = 1.0645  # of one with unit peak and unit full width at half maximum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RainStreaks:
+    """Rain from drizzle (Rain100L-like) to storm (Rain100H-like).
+
+    layers        number of distances, 1 to 8, spaced geometrically from `depth` to 1
+    depth         distance of the farthest layer in units of the nearest, 1 to 20
+    angle         mean direction of fall in degrees from the vertical, -90 to 90, positive to the right
+    angle_spread  standard deviation of the drops' directions about it in degrees, 0 to 45
+    length        length of a near streak in pixels, 1 to 400
+    width         full width at half maximum of a near streak in pixels, 0.2 to 20
+    density       near streaks per 100 × 100 pixels, 0 to 100
+    opacity       share of the background that the middle of a strong streak hides, 0 to 0.99
+    brightness    display value of the light that drops and veil scatter, 0 to 1
+    veil          share of the background that the mist of the farthest drops hides, 0 to 0.99
+    """
+
+    __pydantic_config__ = STRICT
+    kind: Literal["rain_streaks"] = "rain_streaks"
+    layers: int
+    depth: Range
+    angle: Range
+    angle_spread: Range
+    length: Range
+    width: Range
+    density: Range
+    opacity: Range
+    brightness: Range
+    veil: Range
+
+    def __post_init__(self) -> None:
+        check_number(self, "layers", 1, 8)
+        check_range(self, "depth", 1, 20)
+        check_range(self, "angle", -90, 90)
+        check_range(self, "angle_spread", 0, 45)
+        check_range(self, "length", 1, 400)
+        check_range(self, "width", 0.2, 20)
+        check_range(self, "density", 0, 100)
+        check_range(self, "opacity", 0, 0.99)
+        check_range(self, "brightness", 0, 1)
+        check_range(self, "veil", 0, 0.99)
+
+    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+        """The weather of this picture; where the drops are follows from the seed."""
+        names = (
+            "depth",
+            "angle",
+            "angle_spread",
+            "length",
+            "width",
+            "density",
+            "opacity",
+            "brightness",
+            "veil",
+        )
+        weather = {name: draw_uniform(rng, getattr(self, name)) for name in names}
+        return [{"kind": self.kind, "layers": self.layers, **weather, "seed": draw_seed(rng)}]
+
+    @staticmethod
+    def apply(clean: Image, drawn: Drawn) -> Image:
+        """y = x + (L − x)·(1 − e^{−τ}); within [0, 1] if clean is."""
+        rng = generator(drawn["seed"])
+        optical_depth = np.full(clean.shape[:2], -np.log1p(-drawn["veil"]), dtype=np.float32)
+        for distance in np.geomspace(drawn["depth"], 1.0, drawn["layers"]):
+            optical_depth += streak_layer(clean.shape[0], clean.shape[1], drawn, float(distance), rng)
+        hidden = -np.expm1(-optical_depth)[:, :, None]
+        return clean + (np.float32(drawn["brightness"]) - clean) * hidden
+
+
+def streak_layer(
+    height: int, width: int, drawn: Drawn, distance: float, rng: np.random.Generator
+) -> Float32[np.ndarray, "H W"]:
+    """Optical depth of the streaks at one distance; strength and length vary from drop to drop."""
+    length = drawn["length"] / distance
+    margin = length  # drops outside whose streaks reach in
+    area = (height + 2 * margin) * (width + 2 * margin)
+    count = int(rng.poisson(drawn["density"] / DENSITY_AREA * distance**2 * area))
+    centre_y = rng.uniform(-margin, height + margin, count)
+    centre_x = rng.uniform(-margin, width + margin, count)
+    angle = np.deg2rad(drawn["angle"] + drawn["angle_spread"] * rng.standard_normal(count))
+    half_length = 0.5 * length * rng.uniform(0.4, 1.6, count)
+    strength = -np.log1p(-drawn["opacity"]) * rng.uniform(0.1, 1.0, count)
+
+    num_samples = int(np.ceil(length * 1.6)) + 1  # along the streak, at most a pixel apart
+    along = (np.arange(num_samples) + 0.5) / num_samples * 2 - 1
+    pixels_per_sample = 2 * half_length / num_samples
+    weight = (strength * pixels_per_sample)[:, None] * (1 - along**2)  # soft ends
+    y = centre_y[:, None] + (half_length * np.cos(angle))[:, None] * along
+    x = centre_x[:, None] + (half_length * np.sin(angle))[:, None] * along
+    streak_width = drawn["width"] / distance
+    depth = splat(height, width, y.ravel(), x.ravel(), weight.ravel()) * np.float32(AREA_OF_GAUSSIAN * streak_width)
+    return blur_across(depth, streak_width)
+
+
+def splat(
+    height: int,
+    width: int,
+    y: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+) -> Float32[np.ndarray, "H W"]:
+    """Sum of bilinear dots at sub-pixel places (pixel centres are whole numbers); the outside is left out."""
+    inside = (y > -1) & (y < height) & (x > -1) & (x < width)
+    y, x, weight = y[inside] + 1, x[inside] + 1, weight[inside]
+    row, column = y.astype(np.intp), x.astype(np.intp)
+    y, x = y - row, x - column
+    stride = width + 2
+    corner = row * stride + column
+    total = np.zeros((height + 2) * stride)
+    for offset, share in (
+        (0, (1 - y) * (1 - x)),
+        (1, (1 - y) * x),
+        (stride, y * (1 - x)),
+        (stride + 1, y * x),
+    ):
+        total += np.bincount(corner + offset, weights=weight * share, minlength=total.size)
+    return total.reshape(height + 2, stride)[1:-1, 1:-1].astype(np.float32)
+
+
+def blur_across(depth: Float32[np.ndarray, "H W"], streak_width: float) -> Float32[np.ndarray, "H W"]:
+    """Give streaks their width: a Gaussian of that full width at half maximum, less what the splat has."""
+    variance = (streak_width / FWHM_OF_GAUSSIAN) ** 2 - 1 / 6
+    if variance <= 0:
+        return depth
+    sigma = float(np.sqrt(variance))
+    blurred: Float32[np.ndarray, "H W"] = cv2.GaussianBlur(depth, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+    return blurred

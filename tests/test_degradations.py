@@ -1,0 +1,178 @@
+"""What holds for every degradation, whatever it does: the promises of `degrade` and `regenerate`, by name."""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from pipeline.degradations import Degradation, degrade, regenerate
+
+EXAMPLES: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "infra" / "degradations.yaml").read_text())
+ADAPTER: TypeAdapter[Degradation] = TypeAdapter(Annotated[Degradation, Field(discriminator="kind")])
+LEAVES_THE_RANGE = {"gaussian_noise", "sequence", "random_order", "one_of"}  # Gaussian noise is not clipped
+
+ZERO_STRENGTH: dict[str, dict[str, Any]] = {
+    "gaussian_noise": {"sigma": [0, 0]},
+    "light_rain": {"opacity": [0, 0], "veil": [0, 0]},
+    "heavy_rain": {"density": [0, 0], "veil": [0, 0]},
+    "sequence": {"steps": []},
+    "random_order": {"steps": [{"kind": "gaussian_noise", "sigma": [0, 0], "per_channel": True}]},
+    "one_of": {"choices": [{"kind": "sequence", "steps": []}], "weights": [1]},
+    "sometimes": {"probability": 0},
+    "repeat": {"step": {"kind": "sequence", "steps": []}},
+}
+
+every = pytest.mark.parametrize("name", EXAMPLES)
+
+
+def example(name: str, **changes: Any) -> Degradation:
+    return ADAPTER.validate_python({**EXAMPLES[name], **changes})
+
+
+def picture(height: int = 45, width: int = 70, channels: int = 3, seed: int = 0) -> np.ndarray:
+    """Smooth shapes with some texture and true black and white."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.random((height // 9 + 2, width // 9 + 2, channels), dtype=np.float32)
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, channels)
+    return np.clip(1.3 * smooth - 0.15 + 0.05 * rng.standard_normal(smooth.shape), 0, 1).astype(np.float32)
+
+
+def test_every_kind_has_an_example_and_a_zero_strength() -> None:
+    kinds = {text["kind"] for text in EXAMPLES.values()}
+    known = set(ADAPTER.json_schema()["discriminator"]["mapping"])
+    assert kinds == known
+    assert set(ZERO_STRENGTH) == set(EXAMPLES)
+
+
+@every
+@pytest.mark.parametrize("shape", [(45, 70, 3), (64, 64, 1), (33, 17, 3), (1, 1, 1), (1, 1, 3), (1, 40, 3), (2, 3, 1)])
+def test_shape_and_type_are_kept_and_values_are_sound(name: str, shape: tuple[int, int, int]) -> None:
+    clean = picture(*shape)
+    for seed in range(4):
+        image = degrade(clean, example(name), [seed]).image
+        assert image.shape == clean.shape
+        assert image.dtype == np.float32
+        assert image.flags.c_contiguous
+        assert np.isfinite(image).all()
+        if name not in LEAVES_THE_RANGE:
+            assert image.min() >= -1e-6
+            assert image.max() <= 1 + 1e-6
+
+
+@every
+def test_the_record_regenerates_the_image_bit_for_bit_after_a_round_trip_through_json(name: str) -> None:
+    clean = picture()
+    for seed in range(8):
+        degraded = degrade(clean, example(name), [seed, 5])
+        record = json.loads(json.dumps(degraded.record, allow_nan=False))
+        assert record == degraded.record
+        assert np.array_equal(regenerate(clean, record), degraded.image)
+
+
+@every
+def test_a_seed_decides_everything_and_another_seed_something_else(name: str) -> None:
+    clean = picture()
+    first, same = degrade(clean, example(name), [1, 2]), degrade(clean, example(name), [1, 2])
+    assert np.array_equal(first.image, same.image)
+    assert first.record == same.record
+    others = [degrade(clean, example(name), [1, seed]) for seed in range(3, 9)]
+    assert any(other.record["steps"] != first.record["steps"] for other in others)
+
+
+@every
+def test_zero_strength_is_the_identity(name: str) -> None:
+    for channels in (1, 3):
+        clean = picture(channels=channels)
+        for seed in range(3):
+            image = degrade(clean, example(name, **ZERO_STRENGTH[name]), [seed]).image
+            np.testing.assert_allclose(image, clean, rtol=0, atol=1e-6)
+
+
+@every
+def test_the_example_changes_the_image(name: str) -> None:
+    clean = picture()
+    assert any(not np.array_equal(degrade(clean, example(name), [seed]).image, clean) for seed in range(4))
+
+
+@every
+def test_neither_the_input_nor_global_random_state_is_touched(name: str) -> None:
+    def global_draws() -> tuple[float, list[float]]:
+        return np.random.random(), cv2.randu(np.zeros((2, 2)), 0.0, 1.0).tolist()  # noqa: NPY002
+
+    def set_global_seeds() -> None:
+        np.random.seed(3)  # noqa: NPY002
+        cv2.setRNGSeed(3)
+
+    clean = picture()
+    kept = clean.copy()
+    clean.flags.writeable = False
+    set_global_seeds()
+    for seed in range(4):
+        degrade(clean, example(name), [seed])
+    after = global_draws()
+    set_global_seeds()
+    assert after == global_draws()
+    assert np.array_equal(clean, kept)
+
+
+def test_no_degradation_uses_the_random_module_of_python() -> None:
+    # Read rather than run: the shape checker of the tests draws from that module itself.
+    sources = (Path(__file__).parents[1] / "pipeline" / "degradations").glob("*.py")
+    assert not [source.name for source in sources if re.search(r"^\s*(import|from) random\b", source.read_text(), re.M)]
+
+
+@every
+def test_the_result_does_not_depend_on_the_number_of_threads_of_opencv(name: str) -> None:
+    clean = picture(300, 301)
+    threads = cv2.getNumThreads()
+    try:
+        results = []
+        for count in (1, 4):
+            cv2.setNumThreads(count)
+            results.append([degrade(clean, example(name), [seed]).image for seed in range(3)])
+    finally:
+        cv2.setNumThreads(threads)
+    for one, several in zip(*results, strict=True):
+        assert np.array_equal(one, several)
+
+
+@every
+def test_an_unknown_or_a_missing_field_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="strenght"):
+        example(name, strenght=1)
+    text = dict(EXAMPLES[name])
+    del text[list(text)[-1]]
+    with pytest.raises(ValidationError, match="Field required"):
+        ADAPTER.validate_python(text)
+
+
+@every
+def test_a_range_that_runs_backwards_or_leaves_its_bounds_is_refused_by_name(name: str) -> None:
+    ranges = [key for key, value in EXAMPLES[name].items() if isinstance(value, list) and key != "weights"]
+    for key in (key for key in ranges if all(isinstance(bound, int | float) for bound in EXAMPLES[name][key])):
+        for wrong in ([1e9, 1e9], [-1e9, 1], EXAMPLES[name][key][::-1]):
+            if wrong == EXAMPLES[name][key]:
+                continue
+            with pytest.raises(ValidationError, match=key):
+                example(name, **{key: wrong})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.float32), np.zeros((0, 4, 3), np.float32)],
+    ids=["float64", "two channels", "empty"],
+)
+def test_what_is_no_clean_image_is_refused(wrong: np.ndarray) -> None:
+    with pytest.raises(Exception, match=r"H W C|float32"):  # the shape checker of the tests may be first
+        degrade(wrong, example("gaussian_noise"), [0])
+
+
+def test_a_record_of_an_unknown_kind_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"'fog'.*gaussian_noise"):
+        regenerate(picture(), {"seed": [0], "steps": [{"kind": "fog"}]})

@@ -1,0 +1,84 @@
+"""Rain: streaks carry the optical depth they were given, and the two presets lie where the field's sets lie."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.degradations import RainStreaks, degrade
+from pipeline.degradations.drawing import generator
+from pipeline.degradations.rain import splat, streak_layer
+
+EXAMPLES: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "infra" / "degradations.yaml").read_text())
+TEST_PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "CBSD400" / "test"
+
+
+def preset(name: str) -> RainStreaks:
+    text = {
+        key: tuple(map(float, value)) if isinstance(value, list) else value for key, value in EXAMPLES[name].items()
+    }
+    return RainStreaks(**text)
+
+
+def test_a_dot_between_pixels_is_shared_in_proportion() -> None:
+    dots = splat(3, 4, np.array([1.25]), np.array([2.5]), np.array([8.0]))
+    expected = np.zeros((3, 4), np.float32)
+    expected[1, 2:4], expected[2, 2:4] = 3.0, 1.0
+    np.testing.assert_allclose(dots, expected)
+
+
+def test_dots_outside_are_left_out_and_dots_on_the_edge_count_in_part() -> None:
+    dots = splat(3, 4, np.array([-5.0, -0.5, 9.0]), np.array([1.0, 1.0, 1.0]), np.ones(3))
+    assert dots.sum() == pytest.approx(0.5)
+    assert dots[0, 1] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("distance", [1.0, 2.0])
+def test_the_mean_optical_depth_of_a_layer_is_what_its_parameters_say(distance: float) -> None:
+    drawn = {"angle": 20.0, "angle_spread": 2.0, "length": 24.0, "width": 3.0, "density": 8.0, "opacity": 0.5}
+    layer = streak_layer(400, 400, drawn, distance, generator(1))
+    mean_strength = -np.log(1 - 0.5) * (0.1 + 1.0) / 2
+    mean_profile = 2 / 3  # of 1 - s² over a streak
+    streaks_per_pixel = 8.0 / 100**2 * distance**2
+    expected = streaks_per_pixel * mean_strength * mean_profile * (24 / distance) * (1.0645 * 3 / distance)
+    assert layer.mean() == pytest.approx(expected, rel=0.06)
+
+
+def test_streaks_run_along_their_angle() -> None:
+    drawn = {"angle": 30.0, "angle_spread": 0.0, "length": 60.0, "width": 2.0, "density": 4.0, "opacity": 0.8}
+    layer = streak_layer(256, 256, drawn, 1.0, generator(2))
+    gradient_y, gradient_x = np.gradient(cv2.GaussianBlur(layer, (0, 0), 1.0))
+    across = 0.5 * np.arctan2(2 * (gradient_x * gradient_y).sum(), (gradient_x**2 - gradient_y**2).sum())
+    assert np.rad2deg(across) == pytest.approx(-30.0, abs=2)  # the fall (sin 30°, cos 30°) has this normal
+
+
+def test_rain_hides_what_is_behind_it_and_tends_to_its_own_brightness() -> None:
+    clean = np.random.default_rng(0).random((64, 64, 3), dtype=np.float32)
+    storm = {**EXAMPLES["heavy_rain"], "density": (100.0, 100.0), "opacity": (0.99, 0.99), "brightness": (0.7, 0.7)}
+    storm = {key: tuple(map(float, value)) if isinstance(value, list) else value for key, value in storm.items()}
+    image = degrade(clean, RainStreaks(**storm), [0]).image
+    assert abs(float(image.mean()) - 0.7) < 0.02
+    assert image.std() < 0.2 * clean.std()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "expected"), [("light_rain", 26.9), ("heavy_rain", 13.6)])
+def test_a_preset_has_the_mean_luma_psnr_of_the_set_it_is_named_after(name: str, expected: float) -> None:
+    if not TEST_PHOTOS.is_dir():
+        pytest.skip("needs ../shared/data/CBSD400/test, the 200 test images of BSDS500")
+    rain = preset(name)
+    psnr = [luma_psnr(read(path), rain, index) for index, path in enumerate(sorted(TEST_PHOTOS.iterdir()))]
+    assert np.mean(psnr) == pytest.approx(expected, abs=0.7)
+
+
+def read(path: Path) -> np.ndarray:
+    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB).astype(np.float32) / 255
+
+
+def luma_psnr(clean: np.ndarray, rain: RainStreaks, index: int) -> float:
+    degraded = np.round(np.clip(degrade(clean, rain, [1234, index]).image, 0, 1) * 255) / 255
+    luma = (degraded - clean) @ np.array([65.481, 128.553, 24.966]) / 255  # MATLAB's rgb2ycbcr; the offset cancels
+    return float(-10 * np.log10(np.mean(luma**2)))
