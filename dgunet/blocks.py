@@ -1,0 +1,94 @@
+"""Convolution, channel attention, half instance norm: building blocks that know nothing of unfolding.
+
+    half instance norm   h = [γ·(x₁ − mean x₁)/√(var x₁ + ε) + β, x₂],   x₁, x₂ the two halves of the channels
+    channel attention    f + r·sigmoid(W₂ relu(W₁ mean r)),   r = conv(PReLU(conv f))
+    convolution block    L(conv(L(norm(conv x)))) + W x,   L = LeakyReLU 0.2
+
+Source: Chen et al., "HINet", CVPR Workshops 2021 (half instance norm); Zhang et al., "RCAN", ECCV 2018 (channel
+attention). Statistics are always those of the image at hand, in evaluation too.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+NORM_EPSILON = 1e-5
+BLOCK_SLOPE = 0.2
+ATTENTION_REDUCTION = 4
+
+
+def conv3x3(in_channels: int, out_channels: int, *, bias: bool) -> nn.Conv2d:
+    """A 3×3 convolution that keeps height and width."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
+
+
+class HalfInstanceNorm(nn.Module):
+    """Instance norm with scale and shift on the first half of the channels, the second half untouched."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.normalised = channels // 2
+        self.weight = nn.Parameter(torch.ones(self.normalised))
+        self.bias = nn.Parameter(torch.zeros(self.normalised))
+
+    def forward(self, features: Float[Tensor, "B n H W"]) -> Float[Tensor, "B n H W"]:
+        """The features, half of them normalised; H·W must exceed 1."""
+        first, second = features.tensor_split([self.normalised], dim=1)
+        first = functional.instance_norm(first, weight=self.weight, bias=self.bias, eps=NORM_EPSILON)
+        return torch.cat([first, second], dim=1)
+
+
+class ConvBlock(nn.Module):
+    """Two 3×3 convolutions with a 1×1 shortcut around both."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, norm: bool) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, out_channels, bias=True)
+        self.norm = HalfInstanceNorm(out_channels) if norm else None
+        self.conv2 = conv3x3(out_channels, out_channels, bias=True)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, features: Float[Tensor, "B n H W"]) -> Float[Tensor, "B m H W"]:
+        """New features of the same resolution."""
+        hidden = self.conv1(features)
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        hidden = functional.leaky_relu(hidden, BLOCK_SLOPE, inplace=True)
+        hidden = functional.leaky_relu(self.conv2(hidden), BLOCK_SLOPE, inplace=True)
+        shortcut: Tensor = self.shortcut(features)
+        return hidden + shortcut
+
+
+class ChannelAttention(nn.Module):
+    """A residual block whose channels are weighted by what the whole image holds."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        squeezed = width // ATTENTION_REDUCTION
+        self.conv1 = conv3x3(width, width, bias=False)
+        self.activation = nn.PReLU()
+        self.conv2 = conv3x3(width, width, bias=False)
+        self.squeeze = nn.Conv2d(width, squeezed, kernel_size=1, bias=False)
+        self.excite = nn.Conv2d(squeezed, width, kernel_size=1, bias=False)
+
+    def forward(self, features: Float[Tensor, "B n H W"]) -> Float[Tensor, "B n H W"]:
+        """Features of the same shape."""
+        residual = self.conv2(self.activation(self.conv1(features)))
+        mean = residual.mean(dim=(2, 3), keepdim=True)
+        gate = torch.sigmoid(self.excite(functional.relu(self.squeeze(mean))))
+        return torch.addcmul(features, residual, gate)
+
+
+class ShallowFeatures(nn.Module):
+    """Image to features: one convolution and a channel attention block."""
+
+    def __init__(self, image_channels: int, width: int) -> None:
+        super().__init__()
+        self.embed = conv3x3(image_channels, width, bias=False)
+        self.attention = ChannelAttention(width)
+
+    def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B n H W"]:
+        """Features of the image's resolution."""
+        features: Tensor = self.attention(self.embed(image))
+        return features

@@ -1,0 +1,125 @@
+"""What one stage hands to the next, and how the next takes it in.
+
+    subspace projection   g' = Vᵀ(V Vᵀ)⁻¹V g,   out = a + conv([a, g'])      V: 16 rows made from [a, g]
+    gated fusion          t = L(conv([e, d])),   a·sigmoid(gate t) + shift t + a        L = LeakyReLU 0.1
+    plain fusion          a + conv([e, d])
+
+a: features of this stage; g, e, d: handed-on, encoder and decoder features of the stage before. Two convolutions on one
+input are one with more outputs, the sum of two is one with more inputs: conv(e) + conv(d) = conv([e, d]).
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dgunet.blocks import conv3x3
+
+SUBSPACE_RANK = 16
+ROW_NORM_EPSILON = 1e-6
+# An LU solve in float32 changes the outputs by about 40·RELATIVE_DAMPING and stays finite for dead or equal rows;
+# the absolute part alone keeps V = 0 from being singular.
+RELATIVE_DAMPING = 1e-7
+ABSOLUTE_DAMPING = 1e-12
+FUSION_SLOPE = 0.1
+
+
+class StageFeatures(NamedTuple):
+    """What a stage hands on: three encoder outputs (finest first), three decoder outputs (coarsest first), g."""
+
+    encoder: tuple[Tensor, ...]
+    decoder: tuple[Tensor, ...]
+    image: Tensor
+
+
+def project(features: Float[Tensor, "B n H W"], basis: Float[Tensor, "B r H W"]) -> Float[Tensor, "B n H W"]:
+    """Each channel of `features` projected onto the span of the rows of `basis`, in float32 whatever autocast says.
+
+    The Gram matrix (diagonal near 2e-5 at 256×256) underflows in half precision and is singular when rows are parallel
+    or zero; it is damped and solved by LU, which needs no positive definite matrix and no word from the device.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        rows = basis.float().flatten(2)
+        rows = rows / (ROW_NORM_EPSILON + rows.abs().sum(dim=2, keepdim=True))
+        columns = features.float().flatten(2).transpose(1, 2)
+        gram = rows @ rows.transpose(1, 2)
+        trace = gram.diagonal(dim1=1, dim2=2).sum(dim=1)
+        damping = (RELATIVE_DAMPING * trace + ABSOLUTE_DAMPING)[:, None, None]
+        identity = torch.eye(rows.shape[1], device=rows.device, dtype=rows.dtype)
+        coefficients: Tensor = torch.linalg.solve_ex(gram + damping * identity, rows @ columns).result
+        projected: Tensor = coefficients.transpose(1, 2) @ rows
+    return projected.reshape(features.shape)
+
+
+class SubspaceProjection(nn.Module):
+    """Takes in the handed-on features as far as they lie in a subspace that both stages choose (blind family)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.basis = conv3x3(2 * width, SUBSPACE_RANK, bias=True)
+        self.merge = conv3x3(2 * width, width, bias=True)
+
+    def forward(
+        self, features: Float[Tensor, "B n H W"], handed_on: Float[Tensor, "B n H W"]
+    ) -> Float[Tensor, "B n H W"]:
+        """Features of the same shape."""
+        basis = self.basis(torch.cat([features, handed_on], dim=1))
+        projected = project(handed_on, basis)
+        merged: Tensor = self.merge(torch.cat([features, projected.to(features.dtype)], dim=1))
+        return features + merged
+
+
+class Concatenation(nn.Module):
+    """Takes in the handed-on features by one convolution of both."""
+
+    def __init__(self, width: int, out_channels: int) -> None:
+        super().__init__()
+        self.merge = conv3x3(2 * width, out_channels, bias=False)
+
+    def forward(
+        self, features: Float[Tensor, "B n H W"], handed_on: Float[Tensor, "B n H W"]
+    ) -> Float[Tensor, "B m H W"]:
+        """Features of the same resolution."""
+        merged: Tensor = self.merge(torch.cat([features, handed_on], dim=1))
+        return merged
+
+
+class GatedFusion(nn.Module):
+    """Inter-stage fusion of the blind family: an affine map of the features, chosen pixel by pixel."""
+
+    def __init__(self, channels: int, decoder_channels: int) -> None:
+        super().__init__()
+        self.mix = conv3x3(channels + decoder_channels, channels, bias=True)
+        self.gate_and_shift = conv3x3(channels, 2 * channels, bias=True)
+
+    def forward(
+        self,
+        features: Float[Tensor, "B n H W"],
+        encoder: Float[Tensor, "B n H W"],
+        decoder: Float[Tensor, "B m H W"],
+    ) -> Float[Tensor, "B n H W"]:
+        """Features of the same shape."""
+        mixed = self.mix(torch.cat([encoder, decoder], dim=1))
+        mixed = functional.leaky_relu(mixed, FUSION_SLOPE, inplace=True)
+        gate, shift = self.gate_and_shift(mixed).chunk(2, dim=1)
+        return torch.addcmul(features + shift, features, torch.sigmoid(gate))
+
+
+class PlainFusion(nn.Module):
+    """Inter-stage fusion of the sensing family: a sum."""
+
+    def __init__(self, channels: int, decoder_channels: int) -> None:
+        super().__init__()
+        self.mix = conv3x3(channels + decoder_channels, channels, bias=True)
+
+    def forward(
+        self,
+        features: Float[Tensor, "B n H W"],
+        encoder: Float[Tensor, "B n H W"],
+        decoder: Float[Tensor, "B m H W"],
+    ) -> Float[Tensor, "B n H W"]:
+        """Features of the same shape."""
+        mixed: Tensor = self.mix(torch.cat([encoder, decoder], dim=1))
+        return features + mixed

@@ -1,0 +1,98 @@
+"""The data half of a stage: one step of gradient descent on ½‖Φx − y‖², Φ learned or known.
+
+    v = x − ρ·Φᵀ(Φx − y)
+
+Unknown Φ (rain, blur, camera noise): Φ and Φᵀ are two independent residual convolutions per stage. Known Φ (block
+compressive sensing): one M × B² matrix on B×B blocks, B = 32, learned jointly with the network.
+Axes: M measurements of a block; h, w blocks in height and width; x is B C H W, y as x (learned) or B M h w (known).
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dgunet.blocks import conv3x3
+
+BLOCK_SIZE = 32
+OPERATOR_WIDTH = 64
+INITIAL_STEP_SIZE = 0.5
+
+
+class Measurements(NamedTuple):
+    """What a sensing camera records: `values` of the padded image, and the image's own height and width."""
+
+    values: Float[Tensor, "B M h w"]
+    height: int
+    width: int
+
+
+class ResidualOperator(nn.Module):
+    """A learned Φ or Φᵀ: image + conv(PReLU(conv(image)))."""
+
+    def __init__(self, image_channels: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(image_channels, OPERATOR_WIDTH, bias=True)
+        self.activation = nn.PReLU()
+        self.conv2 = conv3x3(OPERATOR_WIDTH, image_channels, bias=True)
+
+    def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """An image of the same shape."""
+        correction: Tensor = self.conv2(self.activation(self.conv1(image)))
+        return image + correction
+
+
+class LearnedDegradation(nn.Module):
+    """Φ and Φᵀ where nobody knows them: two operators that are trained with the rest."""
+
+    def __init__(self, image_channels: int) -> None:
+        super().__init__()
+        self.degrade = ResidualOperator(image_channels)
+        self.adjoint = ResidualOperator(image_channels)
+
+
+class SensingMatrix(nn.Module):
+    """Φ of block compressive sensing: each 32×32 block, flattened row by row, times an M × 1024 matrix.
+
+    Rows start orthonormal; then Φᵀy is the least-squares image of smallest norm.
+    """
+
+    def __init__(self, num_measurements: int) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.empty(num_measurements, BLOCK_SIZE**2))
+        nn.init.orthogonal_(self.matrix)
+
+    def _kernel(self) -> Tensor:
+        return self.matrix.view(-1, 1, BLOCK_SIZE, BLOCK_SIZE)
+
+    def degrade(self, image: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B M h w"]:
+        """Φ·image; H and W are multiples of 32."""
+        return functional.conv2d(image, self._kernel(), stride=BLOCK_SIZE)
+
+    def adjoint(self, values: Float[Tensor, "B M h w"]) -> Float[Tensor, "B 1 H W"]:
+        """Φᵀ·values."""
+        return functional.conv_transpose2d(values, self._kernel(), stride=BLOCK_SIZE)
+
+
+class GradientDescentModule(nn.Module):
+    """One gradient step with a learned step size ρ, and with its own Φ unless a known one is given."""
+
+    def __init__(self, image_channels: int, *, learned_degradation: bool) -> None:
+        super().__init__()
+        self.step_size = nn.Parameter(torch.full((1,), INITIAL_STEP_SIZE))
+        self.learned = LearnedDegradation(image_channels) if learned_degradation else None
+
+    def forward(
+        self,
+        estimate: Float[Tensor, "B C H W"],
+        degraded: Float[Tensor, "B M h w"],
+        sensing: SensingMatrix | None,
+    ) -> Float[Tensor, "B C H W"]:
+        """v, the estimate moved towards agreement with what was seen."""
+        degradation = sensing if sensing is not None else self.learned
+        assert degradation is not None, "a stage without learned degradation needs the sensing matrix"
+        degrade, adjoint = degradation.degrade, degradation.adjoint
+        moved: Tensor = estimate - self.step_size * adjoint(degrade(estimate) - degraded)
+        return moved
