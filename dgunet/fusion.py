@@ -59,7 +59,7 @@ class SubspaceProjection(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.basis = conv3x3(2 * width, SUBSPACE_RANK, bias=True)
-        self.merge = conv3x3(2 * width, width, bias=True)
+        self.conv = conv3x3(2 * width, width, bias=True)
 
     def forward(
         self, features: Float[Tensor, "B n H W"], handed_on: Float[Tensor, "B n H W"]
@@ -67,7 +67,7 @@ class SubspaceProjection(nn.Module):
         """Features of the same shape."""
         basis = self.basis(torch.cat([features, handed_on], dim=1))
         projected = project(handed_on, basis)
-        merged: Tensor = self.merge(torch.cat([features, projected.to(features.dtype)], dim=1))
+        merged: Tensor = self.conv(torch.cat([features, projected.to(features.dtype)], dim=1))
         return features + merged
 
 
@@ -76,13 +76,13 @@ class Concatenation(nn.Module):
 
     def __init__(self, width: int, out_channels: int) -> None:
         super().__init__()
-        self.merge = conv3x3(2 * width, out_channels, bias=False)
+        self.conv = conv3x3(2 * width, out_channels, bias=False)
 
     def forward(
         self, features: Float[Tensor, "B n H W"], handed_on: Float[Tensor, "B n H W"]
     ) -> Float[Tensor, "B m H W"]:
         """Features of the same resolution."""
-        merged: Tensor = self.merge(torch.cat([features, handed_on], dim=1))
+        merged: Tensor = self.conv(torch.cat([features, handed_on], dim=1))
         return merged
 
 

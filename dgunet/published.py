@@ -1,0 +1,284 @@
+"""State dicts of the published code to our networks: names, shapes, and nothing guessed.
+
+Published numbers run from 0 for Φ, Φᵀ, ρ and from 1 for the rest; the shared stage is named as if it were stage 2, its
+last stage as if it were stage 7, whatever K is. One convolution of ours may be two of theirs: outputs or inputs
+concatenated, biases summed. Tensors that the published network never uses are expected in the file and left out.
+"""
+
+import math
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgunet.checkpoint import assemble
+from dgunet.gradient import BLOCK_SIZE, OPERATOR_WIDTH
+from dgunet.network import DGUNet, DGUNetConfig
+from dgunet.proximal import NUM_LEVELS
+
+PUBLISHED_NUM_STAGES = 7
+UNUSED_OPERATOR_CHANNELS = 3  # of the sensing family's `phi` and `phit`, although its images have one
+
+Shape = tuple[int, ...]
+
+
+class _Parts(NamedTuple):
+    """The published modules that one of ours joins: `first` of its outputs (or inputs) belong to the first of them."""
+
+    names: tuple[str, ...]
+    first: int = 0
+    along_inputs: bool = False
+
+
+def from_state_dict(state_dict: Mapping[str, Any], *, num_stages: int | None = None, full_image: bool = True) -> DGUNet:
+    """The network in a published checkpoint: on the CPU, float32, evaluation mode.
+
+    Family, sizes and sharing follow from names and shapes. Two facts do not: how often a shared stage is applied, and
+    whether a sensing network was made for full images.
+
+    Args:
+        state_dict: bare, or under the key "state_dict"; names with or without the prefix "module.".
+        num_stages: K; by default what the names tell, with a shared stage the published 7.
+        full_image: sensing only: False for a network that treats every 32×32 block on its own.
+
+    Raises:
+        ValueError: listing all missing, unexpected and misshapen names; nothing is loaded partly.
+    """
+    tensors = _tensors(state_dict)
+    config = _config(tensors, num_stages, full_image)
+    with torch.device("meta"):
+        ours = {name: tuple(tensor.shape) for name, tensor in DGUNet(config).state_dict().items()}
+    modules = _modules(config)
+    pieces = {name: _pieces(name, shape, modules) for name, shape in ours.items()}
+    expected = {name: shape for named in pieces.values() for name, shape in named.items()} | _unused(config)
+    _refuse(tensors, expected)
+    weights = {name: _joined(shape, [tensors[piece] for piece in pieces[name]]) for name, shape in ours.items()}
+    return assemble(config, weights, "published state dict")
+
+
+def load(path: str | Path, *, num_stages: int | None = None, full_image: bool = True) -> DGUNet:
+    """`from_state_dict` of a checkpoint file, read without running code that it may hold.
+
+    Raises:
+        ValueError: the file cannot be read, holds objects other than weights, or does not match.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: refused. It is damaged, or holds objects other than weights, and loading those could run code. "
+            "Where you trust it: load it in Python, save its state dict alone with torch.save, import that"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: no checkpoint that torch can read ({error})") from error
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"{path}: holds a {type(checkpoint).__name__}, not a state dict")
+    return from_state_dict(checkpoint, num_stages=num_stages, full_image=full_image)
+
+
+def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    bare = state_dict.get("state_dict", state_dict)
+    if not isinstance(bare, Mapping) or not bare:
+        raise ValueError("published state dict: empty, or no mapping of names to tensors")
+    wrong = [str(name) for name, value in bare.items() if not (isinstance(value, Tensor) and value.is_floating_point())]
+    if wrong:
+        raise ValueError(f"published state dict: no floating-point tensors: {', '.join(wrong)}")
+    prefix = "module." if all(str(name).startswith("module.") for name in bare) else ""
+    return {str(name).removeprefix(prefix): value for name, value in bare.items()}
+
+
+def _config(tensors: Mapping[str, Tensor], num_stages: int | None, full_image: bool) -> DGUNetConfig:
+    sensing = "Phi" in tensors
+    shared = any(name.startswith(("basic.", "stage_model.")) for name in tensors)
+    telling = {"shallow_feat1.0.weight": 4, "stage1_encoder.body.0.conv_1.weight": 4}
+    head = "concat_final.weight" if sensing else "concat67.weight" if shared else None
+    telling |= ({head: 4} if head else {}) | ({"Phi": 2} if sensing else {})
+    absent = [name for name, axes in telling.items() if name not in tensors or tensors[name].dim() != axes]
+    if absent:
+        raise ValueError(
+            "published state dict: not of a DGUNet, or incomplete; the sizes cannot be told.\n"
+            f"  missing or misshapen: {', '.join(absent)}\n  found: {', '.join(tensors)}"
+        )
+    if shared:
+        if num_stages is not None and num_stages < 3:
+            raise ValueError(f"num_stages: at least 3 with a shared stage, not {num_stages}")
+        num_stages = num_stages or PUBLISHED_NUM_STAGES
+    else:
+        named = _num_separate_stages(tensors, sensing)
+        if num_stages not in (None, named):
+            raise ValueError(f"num_stages: the names in the state dict say {named}, not {num_stages}")
+        num_stages = named
+    width, image_channels = tensors["shallow_feat1.0.weight"].shape[:2]
+    return DGUNetConfig(
+        image_channels=image_channels,
+        width=width,
+        growth=tensors["stage1_encoder.body.0.conv_1.weight"].shape[0] - width,
+        head_growth=tensors[head].shape[0] - width if head else 0,
+        num_stages=num_stages,
+        share_stages=shared,
+        sensing_ratio_percent=_ratio_percent(tensors["Phi"].shape[0]) if sensing else None,
+        full_image=full_image,
+    )
+
+
+def _num_separate_stages(tensors: Mapping[str, Tensor], sensing: bool) -> int:
+    pattern = re.compile(r"body\.(\d+)\." if sensing else r"shallow_feat(\d+)\.")
+    numbers = [int(match[1]) for name in tensors if (match := pattern.match(name))]
+    # The sensing family counts from 0 and only what lies between the first stage and the last.
+    return max(numbers, default=-1) + 3 if sensing else max(numbers)
+
+
+def _ratio_percent(num_measurements: int) -> int | float:
+    whole = num_measurements * 100 // BLOCK_SIZE**2
+    if whole and math.ceil(whole * BLOCK_SIZE**2 / 100) == num_measurements:
+        return whole
+    return num_measurements * 100 / BLOCK_SIZE**2
+
+
+def _stages(config: DGUNetConfig) -> Iterator[tuple[str, dict[str, str]]]:
+    """Our name of each stage, and how its parts are called in the file."""
+
+    def blind(number: int, prefix: str = "") -> dict[str, str]:
+        return {
+            "step_size": f"{prefix}r{number - 1}",
+            "degrade": f"{prefix}phi_{number - 1}",
+            "adjoint": f"{prefix}phit_{number - 1}",
+            "shallow": f"{prefix}shallow_feat{number}",
+            "merge": f"{prefix}merge{number - 1}{number}",
+            "encoder": f"{prefix}stage{number}_encoder",
+            "decoder": f"{prefix}stage{number}_decoder",
+            "end": f"{prefix}sam{number}{number + 1}",
+        }
+
+    def sensing(prefix: str) -> dict[str, str]:
+        roles = ("shallow", "shallow_feat"), ("encoder", "stage_encoder"), ("decoder", "stage_decoder"), ("end", "sam")
+        return {role: prefix + name for role, name in (("step_size", "r"), *roles, ("merge", "concat"))}
+
+    num_between = 1 if config.share_stages else config.num_stages - 2
+    if config.sensing_ratio_percent is not None:
+        yield "first", blind(1)
+        for index in range(num_between):
+            yield f"between.{index}", sensing("stage_model." if config.share_stages else f"body.{index}.")
+        yield "last", {"step_size": "r_final", "shallow": "shallow_feat_final", "merge": "concat_final"}
+        return
+    yield "first", blind(1)
+    if config.share_stages:
+        yield "between.0", blind(2, "basic.")
+        yield "last", blind(PUBLISHED_NUM_STAGES) | {"merge": "concat67"}
+        return
+    for index in range(num_between):
+        yield f"between.{index}", blind(index + 2)
+    yield "last", blind(config.num_stages)
+
+
+def _modules(config: DGUNetConfig) -> dict[str, _Parts]:
+    """Our modules, step sizes and Φ, each with what it is made of; some may not be in this network."""
+    found = {"sensing.matrix": _Parts(("Phi",)), "last.tail": _Parts(("tail",))}
+    for ours, theirs in _stages(config):
+        found[f"{ours}.gradient.step_size"] = _Parts((theirs["step_size"],))
+        for operator in {"degrade", "adjoint"} & set(theirs):
+            found |= _sequence(f"{ours}.gradient.learned.{operator}", f"{theirs[operator]}.body")
+        proximal = ours if ours == "last" else f"{ours}.proximal"
+        found[f"{proximal}.shallow.embed"] = _Parts((f"{theirs['shallow']}.0",))
+        found |= _sequence(f"{proximal}.shallow.attention", f"{theirs['shallow']}.1.body")
+        found[f"{proximal}.shallow.attention.squeeze"] = _Parts((f"{theirs['shallow']}.1.CA.conv_du.0",))
+        found[f"{proximal}.shallow.attention.excite"] = _Parts((f"{theirs['shallow']}.1.CA.conv_du.2",))
+        subspace = theirs["merge"].rpartition(".")[2].startswith("merge")
+        found[f"{proximal}.merge.conv"] = _Parts((theirs["merge"] + (".conv_block" if subspace else ""),))
+        found[f"{proximal}.merge.basis"] = _Parts((f"{theirs['merge']}.subnet",))
+        if ours != "last":
+            found |= _encoder(f"{proximal}.encoder", f"{theirs['encoder']}.body", config)
+            found |= _decoder(f"{proximal}.decoder", theirs["decoder"])
+            ends = f"{theirs['end']}.conv2", f"{theirs['end']}.conv1"
+            found[f"{proximal}.end.project"] = _Parts(ends, first=config.image_channels)
+            found[f"{proximal}.end.gate"] = _Parts((f"{theirs['end']}.conv3",))
+    return found
+
+
+def _sequence(ours: str, theirs: str) -> dict[str, _Parts]:
+    names = ("conv1", "activation", "conv2")
+    return {f"{ours}.{name}": _Parts((f"{theirs}.{index}",)) for index, name in enumerate(names)}
+
+
+def _block(ours: str, theirs: str) -> dict[str, _Parts]:
+    names = {"conv1": "conv_1", "norm": "norm", "conv2": "conv_2", "shortcut": "identity"}
+    return {f"{ours}.{name}": _Parts((f"{theirs}.{published}",)) for name, published in names.items()}
+
+
+def _encoder(ours: str, theirs: str, config: DGUNetConfig) -> dict[str, _Parts]:
+    found = _block(f"{ours}.bottom", f"{theirs}.{NUM_LEVELS}")
+    for level in range(NUM_LEVELS):
+        at, channels = f"{theirs}.{level}", config.width + (level + 1) * config.growth
+        found |= _block(f"{ours}.levels.{level}", at)
+        found[f"{ours}.downsamples.{level}"] = _Parts((f"{at}.downsample",))
+        mixed, gated = (f"{at}.csff_enc", f"{at}.csff_dec"), (f"{at}.phi", f"{at}.gamma")
+        found[f"{ours}.fusions.{level}.mix"] = _Parts(mixed, first=channels, along_inputs=True)
+        found[f"{ours}.fusions.{level}.gate_and_shift"] = _Parts(gated, first=channels)
+    return found
+
+
+def _decoder(ours: str, theirs: str) -> dict[str, _Parts]:
+    found: dict[str, _Parts] = {}
+    for level in range(NUM_LEVELS):
+        found |= _block(f"{ours}.levels.{level}", f"{theirs}.body.{level}.conv_block")
+        found[f"{ours}.upsamples.{level}"] = _Parts((f"{theirs}.body.{level}.up",))
+        found[f"{ours}.skips.{level}"] = _Parts((f"{theirs}.skip_conv.{level}",))
+    return found
+
+
+def _pieces(name: str, shape: Shape, modules: Mapping[str, _Parts]) -> dict[str, Shape]:
+    """The published tensors, with their shapes, that make up our tensor `name`."""
+    if name in modules:
+        return {modules[name].names[0]: shape}
+    module, _, leaf = name.rpartition(".")
+    names, first, along_inputs = modules[module]
+    names = tuple(f"{published}.{leaf}" for published in names)
+    if len(names) == 1 or (along_inputs and leaf == "bias"):
+        return dict.fromkeys(names, shape)
+    axis = 1 if along_inputs else 0
+    sizes = first, shape[axis] - first
+    return {name: (*shape[:axis], size, *shape[axis + 1 :]) for name, size in zip(names, sizes, strict=True)}
+
+
+def _joined(shape: Shape, pieces: list[Tensor]) -> Tensor:
+    pieces = [piece.detach().float() for piece in pieces]
+    if all(tuple(piece.shape) == shape for piece in pieces):
+        return torch.stack(pieces).sum(dim=0)
+    axis = next(axis for axis, size in enumerate(shape) if pieces[0].shape[axis] != size)
+    return torch.cat(pieces, dim=axis)
+
+
+def _unused(config: DGUNetConfig) -> dict[str, Shape]:
+    if config.sensing_ratio_percent is None:
+        return {"basic.concat12.weight": (config.width, 2 * config.width, 3, 3)} if config.share_stages else {}
+    found: dict[str, Shape] = {}
+    channels, hidden = UNUSED_OPERATOR_CHANNELS, OPERATOR_WIDTH
+    for ours, theirs in _stages(config):
+        if ours.startswith("between"):
+            stage = theirs["step_size"].removesuffix("r")
+            for operator in ("phi", "phit"):
+                at = f"{stage}{operator}.body"
+                found |= {f"{at}.0.weight": (hidden, channels, 3, 3), f"{at}.0.bias": (hidden,), f"{at}.1.weight": (1,)}
+                found |= {f"{at}.2.weight": (channels, hidden, 3, 3), f"{at}.2.bias": (channels,)}
+    for level in range(NUM_LEVELS):
+        narrow, wide = (config.width + step * config.growth for step in (level, level + 1))
+        for name, inputs in (("csff_enc", wide), ("csff_dec", narrow)):
+            at = f"stage1_encoder.body.{level}.{name}"
+            found |= {f"{at}.weight": (wide, inputs, 3, 3), f"{at}.bias": (wide,)}
+    return found
+
+
+def _refuse(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> None:
+    faults = [f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())]
+    faults += [f"unexpected: {name}" for name in sorted(tensors.keys() - expected.keys())]
+    faults += [
+        f"wrong shape: {name} is {tuple(tensors[name].shape)}, must be {shape}"
+        for name, shape in expected.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    if faults:
+        raise ValueError("published state dict: does not match a DGUNet.\n  " + "\n  ".join(faults))
