@@ -1,0 +1,77 @@
+"""Model folder and test shards -> metrics, tables, plots and a gallery."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from dgunet.checkpoint import load_model
+from pipeline.evaluation import Evaluation, evaluate, restoration
+from pipeline.gallery import Exhibit, Page, choose, render
+from pipeline.loader import pairs
+from pipeline.params import load_params
+from pipeline.plots import plots, png
+from pipeline.reports import read_curve, replacing, write_tables
+from pipeline.shards import INDEX, checksum, read_index
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure one task's model; the old report stays as it is if anything fails."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.evaluate", description=__doc__)
+    parser.add_argument("--task", required=True, help="a section of params.yaml")
+    parser.add_argument("--model", required=True, type=Path, help="model folder")
+    parser.add_argument("--shards", required=True, type=Path, help="folder of test shards")
+    parser.add_argument("--curve", required=True, type=Path, help="train.csv; left out of the plots if absent")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the report")
+    given = parser.parse_args(arguments)
+
+    params = load_params()
+    task = params.task(given.task)
+    settings = task.evaluate
+    model = load_model(given.model).to("cuda" if torch.cuda.is_available() else "cpu")
+
+    index = read_index(given.shards)
+    images = tqdm(pairs(given.shards), "test", index.samples, unit="image")
+    evaluation = evaluate(model, images, settings.baseline, settings.protocol)
+    benchmarks: dict[str, Evaluation] = {}
+    for benchmark in settings.benchmarks:
+        if (folder := benchmark.absent()) is not None:
+            print(f"{given.task}: benchmark {benchmark.name} skipped: there is no folder {folder}", flush=True)
+            continue
+        images = benchmark.pairs(task.synthesize.degradation, task.synthesize.channels, params.seed)
+        found = evaluate(model, tqdm(images, benchmark.name, unit="image"), settings.baseline, benchmark.protocol)
+        benchmarks[benchmark.name] = found
+
+    reasons = choose(evaluation, settings.gallery.num_images)
+    numbers = {image.key: image for image in evaluation.images}
+    exhibits = {
+        pair.key: Exhibit(reasons[pair.key], numbers[pair.key], restoration(model, pair, settings.baseline))
+        for pair in pairs(given.shards)
+        if pair.key in reasons
+    }
+    figures = plots(evaluation, read_curve(given.curve))
+    page = Page(
+        task=given.task,
+        evaluation=evaluation,
+        benchmarks=benchmarks,
+        exhibits=[exhibits[key] for key in reasons],
+        plots=figures,
+        degradation=index.recipe["degradation"],
+        model=model.config,
+        num_parameters=sum(weights.numel() for weights in model.parameters()),
+        baseline=settings.baseline,
+        protocol=settings.protocol,
+    )
+    with replacing(given.out) as folder:
+        write_tables(folder, evaluation, benchmarks, checksum(given.shards / INDEX))
+        for name, figure in figures.items():
+            (folder / f"{name}.png").write_bytes(png(figure))
+        (folder / "gallery.html").write_text(render(page), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""A network measured on pairs: PSNR and SSIM of what it got, of what a baseline makes of it, and of its K estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from dgunet.images import to_array, to_tensor
+from dgunet.network import DGUNet
+from dgunet.restore import restore
+from pipeline.baselines import Baseline, PseudoInverse
+from pipeline.loader import LoadedPair
+from pipeline.protocol import Protocol, Quality, gain, mean_quality
+
+MAX_PIXELS_AT_ONCE = 2**20  # above, the image is restored in tiles, and only the last estimate is known
+TILE = 512
+
+Image = Float32[np.ndarray, "H W C"]
+
+
+class Restoration(NamedTuple):
+    """One pair and what was made of it; the estimates are clipped to [0, 1], the degraded image is as it came."""
+
+    clean: Image
+    degraded: Image
+    baseline: Image
+    estimates: tuple[Image, ...]
+
+    @property
+    def restored(self) -> Image:
+        """The last estimate."""
+        return self.estimates[-1]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The numbers of one pair; `stages` holds those of the estimates, first to last (only the last if tiled)."""
+
+    key: str
+    degraded: Quality
+    baseline: Quality
+    stages: tuple[Quality, ...]
+
+    @property
+    def restored(self) -> Quality:
+        """Quality of the last estimate."""
+        return self.stages[-1]
+
+    @property
+    def gain_db(self) -> float:
+        """PSNR of restored minus that of degraded."""
+        return gain(self.restored, self.degraded)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The numbers of all pairs of a set, in its order, and their means."""
+
+    images: tuple[Measured, ...]
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise ValueError(
+                "there is no pair to measure on: raise prepare.split.test, add images, or mend the benchmark's folder"
+            )
+
+    @property
+    def degraded(self) -> Quality:
+        """Mean over images."""
+        return mean_quality(image.degraded for image in self.images)
+
+    @property
+    def baseline(self) -> Quality:
+        """Mean over images."""
+        return mean_quality(image.baseline for image in self.images)
+
+    @property
+    def restored(self) -> Quality:
+        """Mean over images."""
+        return mean_quality(image.restored for image in self.images)
+
+    @property
+    def gain_db(self) -> float:
+        """Mean PSNR of restored minus mean PSNR of degraded."""
+        return gain(self.restored, self.degraded)
+
+    @property
+    def stages(self) -> tuple[Quality, ...]:
+        """Means after stage 1 ... K, over the images that were restored in one piece."""
+        most = max(len(image.stages) for image in self.images)
+        whole = [image for image in self.images if len(image.stages) == most]
+        return tuple(mean_quality(image.stages[k] for image in whole) for k in range(most))
+
+
+def evaluate(model: DGUNet, pairs: Iterable[LoadedPair], baseline: Baseline, protocol: Protocol) -> Evaluation:
+    """Measure `model` on `pairs`, one at a time, by `protocol`; ValueError if there is none."""
+    return Evaluation(
+        tuple(measured(pair.key, restoration(model, pair, baseline), protocol) for pair in pairs),
+    )
+
+
+def measured(key: str, images: Restoration, protocol: Protocol) -> Measured:
+    """Return the numbers of one restoration."""
+    return Measured(
+        key,
+        protocol.measure(images.degraded, images.clean),
+        protocol.measure(images.baseline, images.clean),
+        tuple(protocol.measure(estimate, images.clean) for estimate in images.estimates),
+    )
+
+
+@torch.inference_mode()
+def restoration(model: DGUNet, pair: LoadedPair, baseline: Baseline) -> Restoration:
+    """Restore one pair with the network and with the baseline, on the device that holds the network.
+
+    A sensing network measures the clean image itself: its degraded image is Φᵀy, where its iteration starts.
+    """
+    if model.config.sensing_ratio_percent is not None:
+        return _sensed(model, pair.clean, baseline)
+    height, width = pair.degraded.shape[:2]
+    if height * width > MAX_PIXELS_AT_ONCE:
+        estimates: tuple[Image, ...] = (restore(model, pair.degraded, tile=TILE),)
+    else:
+        device = next(model.parameters()).device
+        estimates = tuple(to_array(estimate) for estimate in model(to_tensor(pair.degraded).to(device)))
+    return Restoration(pair.clean, pair.degraded, baseline.restore(pair.degraded), _clipped(estimates))
+
+
+def _sensed(model: DGUNet, clean: Image, baseline: Baseline) -> Restoration:
+    assert model.sensing is not None, "a network with a sensing ratio has a sensing matrix"
+    measurements = model.sense(to_tensor(clean).to(model.sensing.matrix.device))
+    height, width = clean.shape[:2]
+    degraded = to_array(model.sensing.adjoint(measurements.values)[:, :, :height, :width])
+    linear = (
+        baseline.reconstruct(measurements, model.sensing.matrix)
+        if isinstance(baseline, PseudoInverse)
+        else baseline.restore(degraded)
+    )
+    return Restoration(clean, degraded, linear, _clipped(to_array(estimate) for estimate in model(measurements)))
+
+
+def _clipped(estimates: Iterable[Image]) -> tuple[Image, ...]:
+    return tuple(estimate.clip(0, 1) for estimate in estimates)

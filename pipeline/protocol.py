@@ -1,0 +1,82 @@
+"""How a restored image is measured: which channels, which part, rounded to 8 bits or not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from dgunet.images import to_tensor
+from dgunet.metrics import luma, psnr, quantise_8bit, ssim
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+
+class Quality(NamedTuple):
+    """PSNR in dB (infinite for identical images) and SSIM of one image, or their means over several."""
+
+    psnr: float
+    ssim: float
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One convention of measuring, the same for the degraded, the baseline and the restored image.
+
+    colour: `rgb` measures all channels together, `luma` the Y of MATLAB's `rgb2ycbcr`; gray images are measured as
+    they are under either.
+    quantise: clip to [0, 1] and round to 8 bits first, as results saved to files are. Where noise is neither clipped
+    nor quantised (Gaussian denoising, as the field does it), so must the degraded image not be.
+    crop: (height, width) in pixels of the top left part that is measured, given for landscape images: a portrait one
+    is cropped to (width, height). null measures all of it.
+    """
+
+    colour: Literal["rgb", "luma"]
+    quantise: bool
+    crop: tuple[int, int] | None
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and min(self.crop) < 1:
+            raise ValueError(f"crop must be [height, width], both at least 1, not {list(self.crop)}")
+
+    def measure(self, image: Float32[np.ndarray, "H W C"], clean: Float32[np.ndarray, "H W C"]) -> Quality:
+        """Return the quality of `image` against `clean`."""
+        ours, theirs = self._view(image), self._view(clean)
+        return Quality(float(psnr(ours, theirs)), float(ssim(ours, theirs)))
+
+    def __str__(self) -> str:
+        """Say it in a sentence."""
+        channels = "the luma (Y of MATLAB's rgb2ycbcr)" if self.colour == "luma" else "all channels"
+        rounding = (
+            "clipped and rounded to 8 bits" if self.quantise else "neither quantised nor, before restoring, clipped"
+        )
+        part = "the whole image" if self.crop is None else f"the top left {self.crop[0]} × {self.crop[1]} pixels"
+        return f"PSNR and SSIM of {channels}, {rounding}, over {part}."
+
+    def _view(self, image: Float32[np.ndarray, "H W C"]) -> Tensor:
+        if self.crop is not None:
+            height, width = self.crop if image.shape[0] <= image.shape[1] else self.crop[::-1]
+            image = image[:height, :width]
+        tensor = to_tensor(image)
+        tensor = quantise_8bit(tensor) if self.quantise else tensor
+        return luma(tensor) if self.colour == "luma" and tensor.shape[1] == 3 else tensor
+
+
+def mean_quality(qualities: Iterable[Quality]) -> Quality:
+    """Return the mean PSNR and the mean SSIM over images; infinite if one of them is."""
+    many = list(qualities)
+    return Quality(fmean(quality.psnr for quality in many), fmean(quality.ssim for quality in many))
+
+
+def gain(ours: Quality, theirs: Quality) -> float:
+    """Return the difference of PSNR in dB; 0 where both are infinite."""
+    return 0.0 if math.isinf(ours.psnr) and math.isinf(theirs.psnr) else ours.psnr - theirs.psnr

@@ -1,0 +1,85 @@
+"""What came out: a line per task from the reports that evaluate and promote wrote, and what to do next."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HEADER = ("task", "degraded", "baseline", "restored", "gain in dB", "champion")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One task's metrics.json and, where there is one, its promote.json."""
+
+    task: str
+    metrics: Mapping[str, Any]
+    receipt: Mapping[str, Any] | None
+
+    @property
+    def champion(self) -> str | None:
+        """Version of the registered champion, None if there is none."""
+        version = (self.receipt or {}).get("champion_version")
+        return None if version is None else str(version)
+
+
+def read_results(reports: Path) -> list[Result]:
+    """Return the results in `reports`, by task; ValueError if there is none."""
+    found = [
+        Result(path.parent.name, json.loads(path.read_text()), _read(path.with_name("promote.json")))
+        for path in sorted(reports.glob("*/metrics.json"))
+    ]
+    if not found:
+        raise ValueError(f"no report in {reports}: run `make repro`")
+    return found
+
+
+def summary(results: Sequence[Result], reports: Path) -> str:
+    """Return the table, the reason where a model did not become champion, and three lines of what to do next."""
+    rows = [HEADER, *(_row(result) for result in results)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    lines = ["  ".join((row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:]))) for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines += [
+        f"{result.task}: not promoted: {result.receipt.get('reason', 'no reason given')}"
+        for result in results
+        if result.receipt is not None and not result.receipt.get("alias_moved") and result.receipt.get("reason")
+    ]
+    best = next((result for result in results if result.champion is not None), results[0])
+    model = f"models:/{best.task}@champion" if best.champion is not None else f"models/{best.task}"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"look at it:    open {reports / best.task / 'gallery.html'} in a browser",
+            f"use it:        .venv/bin/dgunet restore PHOTO... OUT/ --model {model}",
+            "make it yours: name a folder of your photos under prepare.sources in params.yaml, then `make repro`",
+        ]
+    )
+
+
+def _row(result: Result) -> tuple[str, ...]:
+    psnrs = (result.metrics[kind]["psnr"] for kind in ("degraded", "baseline", "restored"))
+    numbers = ("-" if psnr is None else f"{psnr:.2f}" for psnr in psnrs)
+    gain = result.metrics["gain_db"]
+    return (result.task, *numbers, "-" if gain is None else f"{gain:+.2f}", result.champion or "none")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the summary of a folder of reports."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.summary", description=__doc__)
+    parser.add_argument("--reports", type=Path, default=Path("reports"), help="folder of one folder per task")
+    given = parser.parse_args(arguments)
+    print(summary(read_results(given.reports), given.reports))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""What is measured is what one computes by hand, and what is written is the same bytes every time."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dgunet.images import write_image
+from dgunet.network import DGUNet, DGUNetConfig
+from pipeline import evaluation as evaluation_room
+from pipeline.baselines import Median, NoBaseline, PseudoInverse
+from pipeline.benchmark import Benchmark
+from pipeline.degradations import GaussianNoise
+from pipeline.evaluation import Evaluation, Measured, evaluate, restoration
+from pipeline.loader import LoadedPair
+from pipeline.protocol import Protocol, Quality, gain
+from pipeline.reports import metrics, read_curve, replacing, write_tables
+
+RGB = Protocol("rgb", quantise=False, crop=None)
+NOISE = GaussianNoise(sigma=(25.0, 25.0), per_channel=True)
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def network(**sizes) -> DGUNet:
+    torch.manual_seed(0)
+    return DGUNet(DGUNetConfig(**{"width": 8, "growth": 4, "head_growth": 4, "num_stages": 2, **sizes})).eval()
+
+
+def pair(key: str, size: tuple[int, int, int] = (24, 20, 3), noise: float = 0.1) -> LoadedPair:
+    rng = np.random.default_rng(int(key))
+    clean = rng.random(size, np.float32)
+    return LoadedPair(key, clean, clean + noise * rng.standard_normal(size, np.float32), {})
+
+
+def by_hand(image: np.ndarray, clean: np.ndarray) -> float:
+    return -10 * math.log10(np.square(image.astype(np.float64) - clean.astype(np.float64)).mean())
+
+
+def images_of(gains: dict[str, float]) -> Evaluation:
+    return Evaluation(
+        tuple(Measured(k, Quality(20.0, 0.5), Quality(21.0, 0.6), (Quality(20 + g, 0.7),)) for k, g in gains.items())
+    )
+
+
+def test_psnr_is_minus_ten_log_of_the_mean_square_over_all_channels():
+    one = pair("1")
+    assert RGB.measure(one.degraded, one.clean).psnr == pytest.approx(by_hand(one.degraded, one.clean))
+
+
+def test_quantising_clips_and_rounds_both_images():
+    clean, image = np.full((16, 16, 3), 0.5, np.float32), np.full((16, 16, 3), 1.7, np.float32)
+    quality = Protocol("rgb", quantise=True, crop=None).measure(image, clean)
+    assert quality.psnr == pytest.approx(-20 * math.log10((255 - 128) / 255))
+
+
+def test_luma_weighs_the_channels_as_matlab_does_and_leaves_gray_alone():
+    clean, image = np.zeros((16, 16, 3), np.float32), np.zeros((16, 16, 3), np.float32)
+    image[..., 1] = 0.5
+    luma = Protocol("luma", quantise=False, crop=None)
+    assert luma.measure(image, clean).psnr == pytest.approx(-20 * math.log10(0.5 * 128.553 / 255), abs=1e-4)
+    gray = pair("2", (16, 16, 1))
+    assert luma.measure(gray.degraded, gray.clean) == RGB.measure(gray.degraded, gray.clean)
+
+
+@pytest.mark.parametrize("size", [(20, 30, 3), (30, 20, 3)])
+def test_the_crop_turns_with_the_image(size):
+    one = pair("3", size)
+    rows, columns = (16, 24) if size[0] < size[1] else (24, 16)
+    quality = Protocol("rgb", quantise=False, crop=(16, 24)).measure(one.degraded, one.clean)
+    assert quality.psnr == pytest.approx(by_hand(one.degraded[:rows, :columns], one.clean[:rows, :columns]))
+
+
+def test_a_crop_without_pixels_is_refused():
+    with pytest.raises(ValueError, match="crop"):
+        Protocol("rgb", quantise=False, crop=(0, 4))
+
+
+def test_an_image_without_error_is_infinitely_good_and_gains_nothing():
+    clean = pair("4").clean
+    quality = RGB.measure(clean, clean)
+    assert quality.psnr == math.inf
+    assert gain(quality, quality) == 0
+
+
+def test_every_estimate_is_measured_against_the_clean_image():
+    model, one = network(num_stages=3), pair("5")
+    found = evaluate(model, [one], Median("median", 3), RGB).images[0]
+    with torch.inference_mode():
+        estimates = model(torch.from_numpy(one.degraded).permute(2, 0, 1)[None])
+    expected = [by_hand(e[0].permute(1, 2, 0).numpy().clip(0, 1), one.clean) for e in estimates]
+    assert [stage.psnr for stage in found.stages] == pytest.approx(expected, abs=1e-4)
+    assert found.restored == found.stages[-1]
+    assert found.degraded.psnr == pytest.approx(by_hand(one.degraded, one.clean))
+    assert found.baseline.psnr == pytest.approx(by_hand(Median("median", 3).restore(one.degraded), one.clean))
+
+
+def test_means_are_means_over_images():
+    result = images_of({"a": 1.0, "b": 2.0, "c": 6.0})
+    assert result.gain_db == pytest.approx(3.0)
+    assert result.restored.psnr == pytest.approx(23.0)
+    assert result.baseline == pytest.approx(Quality(21.0, 0.6))
+
+
+def test_a_test_set_without_pairs_is_refused():
+    with pytest.raises(ValueError, match="no pair"):
+        evaluate(network(), [], NoBaseline("none"), RGB)
+
+
+def test_a_large_image_is_restored_in_tiles_and_left_out_of_the_stages(monkeypatch):
+    seen = []
+
+    def restore(model, degraded, *, tile):
+        seen.append(degraded.shape)
+        return degraded
+
+    monkeypatch.setattr(evaluation_room, "MAX_PIXELS_AT_ONCE", 500)
+    monkeypatch.setattr(evaluation_room, "restore", restore)
+    small, large = pair("6", (20, 20, 3)), pair("7", (30, 30, 3))
+    result = evaluate(network(), [small, large], NoBaseline("none"), RGB)
+    assert seen == [(30, 30, 3)]
+    assert [len(image.stages) for image in result.images] == [2, 1]
+    assert result.stages == result.images[0].stages
+
+
+def test_a_sensing_network_measures_the_clean_image_itself():
+    model = network(image_channels=1, sensing_ratio_percent=25)
+    clean = pair("8", (40, 33, 1)).clean
+    nonsense = LoadedPair("8", clean, np.zeros_like(clean), {})
+    images = restoration(model, nonsense, PseudoInverse("pseudo_inverse"))
+    assert images.degraded.shape == images.baseline.shape == images.restored.shape == clean.shape
+    # The rows of a fresh matrix are orthonormal: its adjoint is its pseudo-inverse.
+    np.testing.assert_allclose(images.degraded, images.baseline, atol=1e-4)
+    assert by_hand(images.baseline, clean) > by_hand(np.zeros_like(clean), clean)
+
+
+def test_metrics_are_valid_json_even_where_a_number_is_infinite(tmp_path):
+    clean = pair("9").clean
+    result = evaluate(network(), [LoadedPair("9", clean, clean, {})], NoBaseline("none"), RGB)
+    write_tables(tmp_path, result, {"again": result}, "0" * 64)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    content = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)
+    assert content["degraded"] == {"psnr": None, "ssim": 1.0}
+    assert content["gain_db"] is None
+    assert set(content) == {
+        "degraded", "baseline", "restored", "gain_db", "num_images", "stages", "benchmarks", "test_index_sha256",
+    }  # fmt: skip
+    assert content["benchmarks"]["again"]["restored"] == content["restored"]
+
+
+def test_tables_hold_the_numbers_of_every_image(tmp_path):
+    result = images_of({"a": 1.0, "b": 2.5})
+    write_tables(tmp_path, result, {"Set5": images_of({"c": 0.25})}, "0" * 64)
+    rows = list(csv.DictReader((tmp_path / "per_image.csv").read_text().splitlines()))
+    assert [(row["set"], row["key"], row["gain_db"]) for row in rows] == [
+        ("test", "a", "1.0000"), ("test", "b", "2.5000"), ("Set5", "c", "0.2500"),
+    ]  # fmt: skip
+    assert (tmp_path / "gains.csv").read_text() == "key,gain_db\na,1.0000\nb,2.5000\n"
+    assert (tmp_path / "stages.csv").read_text() == "stage,psnr,ssim\n1,21.7500,0.7000\n"
+    assert metrics(result, {}, "")["stages"] == {"1": 21.75}
+
+
+def test_a_report_that_fails_leaves_the_old_one(tmp_path):
+    (tmp_path / "metrics.json").write_text("old")
+    with pytest.raises(RuntimeError), replacing(tmp_path) as folder:
+        (folder / "metrics.json").write_text("new")
+        raise RuntimeError
+    assert (tmp_path / "metrics.json").read_text() == "old"
+    with replacing(tmp_path) as folder:
+        (folder / "metrics.json").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+    assert (tmp_path / "metrics.json").read_text() == "new"
+
+
+def test_the_training_curve_may_have_gaps_or_be_absent(tmp_path):
+    assert read_curve(tmp_path / "train.csv") == []
+    (tmp_path / "train.csv").write_text("step,loss,learning_rate,val_psnr\n1,0.5,0.001,\n2,0.25,0.001,30.5\n")
+    assert [row["val_psnr"] for row in read_curve(tmp_path / "train.csv")] == [None, 30.5]
+
+
+def benchmark(folder: Path, *, degraded: bool) -> Benchmark:
+    for name, value in (("b", 0.25), ("a", 0.75)):
+        for part, shift in (("clean", 0.0), ("degraded", 0.1)):
+            (folder / part).mkdir(exist_ok=True)
+            write_image(folder / part / f"{name}.png", np.full((8, 9, 3), value + shift, np.float32))
+    return Benchmark("set", str(folder / "clean"), str(folder / "degraded") if degraded else None, None, RGB)
+
+
+def test_a_benchmark_of_pairs_is_read_by_name(tmp_path):
+    found = list(benchmark(tmp_path, degraded=True).pairs(NOISE, 3, 0))
+    assert [one.key for one in found] == ["a", "b"]
+    assert found[0].clean.mean() == pytest.approx(0.75, abs=0.01)
+    assert found[0].degraded.mean() == pytest.approx(0.85, abs=0.01)
+
+
+def test_a_benchmark_of_clean_images_is_degraded_alike_whatever_else_lies_there(tmp_path):
+    folder = benchmark(tmp_path, degraded=False)
+    both = {one.key: one.degraded for one in folder.pairs(NOISE, 3, 7)}
+    assert not np.array_equal(both["a"] - 0.75, both["b"] - 0.25)
+    (tmp_path / "clean" / "a.png").unlink()
+    (alone,) = folder.pairs(NOISE, 3, 7)
+    np.testing.assert_array_equal(alone.degraded, both["b"])
+
+
+def test_a_benchmark_for_a_gray_task_has_one_channel(tmp_path):
+    assert {one.degraded.shape for one in benchmark(tmp_path, degraded=True).pairs(NOISE, 1, 0)} == {(8, 9, 1)}
+
+
+def test_a_benchmark_with_a_missing_or_misshapen_partner_is_refused(tmp_path):
+    folder = benchmark(tmp_path, degraded=True)
+    write_image(tmp_path / "degraded" / "a.png", np.zeros((9, 9, 3), np.float32))
+    with pytest.raises(ValueError, match="differ in size"):
+        list(folder.pairs(NOISE, 3, 0))
+    (tmp_path / "degraded" / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"a\.png has no partner"):
+        list(folder.pairs(NOISE, 3, 0))
+
+
+def test_an_absent_benchmark_names_the_folder_that_is_missing(tmp_path):
+    folder = benchmark(tmp_path, degraded=True)
+    assert folder.absent() is None
+    assert Benchmark("set", folder.clean, str(tmp_path / "nowhere"), None, RGB).absent() == str(tmp_path / "nowhere")
+
+
+def test_a_benchmark_has_one_kind_of_degraded_images():
+    with pytest.raises(ValueError, match="not both"):
+        Benchmark("set", "clean", "degraded", NOISE, RGB)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("crop", "psnr", "ssim"), [(None, 26.901, 0.8384), ((320, 480), 26.903, None)])
+def test_the_input_of_rain100l_measures_as_published(crop, psnr, ssim):
+    folder = SHARED / "data" / "Rain100L"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data/Rain100L")
+    protocol = Protocol("luma", quantise=True, crop=crop)
+    rain = Benchmark("Rain100L", str(folder / "target"), str(folder / "input"), None, protocol)
+    found = [protocol.measure(one.degraded, one.clean) for one in rain.pairs(NOISE, 3, 0)]
+    assert np.mean([quality.psnr for quality in found]) == pytest.approx(psnr, abs=5e-4)
+    if ssim is not None:
+        assert np.mean([quality.ssim for quality in found]) == pytest.approx(ssim, abs=5e-5)
