@@ -5,7 +5,7 @@ EXIF here is the bytes of a TIFF structure, without the marker that JPEG puts be
 
 import io
 import struct
-from typing import Any, BinaryIO
+from typing import Any
 
 from PIL import ExifTags, Image
 
@@ -24,7 +24,7 @@ _DESCRIPTIVE = (  # a TIFF's own tags are its EXIF; those that tell how the old 
 )
 
 
-def of_image(image: Image.Image, file: BinaryIO) -> bytes | None:
+def of_image(image: Image.Image, file: io.BytesIO | io.BufferedReader) -> bytes | None:
     """The EXIF of an opened image, from its header. `file` holds the same image.
 
     That of a TIFF has no orientation: both decoders turn a TIFF upright by themselves.
@@ -68,7 +68,7 @@ def _descriptive(exif: Image.Exif) -> dict[int, Any]:
     return {tag: exif.get_ifd(tag) if tag in _SUB_DIRECTORIES else exif[tag] for tag in tags}
 
 
-def _behind_png_pixels(file: BinaryIO) -> bytes | None:
+def _behind_png_pixels(file: io.BytesIO | io.BufferedReader) -> bytes | None:
     """The eXIf chunk after the pixels, for which Pillow would have to decode them."""
     file.seek(8)
     while len(head := file.read(8)) == 8:

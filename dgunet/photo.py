@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
@@ -29,6 +29,8 @@ except ImportError as error:
     ) from error
 
 Pixels: TypeAlias = UInt8[np.ndarray, "H W C"] | UInt16[np.ndarray, "H W C"]
+Turned: TypeAlias = UInt8[np.ndarray, "_ _ C"] | UInt16[np.ndarray, "_ _ C"]
+Plane: TypeAlias = UInt8[np.ndarray, "H W 1"] | UInt16[np.ndarray, "H W 1"]
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -47,12 +49,12 @@ class UnreadableImage(ValueError):
 class Photo:
     """An image as its file holds it, but upright: EXIF rotation is applied to the pixels, and its tag is 1.
 
-    `pixels` has 1 channel (gray) or 3 (RGB); `alpha` is one plane "H W 1" of the same type, not premultiplied;
+    `pixels` has 1 channel (gray) or 3 (RGB); `alpha` is of the same type, not premultiplied;
     `exif` is the TIFF structure without the marker "Exif" before it.
     """
 
     pixels: Pixels
-    alpha: Pixels | None = None
+    alpha: Plane | None = None
     format: str = "PNG"
     icc_profile: bytes | None = None
     exif: bytes | None = None
@@ -63,9 +65,11 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Photo:
     with _decoding(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _refuse_unsupported(image, max_pixels)
         exif_bytes = exif.of_image(image, io.BytesIO(data))
-        is_deep = image.mode != "CMYK" and any(";16" in str(tile[3]) for tile in image.tile)
+        coding = str(image.tile[0][3]) if image.tile else ""  # as "RGB;16B"; gone after loading
+        is_deep = ";16" in coding and image.mode != "CMYK"
         image.load()  # raises on a truncated file, where OpenCV returns what there is
-        channels = _deep_channels(image, data) if is_deep else _shallow_channels(image)
+        is_gray = image.mode.startswith("I;16") or "LA;16" in coding
+        channels = _deep_channels(data, is_gray=is_gray) if is_deep else _shallow_channels(image)
         channels = _upright(channels, exif.orientation(exif_bytes))
         has_alpha = channels.shape[2] in (2, 4)
         return Photo(
@@ -77,7 +81,7 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Photo:
         )
 
 
-def header_dimensions(file: BinaryIO, name: str) -> tuple[int, int]:
+def header_dimensions(file: io.BytesIO | io.BufferedReader, name: str) -> tuple[int, int]:
     """(height, width) after EXIF rotation; reads no pixels. Raises UnreadableImage."""
     with _decoding(name):
         image = Image.open(file, formats=FORMATS)
@@ -157,19 +161,19 @@ def _cmyk_to_srgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _deep_channels(image: Image.Image, data: bytes) -> Pixels:
+def _deep_channels(data: bytes, *, is_gray: bool) -> Pixels:
     """16 bits: gray, gray and alpha, RGB or RGBA."""
     decoded: Pixels | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if decoded is None or decoded.dtype != np.uint16:
         raise ValueError("this kind of 16-bit image is not supported")
     if decoded.ndim == 2:
         return decoded[..., None]
-    if image.mode in ("LA", "I;16"):
+    if is_gray:
         return decoded[..., [0, 3]]
     return decoded[..., [2, 1, 0, 3][: decoded.shape[2]]]
 
 
-def _upright(channels: Pixels, orientation: int) -> Pixels:
+def _upright(channels: Pixels, orientation: int) -> Turned:
     """Turn upright what EXIF says lies mirrored (2, 4, 5, 7) or turned (3, 5 to 8)."""
     if orientation >= 5:
         channels = channels.swapaxes(0, 1)
