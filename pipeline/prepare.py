@@ -1,0 +1,126 @@
+"""The door from photographs to a manifest: images checked, scenes kept together, splits by content and seed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pipeline.duplicates import name_groups
+from pipeline.inspection import Inspection, inspect_images
+from pipeline.manifest import SPLITS, Entry, SplitName, check_splits, split_of, write_manifest, write_whole
+from pipeline.params import door, load_section
+from pipeline.sources import Candidate, LeftOut, Prepare, describe, list_images
+
+MEMORY = Path(".cache/prepare/looks.sqlite")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The usable images in the manifest's order, and what was left out or ignored, with the reason."""
+
+    entries: list[Entry]
+    left_out: list[LeftOut]
+
+
+def main() -> None:
+    """Look at the images that params.yaml names; write the manifest and the report."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.prepare", description=__doc__)
+    parser.add_argument("--manifest", required=True, type=Path)
+    parser.add_argument("--report", required=True, type=Path)
+    given = parser.parse_args()
+    prepared = prepare(load_section("prepare", Prepare), seed=load_section("seed", int), memory=MEMORY)
+    content = report(prepared)
+    write_whole(given.report, json.dumps(content, indent=1) + "\n")
+    write_manifest(given.manifest, prepared.entries)
+    print(summary(content), f"{given.report} says which and why", sep="\n")
+
+
+def prepare(settings: Prepare, *, seed: int, memory: Path) -> Prepared:
+    """Look once at every image of the sources and split the usable ones; the file `memory` keeps what was seen.
+
+    Raises ValueError if a source is not there, if no image is usable, or if a split ends empty.
+    """
+    listed = [item for source in settings.sources for item in list_images(source)]
+    left_out = [item for item in listed if isinstance(item, LeftOut)]
+    candidates = tqdm([item for item in listed if isinstance(item, Candidate)], "prepare", unit=" images", disable=None)
+    usable: dict[tuple[str, str], tuple[Candidate, Inspection]] = {}
+    for candidate, look in inspect_images(candidates, round(settings.max_megapixels * 1e6), memory):
+        reason = look.reason
+        if not reason and min(look.height, look.width) < settings.min_side:
+            reason = f"too small: {look.width}x{look.height}, min_side is {settings.min_side}"
+        if not reason:
+            first, _ = usable.setdefault((look.sha256, look.degraded_sha256), (candidate, look))
+            reason = "" if first is candidate else f"duplicate: same pixels as {first.degraded or first.where}"
+        if reason:
+            left_out.append(LeftOut(candidate.degraded or candidate.where, reason))
+
+    origin = ", ".join(describe(source) for source in settings.sources)
+    if not usable:
+        raise ValueError(f"{origin}: no usable image{_reasons(left_out)}")
+    groups = name_groups({look.sha256: look.thumbnail for _, look in usable.values()})
+    shares: dict[SplitName, float] = {"val": settings.split.val, "test": settings.split.test}
+    check_splits(sorted(set(groups.values())), seed=seed, shares=shares, origin=origin)
+    entries = [
+        Entry(
+            where=candidate.where,
+            sha256=look.sha256,
+            height=look.height,
+            width=look.width,
+            split=split_of(groups[look.sha256], seed=seed, shares=shares),
+            group=groups[look.sha256],
+            source=candidate.source,
+            degraded=candidate.degraded,
+        )
+        for candidate, look in usable.values()
+    ]
+    return Prepared(sorted(entries, key=lambda entry: entry.order), sorted(left_out, key=lambda item: item.where))
+
+
+def report(prepared: Prepared) -> dict[str, Any]:
+    """Count images and scenes per split, name the scenes of several images, and what was left out and why."""
+    scenes = defaultdict(list)
+    for entry in prepared.entries:
+        scenes[entry.group].append(entry)
+    return {
+        "splits": {
+            split: {
+                "images": sum(entry.split == split for entry in prepared.entries),
+                "scenes": sum(members[0].split == split for members in scenes.values()),
+                "megapixels": sum(e.height * e.width for e in prepared.entries if e.split == split) / 1e6,
+            }
+            for split in SPLITS
+        },
+        "sources": dict(sorted(Counter(entry.source for entry in prepared.entries).items())),
+        "scenes_of_several": {
+            group: [entry.where for entry in members] for group, members in scenes.items() if len(members) > 1
+        },
+        "left_out": [{"where": item.where, "reason": item.reason} for item in prepared.left_out if not item.ignored],
+        "ignored": dict(sorted(Counter(item.reason for item in prepared.left_out if item.ignored).items())),
+    }
+
+
+def summary(content: Mapping[str, Any]) -> str:
+    """Return a report as a small table for the terminal."""
+    lines = [f"{'split':<7}{'images':>8}{'scenes':>8}{'megapixels':>12}"]
+    for split, numbers in content["splits"].items():
+        lines.append(f"{split:<7}{numbers['images']:>8}{numbers['scenes']:>8}{numbers['megapixels']:>12.1f}")
+    lines.append(f"left out: {len(content['left_out'])}, ignored: {sum(content['ignored'].values())}")
+    return "\n".join(lines)
+
+
+def _reasons(left_out: Sequence[LeftOut]) -> str:
+    if not left_out:
+        return ": nothing is there"
+    some = "".join(f"\n  {item.where}: {item.reason}" for item in left_out[:5])
+    return f" among {len(left_out)} files:{some}" + ("\n  ..." if len(left_out) > 5 else "")
+
+
+if __name__ == "__main__":
+    door(main)

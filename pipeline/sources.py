@@ -1,0 +1,252 @@
+"""Where clean photographs come from: the entries of `prepare.sources`, each a list of images by name."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import Annotated, ClassVar, Literal, TypeAlias
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from dgunet.images import SUFFIXES
+from pipeline.params import Fraction, Section
+from pipeline.storage import File, StorageError, list_files, read, split_member
+
+STARTER_PHOTOS = {  # DECISIONS.md says what else the two wheels hold and why it is not here
+    "skimage": (
+        "data/astronaut.png",
+        "data/chelsea.png",
+        "data/coffee.png",
+        "data/motorcycle_left.png",
+        "data/motorcycle_right.png",
+        "data/rocket.jpg",
+    ),
+    "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
+}
+_STRICT = {"extra": "forbid"}
+_Key: TypeAlias = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starter:
+    """The colour photographs that ship inside the scikit-image and scikit-learn wheels."""
+
+    __pydantic_config__: ClassVar = _STRICT
+
+    kind: Literal["starter"] = "starter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """Every image below a folder, an archive (.zip, .tar, .tar.gz, ...) or an fsspec URL, recursively."""
+
+    __pydantic_config__: ClassVar = _STRICT
+
+    path: str
+    kind: Literal["folder"] = "folder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Real pairs, each a clean image with its degraded partner: two folders, or two patterns of file names.
+
+    `clean` and `degraded` are each a folder, archive or URL, or such a place followed by a pattern. In a pattern `{}`
+    stands for what partners have in common (across folders too) and `*` for anything within one name:
+
+        clean: rain/target                      degraded: rain/input
+        clean: gopro.zip!train/{}/sharp/{}      degraded: gopro.zip!train/{}/blur/{}
+        clean: sidd/{}/GT_SRGB_{}.PNG           degraded: sidd/{}/NOISY_SRGB_{}.PNG
+        clean: rain1400/clean/{}.jpg            degraded: rain1400/rainy/{}_*.jpg
+
+    One clean image may have several degraded partners. A file that both patterns match belongs to the longer one.
+    """
+
+    __pydantic_config__: ClassVar = _STRICT
+
+    clean: str
+    degraded: str
+    kind: Literal["pairs"] = "pairs"
+
+
+Source: TypeAlias = Starter | Folder | Pairs
+
+
+class Split(Section):
+    """Shares of the scenes that are held out for choosing (val) and for measuring (test)."""
+
+    val: Fraction
+    test: Fraction
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Split:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val ({self.val}) and test ({self.test}) leave nothing for train")
+        return self
+
+
+class Prepare(Section):
+    """The section `prepare` of params.yaml: where clean photographs come from and what is asked of them; in pixels."""
+
+    sources: Annotated[list[Annotated[Source, Field(discriminator="kind")]], Field(min_length=1)]
+    min_side: PositiveInt
+    max_megapixels: PositiveFloat
+    split: Split
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An image not yet looked at; `degraded` is its partner in a real pair. `stamp` as in storage.File."""
+
+    where: str
+    stamp: str | None
+    source: str
+    degraded: str | None = None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An image that cannot be used, and why; `ignored` for what never claimed to be one."""
+
+    where: str
+    reason: str
+    ignored: bool = False
+
+
+def describe(source: Source) -> str:
+    """Name a source as in the manifest and in messages: its kind and where it is."""
+    match source:
+        case Starter():
+            return "starter"
+        case Folder():
+            return f"folder:{source.path}"
+        case Pairs():
+            return f"pairs:{source.clean}"
+
+
+def list_images(source: Source) -> Iterator[Candidate | LeftOut]:
+    """List the images of a source in a fixed order, and what there is besides. Raises as storage.list_files."""
+    match source:
+        case Starter():
+            return _list_starter(source)
+        case Folder():
+            return _list_folder(source)
+        case Pairs():
+            return _list_pairs(source)
+
+
+def read_source_image(where: str) -> bytes:
+    """Return the bytes of an image named in the manifest. Raises as storage.read."""
+    package, _, name = where.removeprefix("starter:").partition("/")
+    return read(str(_starter_path(package, name)) if where.startswith("starter:") else where)
+
+
+def _list_starter(source: Starter) -> Iterator[Candidate | LeftOut]:
+    for package, files in STARTER_PHOTOS.items():
+        for file in files:
+            name = Path(file).name
+            stat = _starter_path(package, name).stat()
+            yield Candidate(f"starter:{package}/{name}", f"{stat.st_size}:{stat.st_mtime_ns}", describe(source))
+
+
+def _starter_path(package: str, name: str) -> Path:
+    spec = find_spec(package)  # finds, does not import: importing skimage and sklearn takes seconds
+    if spec is None or not spec.submodule_search_locations:
+        raise StorageError(f"starter: the package {package} is not installed; `make setup` installs it")
+    for file in STARTER_PHOTOS[package]:
+        path = Path(spec.submodule_search_locations[0], file)
+        if path.name == name and path.exists():
+            return path
+    raise StorageError(f"starter: {package} no longer ships {name}; use the versions that `make setup` installs")
+
+
+def _list_folder(source: Folder) -> Iterator[Candidate | LeftOut]:
+    for file in list_files(source.path):
+        yield _set_aside(file) or Candidate(file.where, file.stamp, describe(source))
+
+
+_Keyed: TypeAlias = dict[str, tuple[File, _Key]]
+
+
+def _set_aside(file: File) -> LeftOut | None:
+    """What is no image by its name, or must not be read; the content of the others decides, not their suffix."""
+    if file.is_hidden:
+        return LeftOut(file.where, "hidden", ignored=True)
+    if file.problem:
+        return LeftOut(file.where, file.problem)
+    suffix = PurePosixPath(file.name).suffix.lower()
+    if suffix not in SUFFIXES:
+        return LeftOut(file.where, f"{suffix or 'no suffix'}: not an image's name", ignored=True)
+    return None
+
+
+def _list_pairs(source: Pairs) -> Iterator[Candidate | LeftOut]:
+    patterns = _Pattern.parse(source.clean), _Pattern.parse(source.degraded)
+    files = {place: list(list_files(place)) for place in sorted({pattern.place for pattern in patterns})}
+    everything = {file.where: file for listed in files.values() for file in listed}
+    set_aside = {where: verdict for where, file in everything.items() if (verdict := _set_aside(file))}
+    clean, degraded = (
+        {
+            file.where: (file, key)
+            for file in files[pattern.place]
+            if file.where not in set_aside and (key := pattern.key(file.name))
+        }
+        for pattern in patterns
+    )
+    for where in clean.keys() & degraded.keys():
+        del (degraded if patterns[0].weight > patterns[1].weight else clean)[where]
+    yield from set_aside.values()
+    for where in sorted(everything.keys() - set_aside.keys() - clean.keys() - degraded.keys()):
+        yield LeftOut(where, "matches neither pattern", ignored=True)
+    yield from _join(clean, degraded, describe(source))
+
+
+def _join(clean: _Keyed, degraded: _Keyed, label: str) -> Iterator[Candidate | LeftOut]:
+    by_key: dict[_Key, list[File]] = defaultdict(list)
+    for file, key in clean.values():
+        by_key[key].append(file)
+    for file, key in degraded.values():
+        match by_key.get(key, []):
+            case []:
+                yield LeftOut(file.where, "no clean partner")
+            case [partner]:
+                stamp = f"{partner.stamp} {file.stamp}" if partner.stamp and file.stamp else None
+                yield Candidate(partner.where, stamp, label, degraded=file.where)
+            case several:
+                yield LeftOut(file.where, f"{len(several)} clean partners: {', '.join(file.where for file in several)}")
+    needed = {key for _, key in degraded.values()}
+    yield from (LeftOut(file.where, "no degraded partner") for file, key in clean.values() if key not in needed)
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    """One side of `Pairs`: the place to list, and what a name below it must look like."""
+
+    place: str
+    names: re.Pattern[str] | None  # None: any name, its suffix apart
+    weight: int  # number of literal characters: the pattern that has more of them says more
+
+    @classmethod
+    def parse(cls, text: str) -> _Pattern:
+        wildcard = re.search(r"\{\}|\*", text)
+        if wildcard is None:
+            return cls(text, None, 0)
+        cut = max(text.rfind("/", 0, wildcard.start()), text.rfind("!", 0, wildcard.start()))
+        place, names = (text[:cut], text[cut + 1 :]) if cut >= 0 else (".", text)
+        archive, below = split_member(place)
+        if below is not None:
+            place, names = archive, f"{below}/{names}"
+        pieces = re.split(r"(\{\}|\*)", names)
+        wild = {"{}": "(.+)", "*": "[^/]*"}
+        expression = "".join(wild.get(piece) or re.escape(piece) for piece in pieces)
+        return cls(place or "/", re.compile(expression), sum(len(piece) for piece in pieces if piece not in wild))
+
+    def key(self, name: str) -> _Key | None:
+        """What `name` shares with its partner; None if it does not match."""
+        if self.names is None:
+            return (str(PurePosixPath(name).with_suffix("")),)
+        match = self.names.fullmatch(name)
+        return match.groups() if match else None

@@ -1,0 +1,273 @@
+"""Folders, archives and URLs as one thing: named files, listed in a fixed order and read by a portable string.
+
+    where:   photos/a.png     photos.zip!inner/a.png     s3://bucket/photos/a.png     https://host/photos.tar!a.png
+
+Nothing is ever extracted to disk, and members are read by exact name, so a hostile archive can write nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+MAX_FILE_BYTES = 2**31  # more than any image that the pixel limit lets pass; stops a bomb before it is unpacked
+
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, NotImplementedError, KeyError)
+
+
+class StorageError(ValueError):
+    """A place that cannot be listed or reached: nothing can be said about its files."""
+
+
+class UnreadableFile(ValueError):
+    """One file that cannot be read, though its place can."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One listed file: `name` below its place (with /), `where` as `read` takes it.
+
+    `stamp` changes when the content does; None where the place keeps no such record. `problem` says why the file
+    must not be read, if so.
+    """
+
+    name: str
+    where: str
+    stamp: str | None = None
+    problem: str | None = None
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether a part of the name starts with a dot, or it is the shadow that macOS puts into archives."""
+        return any(part.startswith(".") or part == "__MACOSX" for part in self.name.split("/"))
+
+
+def list_files(place: str) -> Iterator[File]:
+    """List all files below a folder, archive or URL, recursively, sorted within each folder.
+
+    Hidden files are listed (a hidden folder as one entry). Links to folders are followed once.
+    Raises StorageError, naming the place, if it does not exist, is no folder or archive, is damaged or out of reach.
+    """
+    if is_archive(place):
+        yield from _open_archive(place, _local_stamp(place)).files()
+    elif "://" in place:
+        yield from _list_url(place)
+    else:
+        folder = Path(place).expanduser()
+        if not folder.exists():
+            raise StorageError(f"{place}: no such folder (looked in {folder.absolute()})")
+        if not folder.is_dir():
+            raise StorageError(
+                f"{place}: not a folder; give a folder, an archive ({', '.join(ARCHIVE_SUFFIXES)}) or a URL"
+            )
+        yield from _walk(folder, "", set())
+
+
+def read(where: str) -> bytes:
+    """Return the bytes of one file. Raises UnreadableFile for this file alone, StorageError for its place."""
+    place, member = split_member(where)
+    if member is not None:
+        return _open_archive(place, _local_stamp(place)).read(member)
+    if "://" not in where:
+        try:
+            return Path(where).expanduser().read_bytes()
+        except OSError as error:
+            raise UnreadableFile(f"cannot be read: {error.strerror or error}") from error
+    try:
+        filesystem, path = fsspec.core.url_to_fs(where)
+        return bytes(filesystem.cat_file(path))
+    except (FileNotFoundError, PermissionError) as error:
+        raise UnreadableFile(f"cannot be read: {error}") from error
+    except Exception as error:  # each protocol has its own errors; all mean that the place cannot be reached now
+        raise StorageError(f"{where}: cannot be reached ({_describe(error)}); try again when it can") from error
+
+
+def is_archive(place: str) -> bool:
+    """Whether the name is that of an archive."""
+    return place.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def split_member(where: str) -> tuple[str, str | None]:
+    """Split "photos.zip!inner/a.png" into archive and member; the member is None for what lies in no archive."""
+    position = where.find("!")
+    while position >= 0:
+        if is_archive(where[:position]):
+            return where[:position], where[position + 1 :]
+        position = where.find("!", position + 1)
+    return where, None
+
+
+def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[File]:
+    identity = folder.stat()
+    if (identity.st_dev, identity.st_ino) in visited:
+        return
+    visited.add((identity.st_dev, identity.st_ino))
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        yield File(prefix, _portable(folder), problem=f"folder cannot be opened: {error.strerror}")
+        return
+    for entry in entries:
+        name, path = prefix + entry.name, folder / entry.name
+        if entry.is_dir() and not entry.name.startswith("."):
+            yield from _walk(path, name + "/", visited)
+            continue
+        try:
+            stat = entry.stat()
+        except OSError as error:
+            yield File(name, _portable(path), problem=f"cannot be read: {error.strerror}")
+            continue
+        yield File(name, _portable(path), _stamp(stat), _size_problem(stat.st_size))
+
+
+def _list_url(place: str) -> Iterator[File]:
+    try:
+        filesystem, root = fsspec.core.url_to_fs(place)
+        filesystem.invalidate_cache()
+        found: dict[str, dict[str, Any]] = filesystem.find(root, detail=True)
+    except Exception as error:  # each protocol has its own errors
+        raise StorageError(f"{place}: cannot be listed ({_describe(error)})") from error
+    if not found:
+        raise StorageError(f"{place}: nothing there")
+    for path, facts in sorted(found.items()):
+        name = path.removeprefix(root.rstrip("/")).lstrip("/") or path.rpartition("/")[2]
+        yield File(name, filesystem.unstrip_protocol(path), _url_stamp(facts), _size_problem(facts.get("size") or 0))
+
+
+class _Archive:
+    """A zip or tar file, opened once for many reads; threads take turns."""
+
+    def __init__(self, place: str, stamp: str | None):
+        self._place, self._stamp = place, stamp
+        self._turn = threading.Lock()
+        self._file: IO[bytes] = _open_binary(place)
+        try:
+            self._zip = zipfile.ZipFile(self._file) if place.lower().endswith(".zip") else None
+            self._tar = None if self._zip else tarfile.open(fileobj=self._file, mode="r:*")  # noqa: SIM115
+            self._members = dict(self._zip_members() if self._zip else self._tar_members())
+        except (*_DAMAGE, OSError) as error:
+            self._file.close()
+            raise StorageError(f"{place}: not a whole archive ({_describe(error)}); fetch it again") from error
+
+    def files(self) -> Iterator[File]:
+        for name, (facts, problem) in sorted(self._members.items()):
+            stamp = self._stamp and f"{self._stamp}:{facts}"
+            yield File(name, f"{_portable_place(self._place)}!{name}", stamp, problem)
+
+    def read(self, member: str) -> bytes:
+        facts_and_problem = self._members.get(member)
+        if facts_and_problem is None:
+            raise UnreadableFile("not in the archive")
+        if facts_and_problem[1]:
+            raise UnreadableFile(facts_and_problem[1])
+        try:
+            with self._turn:
+                if self._zip:
+                    return self._zip.read(member)
+                assert self._tar is not None
+                content = self._tar.extractfile(member)
+                assert content is not None, "only regular files are without a problem"
+                return content.read()
+        except (*_DAMAGE, OSError) as error:
+            raise UnreadableFile(f"damaged in its archive: {_describe(error)}") from error
+
+    def _zip_members(self) -> Iterator[tuple[str, tuple[str, str | None]]]:
+        assert self._zip is not None
+        for member in self._zip.infolist():
+            if not member.is_dir():
+                problem = "encrypted" if member.flag_bits & 1 else None
+                facts = f"{member.header_offset}:{member.CRC}:{member.file_size}"
+                yield member.filename, (facts, problem or _member_problem(member.filename, member.file_size))
+
+    def _tar_members(self) -> Iterator[tuple[str, tuple[str, str | None]]]:
+        assert self._tar is not None
+        name = "the start"
+        for member in self._tar:
+            name = member.name.removeprefix("./")
+            if not member.isdir():
+                problem = None if member.isreg() else "a link or device in an archive"
+                yield (
+                    member.name,
+                    (f"{member.offset_data}:{member.size}", problem or _member_problem(name, member.size)),
+                )
+        # tarfile takes a damaged header, or a cut between two members, for the end: a whole archive ends in zeros
+        assert self._tar.fileobj is not None
+        self._tar.fileobj.seek(self._tar.offset)
+        if self._tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"cut off or damaged after {name}")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+@lru_cache(maxsize=16)
+def _open_archive(place: str, stamp: str | None) -> _Archive:
+    """`stamp` makes a changed archive another one."""
+    return _Archive(place, stamp)
+
+
+def _open_binary(place: str) -> IO[bytes]:
+    try:
+        if "://" not in place:
+            return Path(place).expanduser().open("rb")
+        file: IO[bytes] = fsspec.open(place, "rb").open()
+        return file
+    except FileNotFoundError as error:
+        raise StorageError(f"{place}: no such archive") from error
+    except Exception as error:  # each protocol has its own errors
+        raise StorageError(f"{place}: cannot be opened ({_describe(error)})") from error
+
+
+def _local_stamp(place: str) -> str | None:
+    try:
+        return None if "://" in place else _stamp(Path(place).expanduser().stat())
+    except OSError:
+        return None  # opening it says why
+
+
+def _stamp(stat: os.stat_result) -> str:
+    return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"  # ctime: content may change and mtime be set back
+
+
+def _url_stamp(facts: dict[str, Any]) -> str | None:
+    known = [
+        facts[key] for key in ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated") if facts.get(key)
+    ]
+    return f"{facts.get('size')}:{known[0]}" if known else None
+
+
+def _size_problem(size: int) -> str | None:
+    return f"{size} bytes are too many for an image" if size > MAX_FILE_BYTES else None
+
+
+def _member_problem(name: str, size: int) -> str | None:
+    path = name.replace("\\", "/")
+    if path.startswith("/") or ".." in path.split("/") or path[1:2] == ":":
+        return "its path leads out of the archive"
+    return _size_problem(size)
+
+
+def _portable(path: Path) -> str:
+    """Relative to the working folder if inside it (links are not resolved), else absolute; with forward slashes."""
+    absolute, here = Path(os.path.abspath(path)), Path.cwd()  # noqa: PTH100 (Path.resolve would follow links)
+    return (absolute.relative_to(here) if absolute.is_relative_to(here) else absolute).as_posix()
+
+
+def _portable_place(place: str) -> str:
+    return place if "://" in place else _portable(Path(place).expanduser())
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
