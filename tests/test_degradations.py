@@ -15,18 +15,35 @@ from pipeline.degradations import Degradation, degrade, regenerate
 
 EXAMPLES: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "infra" / "degradations.yaml").read_text())
 ADAPTER: TypeAdapter[Degradation] = TypeAdapter(Annotated[Degradation, Field(discriminator="kind")])
-LEAVES_THE_RANGE = {"gaussian_noise", "sequence", "random_order", "one_of"}  # Gaussian noise is not clipped
+LEAVES_THE_RANGE = {"gaussian_noise", "blur_and_noise"}  # Gaussian noise is not clipped
 
+NOTHING = {"kind": "sequence", "steps": []}
 ZERO_STRENGTH: dict[str, dict[str, Any]] = {
+    "none": {},
     "gaussian_noise": {"sigma": [0, 0]},
+    "camera_noise": {"shot_noise": [0, 0]},
+    "camera_noise_bayer": {"shot_noise": [0, 0], "mosaic": False},
+    "jpeg": {"quality": [100, 100], "chroma": "4:4:4"},
+    "camera_shake": {"length": [0, 0]},
+    "defocus": {"radius": [0, 0]},
+    "gaussian_blur": {"sigma": [0, 0]},
+    "gaussian_blur_anisotropic": {"sigma": [0, 0]},
     "light_rain": {"opacity": [0, 0], "veil": [0, 0]},
     "heavy_rain": {"density": [0, 0], "veil": [0, 0]},
-    "sequence": {"steps": []},
-    "random_order": {"steps": [{"kind": "gaussian_noise", "sigma": [0, 0], "per_channel": True}]},
-    "one_of": {"choices": [{"kind": "sequence", "steps": []}], "weights": [1]},
-    "sometimes": {"probability": 0},
-    "repeat": {"step": {"kind": "sequence", "steps": []}},
+    "haze": {"beta": [0, 0]},
+    "snow": {"opacity": [0, 0], "veil": [0, 0]},
+    "low_light": {"stops": [0, 0], "gamma": [1, 1]},
+    "bicubic_x2": {"scale": 1},
+    "bicubic_x3": {"scale": 1},
+    "bicubic_x4": {"scale": 1},
+    "night": {"steps": []},
+    "blur_and_noise": {"steps": [{"kind": "gaussian_noise", "sigma": [0, 0], "per_channel": True}]},
+    "weather": {"choices": [NOTHING], "weights": [1]},
+    "perhaps_rain": {"probability": 0},
+    "second_order": {"step": NOTHING},
 }
+ROUNDING = {"jpeg": 5 / 255}  # what is left at zero strength; else the rounding of float32
+ALWAYS_THE_SAME = {"none", "bicubic_x2", "bicubic_x3", "bicubic_x4"}
 
 every = pytest.mark.parametrize("name", EXAMPLES)
 
@@ -36,11 +53,12 @@ def example(name: str, **changes: Any) -> Degradation:
 
 
 def picture(height: int = 45, width: int = 70, channels: int = 3, seed: int = 0) -> np.ndarray:
-    """Smooth shapes with some texture and true black and white."""
+    """Smooth shapes with some texture and true black and white, in grey levels of 8 bit as photographs are."""
     rng = np.random.default_rng(seed)
     coarse = rng.random((height // 9 + 2, width // 9 + 2, channels), dtype=np.float32)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, channels)
-    return np.clip(1.3 * smooth - 0.15 + 0.05 * rng.standard_normal(smooth.shape), 0, 1).astype(np.float32)
+    textured = 1.3 * smooth - 0.15 + 0.05 * rng.standard_normal(smooth.shape)
+    return np.rint(np.clip(textured, 0, 1) * 255).astype(np.float32) / np.float32(255)
 
 
 def test_every_kind_has_an_example_and_a_zero_strength() -> None:
@@ -82,7 +100,7 @@ def test_a_seed_decides_everything_and_another_seed_something_else(name: str) ->
     assert np.array_equal(first.image, same.image)
     assert first.record == same.record
     others = [degrade(clean, example(name), [1, seed]) for seed in range(3, 9)]
-    assert any(other.record["steps"] != first.record["steps"] for other in others)
+    assert name in ALWAYS_THE_SAME or any(other.record["steps"] != first.record["steps"] for other in others)
 
 
 @every
@@ -91,13 +109,15 @@ def test_zero_strength_is_the_identity(name: str) -> None:
         clean = picture(channels=channels)
         for seed in range(3):
             image = degrade(clean, example(name, **ZERO_STRENGTH[name]), [seed]).image
-            np.testing.assert_allclose(image, clean, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(image, clean, rtol=0, atol=ROUNDING.get(name, 2e-6))
 
 
 @every
-def test_the_example_changes_the_image(name: str) -> None:
+def test_the_example_changes_the_image_unless_it_is_none(name: str) -> None:
     clean = picture()
-    assert any(not np.array_equal(degrade(clean, example(name), [seed]).image, clean) for seed in range(4))
+    assert (name != "none") == any(
+        not np.array_equal(degrade(clean, example(name), [seed]).image, clean) for seed in range(4)
+    )
 
 
 @every
@@ -148,7 +168,7 @@ def test_an_unknown_or_a_missing_field_is_refused(name: str) -> None:
         example(name, strenght=1)
     text = dict(EXAMPLES[name])
     del text[list(text)[-1]]
-    with pytest.raises(ValidationError, match="Field required"):
+    with pytest.raises(ValidationError, match=r"Field required|Unable to extract tag"):
         ADAPTER.validate_python(text)
 
 

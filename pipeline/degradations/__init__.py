@@ -5,18 +5,55 @@ dictionary of plain JSON numbers; `apply` turns a clean image and a step into an
 randomness than the seed that the step holds.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import abc
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.degradations.compose import SINGLE, Degradation
+from pipeline.degradations.blur import CameraShake, Defocus, GaussianBlur
+from pipeline.degradations.camera import CameraNoise
+from pipeline.degradations.compose import (
+    SINGLE,
+    Degradation,
+    NoDegradation,
+    OneOf,
+    RandomOrder,
+    Repeat,
+    Sequence,
+    Sometimes,
+)
 from pipeline.degradations.drawing import Drawn, Image, generator
-from pipeline.degradations.noise import GaussianNoise
+from pipeline.degradations.light import LowLight
+from pipeline.degradations.noise import GaussianNoise, Jpeg
 from pipeline.degradations.rain import RainStreaks
+from pipeline.degradations.resample import Bicubic
+from pipeline.degradations.weather import Haze, Snow
 
-__all__ = ["Degradation", "Degraded", "GaussianNoise", "RainStreaks", "degrade", "regenerate"]
+__all__ = [
+    "Bicubic",
+    "CameraNoise",
+    "CameraShake",
+    "Defocus",
+    "Degradation",
+    "Degraded",
+    "GaussianBlur",
+    "GaussianNoise",
+    "Haze",
+    "Jpeg",
+    "LowLight",
+    "NoDegradation",
+    "OneOf",
+    "RainStreaks",
+    "RandomOrder",
+    "Repeat",
+    "Sequence",
+    "Snow",
+    "Sometimes",
+    "degrade",
+    "regenerate",
+]
 
 APPLY: Mapping[str, Callable[[Image, Drawn], Image]] = {
     str(field.default): single.apply for single in SINGLE for field in fields(single) if field.name == "kind"
@@ -30,7 +67,7 @@ class Degraded(NamedTuple):
     record: dict[str, Any]
 
 
-def degrade(clean: Image, degradation: Degradation, seed: Sequence[int]) -> Degraded:
+def degrade(clean: Image, degradation: Degradation, seed: abc.Sequence[int]) -> Degraded:
     """Degrade H W C float32 in [0, 1], C = 1 or 3, with a generator of its own.
 
     seed: whole numbers >= 0 that name the sample (such as seed, image, tile, copy). The result has the

@@ -6,9 +6,31 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Discriminator
 
-from pipeline.degradations.drawing import STRICT, Drawn, check_number
-from pipeline.degradations.noise import GaussianNoise
+from pipeline.degradations.blur import CameraShake, Defocus, GaussianBlur
+from pipeline.degradations.camera import CameraNoise
+from pipeline.degradations.drawing import STRICT, Drawn, Image, check_number
+from pipeline.degradations.light import LowLight
+from pipeline.degradations.noise import GaussianNoise, Jpeg
 from pipeline.degradations.rain import RainStreaks
+from pipeline.degradations.resample import Bicubic
+from pipeline.degradations.weather import Haze, Snow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoDegradation:
+    """The image as it is: for tasks whose degradation belongs to the network, such as compressive sensing."""
+
+    __pydantic_config__ = STRICT
+    kind: Literal["none"] = "none"
+
+    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+        """No steps."""
+        return []
+
+    @staticmethod
+    def apply(clean: Image, drawn: Drawn) -> Image:
+        """The same image."""
+        return clean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +119,40 @@ class Repeat:
         return [drawn for _ in range(self.times) for drawn in self.step.draw(rng)]
 
 
-SINGLE = (GaussianNoise, RainStreaks)
+SINGLE = (
+    NoDegradation,
+    GaussianNoise,
+    CameraNoise,
+    Jpeg,
+    CameraShake,
+    Defocus,
+    GaussianBlur,
+    RainStreaks,
+    Haze,
+    Snow,
+    LowLight,
+    Bicubic,
+)
+"""All that are not made of others."""
 
-# pydantic's tag is the one thing foreign here: with it a typo in a nested section is reported where it is,
-# and not once per kind.
+# pydantic's tag is the one thing foreign here: with it a typo in a nested section is reported where it is, once.
 Degradation = Annotated[
-    GaussianNoise | RainStreaks | Sequence | RandomOrder | OneOf | Sometimes | Repeat, Discriminator("kind")
+    NoDegradation
+    | GaussianNoise
+    | CameraNoise
+    | Jpeg
+    | CameraShake
+    | Defocus
+    | GaussianBlur
+    | RainStreaks
+    | Haze
+    | Snow
+    | LowLight
+    | Bicubic
+    | Sequence
+    | RandomOrder
+    | OneOf
+    | Sometimes
+    | Repeat,
+    Discriminator("kind"),
 ]

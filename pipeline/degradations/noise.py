@@ -1,8 +1,9 @@
-"""Gaussian noise: y = x + n, n ~ N(0, σ²), as the field's denoising benchmarks have it."""
+"""Noise of the display values: white Gaussian, y = x + n with n ~ N(0, σ²), and what JPEG leaves behind."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+import cv2
 import numpy as np
 
 from pipeline.degradations.drawing import (
@@ -12,6 +13,7 @@ from pipeline.degradations.drawing import (
     Image,
     Range,
     check_range,
+    draw_integer,
     draw_seed,
     draw_uniform,
     generator,
@@ -49,3 +51,38 @@ class GaussianNoise:
         noise = generator(drawn["seed"]).standard_normal(shape, dtype=np.float32)
         noise *= np.float32(drawn["sigma"] / MAX_GREY_LEVEL)
         return clean + noise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jpeg:
+    """JPEG compression as libjpeg does it; values are clipped to [0, 1] and rounded to 8 bit on the way in and out.
+
+    quality  of libjpeg, whole numbers from 1 to 100
+    chroma   "4:2:0" halves the resolution of colour, as most cameras do; "4:4:4" keeps it
+    """
+
+    __pydantic_config__ = STRICT
+    kind: Literal["jpeg"] = "jpeg"
+    quality: tuple[int, int]
+    chroma: Literal["4:2:0", "4:4:4"]
+
+    def __post_init__(self) -> None:
+        check_range(self, "quality", 1, 100)
+
+    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+        """The quality of this picture."""
+        return [{"kind": self.kind, "quality": draw_integer(rng, self.quality), "chroma": self.chroma}]
+
+    @staticmethod
+    def apply(clean: Image, drawn: Drawn) -> Image:
+        """The picture after encoding and decoding; whole grey levels in [0, 1]."""
+        codes = np.rint(np.clip(clean, 0, 1) * np.float32(MAX_GREY_LEVEL)).astype(np.uint8)
+        sampling = {
+            "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+            "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+        }[drawn["chroma"]]
+        settings = [cv2.IMWRITE_JPEG_QUALITY, drawn["quality"], cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
+        _, file = cv2.imencode(".jpg", codes[:, :, ::-1], settings)  # OpenCV takes blue, green, red
+        decoded = cv2.imdecode(file, cv2.IMREAD_COLOR if clean.shape[2] == 3 else cv2.IMREAD_GRAYSCALE)
+        compressed = np.asarray(decoded, np.float32).reshape(clean.shape)[:, :, ::-1]
+        return compressed / np.float32(MAX_GREY_LEVEL)

@@ -1,0 +1,192 @@
+"""Noise of a camera: shot and read noise in raw, linear light, seen through the camera's own processing.
+
+    raw   = gains⁻¹ · M · expand(tone⁻¹(x))           the picture taken back to the sensor
+    noisy = min(raw + n, 1),   n ~ N(0, λ_shot·raw + λ_read)
+    y     = clip(x + develop(noisy) − develop(raw))    develop: white balance, demosaic, M⁻¹, gamma, tone
+
+Adding the difference, and not developing alone, makes y = x where there is no noise, also in the highlights that the
+way back cannot recover exactly. Model and numbers: Brooks, Mildenhall, Xue, Chen, Sharlet and Barron, "Unprocessing
+Images for Learned Raw Denoising", CVPR 2019 (arXiv 1811.11127); demosaicing: Malvar, He and Cutler, ICASSP 2004.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from pipeline.degradations.drawing import STRICT, Drawn, Image, Range, check_range, draw_seed, generator
+
+Mosaic = Float32[np.ndarray, "H W 1"]
+
+READ_NOISE_SLOPE, READ_NOISE_OFFSET, READ_NOISE_SPREAD = 2.18, 1.20, 0.26  # log λ_read against log λ_shot
+EXPOSURE_GAIN_MEAN, EXPOSURE_GAIN_SPREAD = 0.8, 0.1  # of its inverse
+RED_GAIN, BLUE_GAIN = (1.9, 2.4), (1.5, 1.9)
+GAMMA = 2.2
+HIGHLIGHTS = 0.9  # gray value above which the way back keeps white white
+
+XYZ_TO_CAMERA = np.array(  # of four cameras of the Darmstadt Noise Dataset
+    [
+        [[1.0234, -0.2969, -0.2266], [-0.5625, 1.6328, -0.0469], [-0.0703, 0.2188, 0.6406]],
+        [[0.4913, -0.0541, -0.0202], [-0.6130, 1.3513, 0.2906], [-0.1564, 0.2151, 0.7183]],
+        [[0.8380, -0.2630, -0.0639], [-0.2887, 1.0725, 0.2496], [-0.0627, 0.1427, 0.5438]],
+        [[0.6596, -0.2079, -0.0562], [-0.4782, 1.3016, 0.1933], [-0.0970, 0.1581, 0.5181]],
+    ]
+)
+RGB_TO_XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
+
+# Malvar's filters, times 8: green where red or blue was measured; then a colour at green between its horizontal
+# neighbours (between vertical ones: transposed); and red at blue or blue at red.
+GREEN_ELSEWHERE = np.array(
+    [[0, 0, -1, 0, 0], [0, 0, 2, 0, 0], [-1, 2, 4, 2, -1], [0, 0, 2, 0, 0], [0, 0, -1, 0, 0]], np.float32
+)
+COLOUR_AT_GREEN = np.array(
+    [[0, 0, 0.5, 0, 0], [0, -1, 0, -1, 0], [-1, 4, 5, 4, -1], [0, -1, 0, -1, 0], [0, 0, 0.5, 0, 0]], np.float32
+)
+COLOUR_AT_OTHER = np.array(
+    [[0, 0, -1.5, 0, 0], [0, 2, 0, 2, 0], [-1.5, 0, 6, 0, -1.5], [0, 2, 0, 2, 0], [0, 0, -1.5, 0, 0]], np.float32
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraNoise:
+    """Shot and read noise of a real sensor; the camera's colours, gains and read noise are drawn as published.
+
+    shot_noise  λ_shot, drawn evenly on a logarithmic scale, 0 to 0.1; published: 0.0001 to 0.012. [0, 0] is no noise
+    mosaic      True: each pixel measures one colour of a Bayer pattern, and the rest is interpolated, which makes noise
+                spread over several pixels and colours; gray pictures have no mosaic
+    """
+
+    __pydantic_config__ = STRICT
+    kind: Literal["camera_noise"] = "camera_noise"
+    shot_noise: Range
+    mosaic: bool
+
+    def __post_init__(self) -> None:
+        check_range(self, "shot_noise", 0, 0.1)
+        if self.shot_noise[0] == 0 < self.shot_noise[1]:
+            raise ValueError("camera_noise.shot_noise: a logarithmic range cannot start at 0; start at 0.0001")
+
+    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+        """The sensor's noise levels, its gains and its colour matrix; the noise follows from the seed."""
+        low, high = self.shot_noise
+        shot_noise = low * (high / low) ** rng.random() if low > 0 else 0.0
+        deviation = READ_NOISE_SPREAD * rng.standard_normal()
+        drawn: Drawn = {
+            "kind": self.kind,
+            "shot_noise": float(shot_noise),
+            "read_noise": float(shot_noise**READ_NOISE_SLOPE * math.exp(READ_NOISE_OFFSET + deviation)),
+            "exposure_gain": float(1 / (EXPOSURE_GAIN_MEAN + EXPOSURE_GAIN_SPREAD * rng.standard_normal())),
+            "red_gain": float(rng.uniform(*RED_GAIN)),
+            "blue_gain": float(rng.uniform(*BLUE_GAIN)),
+            "cameras": rng.random(len(XYZ_TO_CAMERA)).tolist(),
+            "mosaic": self.mosaic,
+            "bayer_row": int(rng.integers(2)),  # where the first red pixel is
+            "bayer_column": int(rng.integers(2)),
+            "seed": draw_seed(rng),
+        }
+        return [drawn]
+
+    @staticmethod
+    def apply(clean: Image, drawn: Drawn) -> Image:
+        """clip(x + develop(noisy) − develop(raw)), in [0, 1]."""
+        clean = np.clip(clean, 0, 1)
+        gains = np.broadcast_to(white_balance(clean.shape[2], drawn), clean.shape)
+        raw = take_back(clean, gains, drawn)
+        developed = develop(raw * gains, drawn)
+        mosaic = drawn["mosaic"] and clean.shape[2] == 3
+        if mosaic:
+            raw, gains = sample_bayer(raw, drawn), sample_bayer(gains, drawn)
+        deviation = np.sqrt(np.float32(drawn["shot_noise"]) * raw + np.float32(drawn["read_noise"]))
+        noise = generator(drawn["seed"]).standard_normal(raw.shape, dtype=np.float32)
+        balanced = np.minimum(raw + deviation * noise, 1) * gains  # the sensor saturates before the gains
+        if mosaic:
+            balanced = demosaic(balanced, drawn)
+        noisy: Image = np.clip(clean + (develop(balanced, drawn) - developed), 0, 1)
+        return noisy
+
+
+def take_back(clean: Image, gains: Image, drawn: Drawn) -> Image:
+    """Raw values in [0, 1] of a developed picture; white stays white, although the gains are above 1."""
+    linear = expand(clean)
+    if clean.shape[2] == 3:
+        linear = mix(linear, to_camera(drawn))
+    gray = linear.mean(axis=2, keepdims=True)
+    white = np.square(np.maximum(gray - np.float32(HIGHLIGHTS), 0) / np.float32(1 - HIGHLIGHTS))
+    inverse = 1 / gains
+    raw: Image = np.clip(linear * np.maximum(white + (1 - white) * inverse, inverse), 0, 1)
+    return raw
+
+
+def develop(balanced: Image, drawn: Drawn) -> Image:
+    """Display values of white-balanced raw values."""
+    linear = np.clip(balanced, 0, 1)
+    if balanced.shape[2] == 3:
+        linear = np.clip(mix(linear, np.linalg.inv(to_camera(drawn))), 0, 1)
+    return compress(linear)
+
+
+def expand(display: Image) -> Image:
+    """Linear light of display values: the inverses of the tone curve and of the gamma."""
+    tone = np.float32(0.5) - np.sin(np.arcsin(1 - 2 * display) / 3)
+    linear: Image = np.power(tone, np.float32(GAMMA))
+    return linear
+
+
+def compress(linear: Image) -> Image:
+    """Display values of linear light: gamma, then the tone curve 3x² − 2x³."""
+    tone = np.power(linear, np.float32(1 / GAMMA))
+    display: Image = tone * tone * (3 - 2 * tone)
+    return display
+
+
+def white_balance(channels: int, drawn: Drawn) -> Float32[np.ndarray, " C"]:
+    """What the camera multiplies raw values with, per channel."""
+    balance = [drawn["red_gain"], 1.0, drawn["blue_gain"]] if channels == 3 else [1.0]
+    return np.array(balance, np.float32) * np.float32(drawn["exposure_gain"])
+
+
+def to_camera(drawn: Drawn) -> Float64[np.ndarray, "3 3"]:
+    """From linear sRGB to the camera's colours, white staying white: a mixture of four cameras' matrices."""
+    matrix = np.average(XYZ_TO_CAMERA, axis=0, weights=drawn["cameras"]) @ RGB_TO_XYZ
+    normalised: Float64[np.ndarray, "3 3"] = matrix / matrix.sum(axis=1, keepdims=True)
+    return normalised
+
+
+def mix(image: Image, matrix: Float64[np.ndarray, "3 3"]) -> Image:
+    """Each pixel's three values times a matrix."""
+    mixed: Image = cv2.transform(image, matrix).reshape(image.shape)
+    return mixed
+
+
+def sample_bayer(image: Image, drawn: Drawn) -> Mosaic:
+    """One channel: of three colours the one that a sensor with this phase of the pattern measures at each pixel."""
+    row, column = drawn["bayer_row"], drawn["bayer_column"]
+    mosaic = image[:, :, 1:2].copy()
+    mosaic[row::2, column::2, 0] = image[row::2, column::2, 0]
+    mosaic[1 - row :: 2, 1 - column :: 2, 0] = image[1 - row :: 2, 1 - column :: 2, 2]
+    return mosaic
+
+
+def demosaic(mosaic: Mosaic, drawn: Drawn) -> Float32[np.ndarray, "H W 3"]:
+    """Three colours of a Bayer mosaic by Malvar's filters; reflected at the border so that the pattern goes on."""
+    row, column = drawn["bayer_row"], drawn["bayer_column"]
+    image = np.repeat(mosaic, 3, axis=2)
+    green, other = interpolate(mosaic, GREEN_ELSEWHERE), interpolate(mosaic, COLOUR_AT_OTHER)
+    beside, above = interpolate(mosaic, COLOUR_AT_GREEN), interpolate(mosaic, COLOUR_AT_GREEN.T)
+    for channel, y, x in ((0, row, column), (2, 1 - row, 1 - column)):
+        image[y::2, 1 - x :: 2, channel] = beside[y::2, 1 - x :: 2]
+        image[1 - y :: 2, x::2, channel] = above[1 - y :: 2, x::2]
+        image[1 - y :: 2, 1 - x :: 2, channel] = other[1 - y :: 2, 1 - x :: 2]
+        image[y::2, x::2, 1] = green[y::2, x::2]
+    return image
+
+
+def interpolate(mosaic: Mosaic, kernel: Float32[np.ndarray, "5 5"]) -> Float32[np.ndarray, "H W"]:
+    """One of the filters at every pixel."""
+    filtered: Float32[np.ndarray, "H W"] = cv2.filter2D(mosaic, -1, kernel / 8, borderType=cv2.BORDER_REFLECT_101)
+    return filtered

@@ -1,0 +1,93 @@
+"""Bicubic downsampling as MATLAB's imresize does it, and back up to the size it had.
+
+imresize puts output sample i at u = (i + ½)/s − ½ of the input (s the scale, places counted from 0) and weighs the
+inputs j around it with h(u − j), h Keys' cubic with a = −½; where s < 1 the cubic is stretched, s·h(s·(u − j)): the
+antialiasing. Weights are divided by their sum; beyond the border the image is reflected (…2 1 0 | 0 1 2…).
+Keys, "Cubic convolution interpolation for digital image processing", IEEE TASSP 1981; MATLAB's imresize.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Float32
+from scipy.sparse import csr_array
+
+from pipeline.degradations.drawing import STRICT, Drawn, Image, check_number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bicubic:
+    """Low resolution: imresize(x, 1/scale), and imresize of that to the size of x, which is what the network sees.
+
+    scale  1 (nothing happens) to 16; sizes that scale does not divide are rounded up, as imresize does
+    """
+
+    __pydantic_config__ = STRICT
+    kind: Literal["bicubic"] = "bicubic"
+    scale: int
+
+    def __post_init__(self) -> None:
+        check_number(self, "scale", 1, 16)
+
+    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+        """The scale; nothing is random."""
+        return [{"kind": self.kind, "scale": self.scale}]
+
+    @staticmethod
+    def apply(clean: Image, drawn: Drawn) -> Image:
+        """Down and up again, clipped to [0, 1] after both as a file between them would; not quantised."""
+        small = np.clip(downsample(clean, drawn["scale"]), 0, 1)
+        restored_size: Image = np.clip(resize(small, clean.shape[0], clean.shape[1]), 0, 1)
+        return restored_size
+
+
+def downsample(image: Image, scale: int) -> Float32[np.ndarray, "h w C"]:
+    """imresize(image, 1/scale); values may overshoot [0, 1]."""
+    height, width = math.ceil(image.shape[0] / scale), math.ceil(image.shape[1] / scale)
+    rows = along_rows(image, weights(image.shape[0], height, 1 / scale))
+    return along_columns(rows, weights(image.shape[1], width, 1 / scale))
+
+
+def resize(image: Image, height: int, width: int) -> Float32[np.ndarray, "{height} {width} C"]:
+    """imresize(image, [height, width]); values may overshoot [0, 1]."""
+    rows = along_rows(image, weights(image.shape[0], height, height / image.shape[0]))
+    return along_columns(rows, weights(image.shape[1], width, width / image.shape[1]))
+
+
+@lru_cache(maxsize=64)
+def weights(size: int, new_size: int, scale: float) -> csr_array:
+    """The matrix, new_size × size, that resizes one axis."""
+    shrink = min(scale, 1.0)
+    centre = (np.arange(new_size)[:, None] + 0.5) / scale - 0.5
+    reach = 2 / shrink
+    inputs = np.floor(centre - reach) + np.arange(math.ceil(2 * reach) + 2)
+    weight = cubic(shrink * (centre - inputs))
+    weight /= weight.sum(axis=1, keepdims=True)
+    reflected = np.mod(inputs, 2 * size).astype(np.intp)
+    columns = np.minimum(reflected, 2 * size - 1 - reflected)
+    rows = np.broadcast_to(np.arange(new_size)[:, None], columns.shape)
+    matrix = csr_array((weight.ravel(), (rows.ravel(), columns.ravel())), shape=(new_size, size), dtype=np.float32)
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def cubic(x: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
+    """Keys' cubic, a = −½."""
+    x = np.abs(x)
+    inner = (1.5 * x - 2.5) * x**2 + 1
+    outer = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x <= 1, inner, np.where(x < 2, outer, 0.0))
+
+
+def along_rows(image: Image, matrix: csr_array) -> Float32[np.ndarray, "h W C"]:
+    """Resize the first axis, by SciPy's own product: a BLAS adds in an order that depends on its threads."""
+    product: np.ndarray = matrix @ image.reshape(image.shape[0], -1)
+    return product.reshape(-1, image.shape[1], image.shape[2])
+
+
+def along_columns(image: Image, matrix: csr_array) -> Float32[np.ndarray, "H w C"]:
+    """Resize the second axis."""
+    return along_rows(image.transpose(1, 0, 2), matrix).transpose(1, 0, 2)

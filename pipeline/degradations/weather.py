@@ -1,0 +1,166 @@
+"""Weather that scatters light: haze, and falling snow.
+
+Haze, after Koschmieder, in linear light:  I = J·t + A·(1 − t),  t = e^(−β·d),  d the distance. Snow is rain with other
+drops: see `pipeline.degradations.rain` for how the optical depths of what falls add up.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from jaxtyping import Float32
+
+from pipeline.degradations.drawing import (
+    STRICT,
+    Drawn,
+    Image,
+    Range,
+    check_number,
+    check_range,
+    draw_seed,
+    draw_uniform,
+    generator,
+)
+from pipeline.degradations.light import to_display, to_linear
+from pipeline.degradations.rain import DENSITY_AREA, FWHM_OF_GAUSSIAN, splat
+
+CLUMPS_PER_FLAKE = 5
+SAMPLES_PER_FLAKE = 6  # along the way it falls during the exposure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Haze:
+    """Haze or fog over a scene whose distance grows from the bottom of the picture to its top, with a smooth relief.
+
+    beta        optical depth of the farthest point, 0 (clear air) to 10
+    airlight    display value of the light that the air scatters, 0 to 1
+    tint        largest difference of the airlight's channels from it, 0 to 0.2
+    relief      share of the distance that is relief rather than slope, 0 to 1
+    """
+
+    __pydantic_config__ = STRICT
+    kind: Literal["haze"] = "haze"
+    beta: Range
+    airlight: Range
+    tint: Range
+    relief: Range
+
+    def __post_init__(self) -> None:
+        check_range(self, "beta", 0, 10)
+        check_range(self, "airlight", 0, 1)
+        check_range(self, "tint", 0, 0.2)
+        check_range(self, "relief", 0, 1)
+
+    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+        """The air of this picture; the relief follows from the seed."""
+        airlight, tint = draw_uniform(rng, self.airlight), draw_uniform(rng, self.tint)
+        colour = np.clip(airlight + tint * rng.uniform(-1, 1, 3), 0, 1).tolist()
+        beta, relief = draw_uniform(rng, self.beta), draw_uniform(rng, self.relief)
+        return [{"kind": self.kind, "beta": beta, "airlight": colour, "relief": relief, "seed": draw_seed(rng)}]
+
+    @staticmethod
+    def apply(clean: Image, drawn: Drawn) -> Image:
+        """display(J·t + A·(1 − t)); within [0, 1] if clean is."""
+        colour = np.array(drawn["airlight"], np.float32).reshape(1, 1, 3)
+        airlight = to_linear(colour if clean.shape[2] == 3 else colour.mean(axis=2, keepdims=True))
+        depth = distance(clean.shape[0], clean.shape[1], drawn["relief"], generator(drawn["seed"]))
+        hidden = -np.expm1(-np.float32(drawn["beta"]) * depth)[:, :, None]
+        light = to_linear(clean)
+        return to_display(light + (airlight - light) * hidden)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snow:
+    """Snowflakes at several distances: soft, uneven clumps, smeared along their fall, before a veil of far snow.
+
+    layers      number of distances, 1 to 8, spaced geometrically from `depth` to 1
+    depth       distance of the farthest layer in units of the nearest, 1 to 20
+    angle       direction of fall in degrees from the vertical, -90 to 90; flakes stray by some 15 degrees
+    size        full width at half maximum of a near flake in pixels, 0.5 to 40
+    motion      way that a near flake falls during the exposure in pixels, 0 to 100
+    density     near flakes per 100 × 100 pixels, 0 to 100
+    opacity     share of the background that the middle of a thick flake hides, 0 to 0.99
+    brightness  display value of the light that flakes and veil scatter, 0 to 1
+    veil        share of the background that the farthest flakes hide, 0 to 0.99
+    """
+
+    __pydantic_config__ = STRICT
+    kind: Literal["snow"] = "snow"
+    layers: int
+    depth: Range
+    angle: Range
+    size: Range
+    motion: Range
+    density: Range
+    opacity: Range
+    brightness: Range
+    veil: Range
+
+    def __post_init__(self) -> None:
+        check_number(self, "layers", 1, 8)
+        check_range(self, "depth", 1, 20)
+        check_range(self, "angle", -90, 90)
+        check_range(self, "size", 0.5, 40)
+        check_range(self, "motion", 0, 100)
+        check_range(self, "density", 0, 100)
+        check_range(self, "opacity", 0, 0.99)
+        check_range(self, "brightness", 0, 1)
+        check_range(self, "veil", 0, 0.99)
+
+    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+        """The weather of this picture; where the flakes are follows from the seed."""
+        names = ("depth", "angle", "size", "motion", "density", "opacity", "brightness", "veil")
+        weather = {name: draw_uniform(rng, getattr(self, name)) for name in names}
+        return [{"kind": self.kind, "layers": self.layers, **weather, "seed": draw_seed(rng)}]
+
+    @staticmethod
+    def apply(clean: Image, drawn: Drawn) -> Image:
+        """y = x + (L − x)·(1 − e^{−τ}); within [0, 1] if clean is."""
+        rng = generator(drawn["seed"])
+        optical_depth = np.full(clean.shape[:2], -np.log1p(-drawn["veil"]), dtype=np.float32)
+        for away in np.geomspace(drawn["depth"], 1.0, drawn["layers"]):
+            optical_depth += flake_layer(clean.shape[0], clean.shape[1], drawn, float(away), rng)
+        hidden = -np.expm1(-optical_depth)[:, :, None]
+        return clean + (np.float32(drawn["brightness"]) - clean) * hidden
+
+
+def distance(height: int, width: int, relief: float, rng: np.random.Generator) -> Float32[np.ndarray, "H W"]:
+    """Distance of what each pixel shows, 0 (here) to 1 (farthest): a tilted plane in perspective, and hills."""
+    tilt = rng.uniform(-0.3, 0.3)
+    down = np.linspace(0, 1, height, dtype=np.float32)[:, None] + np.float32(tilt) * np.linspace(
+        -0.5, 0.5, width, dtype=np.float32
+    )
+    plane = 1 / (1 + 3 * np.clip(down, 0, 1))
+    coarse = rng.random((5, 5), dtype=np.float32)
+    hills = np.clip(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1).reshape(height, width)
+    away: Float32[np.ndarray, "H W"] = np.float32(1 - relief) * plane + np.float32(relief) * hills
+    return away
+
+
+def flake_layer(
+    height: int, width: int, drawn: Drawn, away: float, rng: np.random.Generator
+) -> Float32[np.ndarray, "H W"]:
+    """Optical depth of the flakes at one distance; a flake is a handful of clumps, smeared along its own fall."""
+    size, motion = drawn["size"] / away, drawn["motion"] / away
+    margin = 2 * size + motion
+    count = int(rng.poisson(drawn["density"] / DENSITY_AREA * away**2 * (height + 2 * margin) * (width + 2 * margin)))
+    centre_y = rng.uniform(-margin, height + margin, (count, 1, 1))
+    centre_x = rng.uniform(-margin, width + margin, (count, 1, 1))
+    own_size = size * rng.uniform(0.5, 1.3, (count, 1, 1))
+    clump_y, clump_x = 0.3 * own_size * rng.standard_normal((2, count, CLUMPS_PER_FLAKE, 1))
+    angle = np.deg2rad(drawn["angle"] + 15 * rng.standard_normal((count, 1, 1)))
+    along = motion * np.linspace(-0.5, 0.5, SAMPLES_PER_FLAKE)
+    y = centre_y + clump_y + along * np.cos(angle)
+    x = centre_x + clump_x + along * np.sin(angle)
+    clump = 0.6 * size  # full width at half maximum
+    strength = -math.log1p(-drawn["opacity"]) * rng.uniform(0.3, 1.0, (count, 1, 1))
+    area = math.pi / (4 * math.log(2)) * clump**2  # of a Gaussian with unit peak
+    weight = np.broadcast_to(strength * area / SAMPLES_PER_FLAKE * (own_size / size) ** 2 / 2, y.shape)
+    depth = splat(height, width, y.ravel(), x.ravel(), weight.ravel())
+    variance = max((clump / FWHM_OF_GAUSSIAN) ** 2 - 1 / 6, 0.01)
+    blurred: Float32[np.ndarray, "H W"] = cv2.GaussianBlur(
+        depth, (0, 0), math.sqrt(variance), borderType=cv2.BORDER_REFLECT
+    )
+    return blurred
