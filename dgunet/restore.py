@@ -46,10 +46,10 @@ def restore(
             them; a gray network restores each colour channel on its own; a sensing network measures each tile first.
         array: uint8, uint16, or float32 where [0, 1] is black to white and values outside are kept. Alpha is
             returned as it came.
-        tile: side in pixels from which on the image is cut, None for the image as a whole up to 1024·1024 pixels and
-            tiles of 512 above.
-        overlap: pixels that neighbouring tiles share, a multiple of 32 and at most a third of the tile.
-        self_ensemble: average over the 8 flips and quarter turns; eight times the work for some hundredths of a dB.
+        tile: side in pixels of the tiles, a multiple of 32 and at least 3 overlaps. None: an image of up to 1024·1024
+            pixels is restored as a whole, a larger one in tiles of 512.
+        overlap: pixels that neighbouring tiles share, a multiple of 32.
+        self_ensemble: average over the 8 flips and quarter turns; eight times the work.
         device: where to compute; the model is moved there. None: where it is. On CUDA in bfloat16 (autocast).
         progress: called with the numbers of finished and of all tiles.
 
@@ -98,8 +98,8 @@ def _check(model: DGUNet, array: Array, tile: int | None, overlap: int) -> None:
         raise ValueError("the image has NaN or infinite values")
     if model.config.image_channels not in (1, 3):
         raise ValueError(f"a network of {model.config.image_channels} channels restores no photographs")
-    if overlap < GRID or overlap % GRID or (tile is not None and 3 * overlap > tile):
-        raise ValueError(f"tile={tile}, overlap={overlap}: overlap must be a multiple of {GRID}, the tile 3 times that")
+    if overlap < GRID or overlap % GRID or (tile is not None and (tile % GRID or tile < 3 * overlap)):
+        raise ValueError(f"tile {tile}, overlap {overlap}: give multiples of {GRID}, the tile at least 3 overlaps")
 
 
 def _cuts(length: int, tile: int, overlap: int) -> list[slice]:
