@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from dgunet.checkpoint import load_model
-from pipeline.evaluation import Evaluation, evaluate, restoration
+from pipeline.evaluation import Evaluate, Evaluation, evaluate, restoration
 from pipeline.gallery import Exhibit, Page, choose, render
-from pipeline.loader import pairs
-from pipeline.params import load_params
+from pipeline.loader import LoadedPair, pairs
+from pipeline.params import Synthesize, door, load_section
 from pipeline.plots import plots, png
 from pipeline.reports import read_curve, replacing, write_tables
 from pipeline.shards import INDEX, checksum, read_index
@@ -29,24 +29,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder of the report")
     given = parser.parse_args(arguments)
 
-    params = load_params()
-    task = params.task(given.task)
-    settings = task.evaluate
+    settings: Evaluate = load_section(f"{given.task}.evaluate", Evaluate)
+    synthesize: Synthesize = load_section(f"{given.task}.synthesize", Synthesize)
+    seed: int = load_section("seed", int)
     model = load_model(given.model).to("cuda" if torch.cuda.is_available() else "cpu")
 
     index = read_index(given.shards)
-    images = tqdm(pairs(given.shards), "test", index.samples, unit="image")
+    images = _watched(pairs(given.shards), f"evaluate {given.task}", index.samples)
     evaluation = evaluate(model, images, settings.baseline, settings.protocol)
     benchmarks: dict[str, Evaluation] = {}
     for benchmark in settings.benchmarks:
         if (folder := benchmark.absent()) is not None:
             print(f"{given.task}: benchmark {benchmark.name} skipped: there is no folder {folder}", flush=True)
             continue
-        images = benchmark.pairs(task.synthesize.degradation, task.synthesize.channels, params.seed)
-        found = evaluate(model, tqdm(images, benchmark.name, unit="image"), settings.baseline, benchmark.protocol)
-        benchmarks[benchmark.name] = found
+        images = _watched(benchmark.pairs(synthesize.degradation, synthesize.channels, seed), benchmark.name)
+        benchmarks[benchmark.name] = evaluate(model, images, settings.baseline, benchmark.protocol)
 
-    reasons = choose(evaluation, settings.gallery.num_images)
+    reasons = choose(evaluation, settings.gallery_images)
     numbers = {image.key: image for image in evaluation.images}
     exhibits = {
         pair.key: Exhibit(reasons[pair.key], numbers[pair.key], restoration(model, pair, settings.baseline))
@@ -64,7 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model=model.config,
         num_parameters=sum(weights.numel() for weights in model.parameters()),
         baseline=settings.baseline,
-        protocol=settings.protocol,
     )
     with replacing(given.out) as folder:
         write_tables(folder, evaluation, benchmarks, checksum(given.shards / INDEX))
@@ -73,5 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (folder / "gallery.html").write_text(render(page), encoding="utf-8")
 
 
+def _watched(images: Iterable[LoadedPair], name: str, number: int | None = None) -> Iterator[LoadedPair]:
+    yield from tqdm(images, name, number, unit="image", disable=None)
+
+
 if __name__ == "__main__":
-    main()
+    door(main)

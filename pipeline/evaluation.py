@@ -4,23 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float32
+from pydantic import Field, PositiveInt
 
 from dgunet.images import to_array, to_tensor
 from dgunet.network import DGUNet
 from dgunet.restore import restore
 from pipeline.baselines import Baseline, PseudoInverse
+from pipeline.benchmark import Benchmark
 from pipeline.loader import LoadedPair
+from pipeline.params import Section
 from pipeline.protocol import Protocol, Quality, gain, mean_quality
 
 MAX_PIXELS_AT_ONCE = 2**20  # above, the image is restored in tiles, and only the last estimate is known
 TILE = 512
 
 Image = Float32[np.ndarray, "H W C"]
+
+
+class Evaluate(Section):
+    """How a task's model is judged: on its own test split, and on benchmarks that are skipped where they are absent."""
+
+    protocol: Protocol
+    baseline: Annotated[Baseline, Field(discriminator="kind")]
+    gallery_images: PositiveInt
+    benchmarks: list[Benchmark]
 
 
 class Restoration(NamedTuple):
@@ -59,9 +71,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The numbers of all pairs of a set, in its order, and their means."""
+    """The numbers of all pairs of a set, in its order, their means, and how they were measured."""
 
     images: tuple[Measured, ...]
+    protocol: Protocol
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -99,9 +112,8 @@ class Evaluation:
 
 def evaluate(model: DGUNet, pairs: Iterable[LoadedPair], baseline: Baseline, protocol: Protocol) -> Evaluation:
     """Measure `model` on `pairs`, one at a time, by `protocol`; ValueError if there is none."""
-    return Evaluation(
-        tuple(measured(pair.key, restoration(model, pair, baseline), protocol) for pair in pairs),
-    )
+    found = (measured(pair.key, restoration(model, pair, baseline), protocol) for pair in pairs)
+    return Evaluation(tuple(found), protocol)
 
 
 def measured(key: str, images: Restoration, protocol: Protocol) -> Measured:

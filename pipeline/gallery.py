@@ -20,7 +20,7 @@ from dgunet.network import DGUNetConfig
 from pipeline.baselines import Baseline
 from pipeline.evaluation import Evaluation, Measured, Restoration
 from pipeline.plots import ON_DARK, ON_LIGHT, Plot, svg
-from pipeline.protocol import Protocol, Quality
+from pipeline.protocol import Quality
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 LONGEST_SIDE = 768  # of an image on the page; larger ones are shrunk
@@ -52,7 +52,6 @@ class Page:
     model: DGUNetConfig
     num_parameters: int
     baseline: Baseline
-    protocol: Protocol
 
 
 def choose(evaluation: Evaluation, number: int) -> dict[str, str]:
@@ -96,7 +95,7 @@ def render(page: Page) -> str:
         degraded_ssim=_ssim(evaluation.degraded),
         baseline_ssim=_ssim(evaluation.baseline),
         restored_ssim=_ssim(evaluation.restored),
-        measuring=_definitions({"baseline": asdict(page.baseline), "measured": str(page.protocol)}),
+        measuring=_definitions({"baseline": asdict(page.baseline), "measured": str(evaluation.protocol)}),
         plots="".join(_plot(name, plot) for name, plot in page.plots.items()),
         benchmarks=_benchmarks(page.benchmarks),
         degradation=_definitions(page.degradation),
@@ -139,9 +138,10 @@ def _exhibit(number: int, exhibit: Exhibit) -> str:
         degraded=_photograph(images.degraded),
         restored=_photograph(images.restored),
         clean=_photograph(images.clean),
-        crops="".join(_crop(name, image[window], quality) for name, image, quality in crops),
+        crops="".join(_crop(name, image[window], _quality(quality)) for name, image, quality in crops),
         stages="".join(
-            _crop(f"stage {k}", estimate[window], quality) for k, (estimate, quality) in enumerate(stages, 1)
+            _crop(f"stage {k}", estimate[window], f"{_decibels(quality.psnr)} dB")
+            for k, (estimate, quality) in enumerate(stages, 1)
         ),
     )
 
@@ -167,8 +167,7 @@ _EXHIBIT = Template("""
 """)
 
 
-def _crop(name: str, image: Image, quality: Quality | None) -> str:
-    numbers = "" if quality is None else f"<span>{_decibels(quality.psnr)} dB · {_ssim(quality)}</span>"
+def _crop(name: str, image: Image, numbers: str) -> str:
     picture = f'<img alt="{name}, detail" src="{_data_uri("image/png", _encode(image, ".png"))}">'
     return f"<figure>{picture}<figcaption><b>{name}</b> {numbers}</figcaption></figure>"
 
@@ -179,6 +178,7 @@ def _photograph(image: Image) -> str:
         size = [max(1, round(side * LONGEST_SIDE / longest)) for side in image.shape[1::-1]]
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], -1)
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     return _data_uri("image/jpeg", _encode(image, ".jpg", options))
 
 
@@ -200,7 +200,7 @@ def _benchmarks(benchmarks: Mapping[str, Evaluation]) -> str:
         return ""
     head = "".join(f"<th scope=col>{name}</th>" for name in ("images", "degraded", "baseline", "restored", "gain"))
     rows = "".join(
-        f"<tr><th scope=row>{_text(name)}</th><td>{len(found.images)}</td>"
+        f"<tr><th scope=row>{_text(name)}<small>{_text(str(found.protocol))}</small></th><td>{len(found.images)}</td>"
         + "".join(
             f"<td>{_decibels(quality.psnr)} / {_ssim(quality)}</td>"
             for quality in (found.degraded, found.baseline, found.restored)
@@ -231,6 +231,10 @@ def _value(value: Any) -> str:
 
 def _decibels(psnr: float) -> str:
     return f"{psnr:.2f}" if math.isfinite(psnr) else "∞"
+
+
+def _quality(quality: Quality | None) -> str:
+    return "" if quality is None else f"{_decibels(quality.psnr)} dB · {_ssim(quality)}"
 
 
 def _ssim(quality: Quality) -> str:

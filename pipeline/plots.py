@@ -125,5 +125,5 @@ def _gains(axes: Any, ink: Ink, evaluation: Evaluation) -> None:
     axes.set_ylabel("images")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if gains:
-        axes.hist(gains, bins=min(20, max(5, round(math.sqrt(len(gains))))), color=ink.accent, alpha=0.85)
+        axes.hist(gains, bins=min(20, max(5, round(math.sqrt(len(gains))))), color=ink.accent, rwidth=0.92)
     axes.axvline(0, color=ink.second, linewidth=1.2)

@@ -57,7 +57,9 @@ class Protocol:
         """Say it in a sentence."""
         channels = "the luma (Y of MATLAB's rgb2ycbcr)" if self.colour == "luma" else "all channels"
         rounding = (
-            "clipped and rounded to 8 bits" if self.quantise else "neither quantised nor, before restoring, clipped"
+            "clipped and rounded to 8 bits"
+            if self.quantise
+            else "degraded images as the network saw them, restored ones clipped, none rounded"
         )
         part = "the whole image" if self.crop is None else f"the top left {self.crop[0]} × {self.crop[1]} pixels"
         return f"PSNR and SSIM of {channels}, {rounding}, over {part}."

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.params import door
+
 HEADER = ("task", "degraded", "baseline", "restored", "gain in dB", "champion")
 
 
@@ -82,4 +84,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    door(main)

@@ -42,7 +42,8 @@ def by_hand(image: np.ndarray, clean: np.ndarray) -> float:
 
 def images_of(gains: dict[str, float]) -> Evaluation:
     return Evaluation(
-        tuple(Measured(k, Quality(20.0, 0.5), Quality(21.0, 0.6), (Quality(20 + g, 0.7),)) for k, g in gains.items())
+        tuple(Measured(k, Quality(20.0, 0.5), Quality(21.0, 0.6), (Quality(20 + g, 0.7),)) for k, g in gains.items()),
+        RGB,
     )
 
 
