@@ -76,18 +76,21 @@ def inspect_images(
 
 def inspect_image(candidate: Candidate, *, max_pixels: int) -> Inspection:
     """Decode an image (and its degraded partner) and describe it. Raises StorageError if its place is out of reach."""
+    where = candidate.where
     try:
-        image = _read(candidate.where, max_pixels)
+        image = _read(where, max_pixels)
         height, width = image.shape[:2]
         degraded_sha256 = ""
         if candidate.degraded:
-            degraded = _read(candidate.degraded, max_pixels)
-            if degraded.shape != image.shape:
-                sizes = f"{degraded.shape[1]}x{degraded.shape[0]}, the clean image {width}x{height}"
-                return Inspection(reason=f"misaligned pair: {candidate.degraded} is {sizes}")
+            where = candidate.degraded
+            degraded = _read(where, max_pixels)
             degraded_sha256 = pixel_hash(degraded)
+            if degraded.shape != image.shape:
+                size = f"{degraded.shape[1]}x{degraded.shape[0]}"
+                return Inspection(reason=f"misaligned: {size}, but its clean partner is {width}x{height}")
     except (UnreadableFile, images.UnreadableImage) as error:
-        return Inspection(reason=str(error))
+        at_fault = f"its clean partner {where}: " if candidate.degraded and where == candidate.where else ""
+        return Inspection(reason=at_fault + str(error))
     return Inspection(pixel_hash(image), degraded_sha256, height, width, duplicates.thumbnail(image).tobytes())
 
 

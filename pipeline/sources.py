@@ -173,10 +173,10 @@ _Keyed: TypeAlias = dict[str, tuple[File, _Key]]
 
 def _set_aside(file: File) -> LeftOut | None:
     """What is no image by its name, or must not be read; the content of the others decides, not their suffix."""
-    if file.is_hidden:
-        return LeftOut(file.where, "hidden", ignored=True)
     if file.problem:
         return LeftOut(file.where, file.problem)
+    if file.is_hidden:
+        return LeftOut(file.where, "hidden", ignored=True)
     suffix = PurePosixPath(file.name).suffix.lower()
     if suffix not in SUFFIXES:
         return LeftOut(file.where, f"{suffix or 'no suffix'}: not an image's name", ignored=True)
@@ -185,6 +185,8 @@ def _set_aside(file: File) -> LeftOut | None:
 
 def _list_pairs(source: Pairs) -> Iterator[Candidate | LeftOut]:
     patterns = _Pattern.parse(source.clean), _Pattern.parse(source.degraded)
+    if patterns[0].num_shared != patterns[1].num_shared:
+        raise ValueError(f"{describe(source)}: `clean` and `degraded` need the same number of {{}}")
     files = {place: list(list_files(place)) for place in sorted({pattern.place for pattern in patterns})}
     everything = {file.where: file for listed in files.values() for file in listed}
     set_aside = {where: verdict for where, file in everything.items() if (verdict := _set_aside(file))}
@@ -243,6 +245,11 @@ class _Pattern:
         wild = {"{}": "(.+)", "*": "[^/]*"}
         expression = "".join(wild.get(piece) or re.escape(piece) for piece in pieces)
         return cls(place or "/", re.compile(expression), sum(len(piece) for piece in pieces if piece not in wild))
+
+    @property
+    def num_shared(self) -> int:
+        """Number of parts that partners have in common."""
+        return self.names.groups if self.names else 1
 
     def key(self, name: str) -> _Key | None:
         """What `name` shares with its partner; None if it does not match."""

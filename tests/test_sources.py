@@ -1,0 +1,318 @@
+"""Sources and the places they read: folders, archives, URLs, pairs."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.sources import Candidate, Folder, LeftOut, Pairs, Source, Starter, list_images, read_source_image
+from pipeline.storage import File, StorageError, UnreadableFile, list_files, read
+
+
+@pytest.fixture(autouse=True)
+def _in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def png(value: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def lay(*names: str) -> None:
+    for number, name in enumerate(names):
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number))
+
+
+def candidates(source: Source) -> list[Candidate]:
+    return [item for item in list_images(source) if isinstance(item, Candidate)]
+
+
+def wheres(source: Source) -> list[str]:
+    return [item.where for item in candidates(source)]
+
+
+def reasons(source: Source) -> dict[str, str]:
+    return {item.where: item.reason for item in list_images(source) if isinstance(item, LeftOut)}
+
+
+def listed(place: str) -> dict[str, File]:
+    return {file.name: file for file in list_files(place)}
+
+
+def write_zip(path: str, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def write_tar(path: str, members: dict[str, bytes], mode: str = "w") -> None:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def test_the_starter_photographs_are_found_and_read_without_importing_their_packages() -> None:
+    code = (
+        "import sys; from pipeline.sources import *\n"
+        "photos = list(list_images(Starter()))\n"
+        "assert len(photos) == 8 and all(len(read_source_image(photo.where)) > 50_000 for photo in photos)\n"
+        "assert 'skimage' not in sys.modules and 'sklearn' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_a_folder_is_listed_recursively_and_named_relative_to_the_checkout() -> None:
+    lay("photos/b.png", "photos/sub/A.JPG", "photos/a.tiff")
+    assert wheres(Folder(path=str(Path("photos").absolute()))) == ["photos/a.tiff", "photos/b.png", "photos/sub/A.JPG"]
+
+
+def test_a_folder_outside_the_checkout_is_named_absolutely(monkeypatch: pytest.MonkeyPatch) -> None:
+    lay("outside/a.png", "checkout/x")
+    monkeypatch.chdir("checkout")
+    (where,) = wheres(Folder(path="../outside"))
+    assert where == str(Path("../outside/a.png").resolve()) and read_source_image(where) == png()
+
+
+def test_hidden_files_and_other_files_are_ignored_and_said_so() -> None:
+    lay("p/a.png", "p/.hidden.png", "p/.git/b.png", "p/notes.txt", "p/README")
+    assert wheres(Folder(path="p")) == ["p/a.png"]
+    found = reasons(Folder(path="p"))
+    assert found == {
+        "p/.hidden.png": "hidden",
+        "p/.git": "hidden",
+        "p/notes.txt": ".txt: not an image's name",
+        "p/README": "no suffix: not an image's name",
+    }
+    assert all(item.ignored for item in list_images(Folder(path="p")) if isinstance(item, LeftOut))
+
+
+def test_links_to_folders_are_followed_once_and_circles_end() -> None:
+    lay("p/sub/a.png", "far/b.png")
+    Path("p/circle").symlink_to(Path("p").absolute(), target_is_directory=True)
+    Path("p/far").symlink_to(Path("far").absolute(), target_is_directory=True)
+    assert wheres(Folder(path="p")) == ["p/far/b.png", "p/sub/a.png"]
+
+
+def test_a_broken_link_is_left_out_with_the_reason() -> None:
+    lay("p/a.png")
+    Path("p/gone.png").symlink_to("nowhere.png")
+    assert "No such file" in reasons(Folder(path="p"))["p/gone.png"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_and_a_file_without_permission_are_left_out() -> None:
+    lay("p/secret/a.png", "p/b.png")
+    Path("p/secret").chmod(0)
+    Path("p/b.png").chmod(0)
+    assert "Permission denied" in reasons(Folder(path="p"))["p/secret"]
+    with pytest.raises(UnreadableFile, match="Permission denied"):
+        read("p/b.png")
+
+
+@pytest.mark.parametrize("place", ["nowhere", "nowhere.zip", "nowhere.tar"])
+def test_a_missing_place_is_an_error_that_names_it(place: str) -> None:
+    with pytest.raises(StorageError, match=f"{place}: no such"):
+        list(list_files(place))
+
+
+def test_a_file_given_as_a_folder_is_an_error() -> None:
+    lay("a.png")
+    with pytest.raises(StorageError, match=r"a\.png: not a folder"):
+        list(list_files("a.png"))
+
+
+def test_the_stamp_changes_with_the_content_even_if_size_and_time_are_kept() -> None:
+    lay("p/a.png")
+    before = listed("p")["a.png"].stamp
+    times = Path("p/a.png").stat()
+    Path("p/a.png").write_bytes(png(0)[:-1] + b"x")
+    os.utime("p/a.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert listed("p")["a.png"].stamp != before
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz"])
+def test_archives_are_listed_and_read_like_folders(name: str) -> None:
+    members = {"in/b.png": png(1), "in/a.png": png(2), "notes.txt": b"x", "__MACOSX/in/._a.png": b"x"}
+    write_zip(name, members) if name.endswith("zip") else write_tar(name, members, "w:gz" if "gz" in name else "w")
+    assert wheres(Folder(path=name)) == [f"{name}!in/a.png", f"{name}!in/b.png"]
+    assert read_source_image(f"{name}!in/b.png") == png(1)
+    with pytest.raises(UnreadableFile, match="not in the archive"):
+        read(f"{name}!in/c.png")
+
+
+def test_a_replaced_archive_is_read_anew() -> None:
+    write_zip("a.zip", {"a.png": png(1)})
+    first, stamp = read("a.zip!a.png"), listed("a.zip")["a.png"].stamp
+    write_zip("a.zip", {"a.png": png(2), "b.png": png(3)})
+    assert first == png(1) and read("a.zip!a.png") == png(2) and listed("a.zip")["a.png"].stamp != stamp
+
+
+def test_an_exclamation_mark_in_a_file_name_is_no_archive() -> None:
+    lay("p/wow!.png")
+    assert read_source_image(*wheres(Folder(path="p"))) == png()
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/etc/a.png", "in/../../a.png", "..\\a.png", "C:\\a.png"])
+@pytest.mark.parametrize("archive", ["a.zip", "a.tar"])
+def test_members_that_lead_out_of_their_archive_are_refused(name: str, archive: str) -> None:
+    (write_zip if archive == "a.zip" else write_tar)(archive, {name: png()})
+    ((where, reason),) = reasons(Folder(path=archive)).items()
+    assert reason == "its path leads out of the archive"
+    with pytest.raises(UnreadableFile, match="leads out"):
+        read(where)
+
+
+def test_links_in_archives_are_refused() -> None:
+    with tarfile.open("a.tar", "w") as archive:
+        link = tarfile.TarInfo("a.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    assert reasons(Folder(path="a.tar")) == {"a.tar!a.png": "a link or device in an archive"}
+
+
+def test_a_member_that_unpacks_to_gigabytes_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.storage.MAX_FILE_BYTES", 100)
+    write_zip("a.zip", {"a.png": bytes(101)})
+    assert "too many" in reasons(Folder(path="a.zip"))["a.zip!a.png"]
+
+
+def test_a_damaged_member_is_its_own_problem() -> None:
+    write_zip("a.zip", {"a.png": png(1), "b.png": png(2)})
+    content = bytearray(Path("a.zip").read_bytes())
+    content[60] ^= 255
+    Path("a.zip").write_bytes(content)
+    with pytest.raises(UnreadableFile, match="damaged in its archive"):
+        read("a.zip!a.png")
+    assert read("a.zip!b.png") == png(2)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 512, 1024 + 600, 2048])
+def test_a_cut_tar_is_an_error_even_when_cut_between_members(keep: int) -> None:
+    write_tar("a.tar", {"a.png": png(1), "b.png": png(2), "c.png": png(3)})
+    Path("a.tar").write_bytes(Path("a.tar").read_bytes()[:keep])
+    with pytest.raises(StorageError, match=r"a\.tar: not a whole archive"):
+        list(list_files("a.tar"))
+
+
+def test_a_tar_with_a_damaged_header_in_the_middle_is_an_error() -> None:
+    write_tar("a.tar", {"a.png": png(1), "b.png": png(2)})
+    content = bytearray(Path("a.tar").read_bytes())
+    content[1024:1034] = b"x" * 10
+    Path("a.tar").write_bytes(content)
+    with pytest.raises(StorageError, match=r"damaged after a\.png"):
+        list(list_files("a.tar"))
+
+
+def test_a_cut_zip_is_an_error() -> None:
+    write_zip("a.zip", {"a.png": png(1)})
+    Path("a.zip").write_bytes(Path("a.zip").read_bytes()[:-10])
+    with pytest.raises(StorageError, match=r"a\.zip: not a whole archive"):
+        list(list_files("a.zip"))
+
+
+def test_urls_are_listed_and_read_like_folders() -> None:
+    lay("p/b.png", "p/sub/a.png", "p/notes.txt")
+    place = f"file://{Path('p').absolute()}"
+    assert [Path(where).name for where in wheres(Folder(path=place))] == ["b.png", "a.png"]
+    assert read_source_image(wheres(Folder(path=place))[0]) == png(0)
+
+
+def test_an_archive_behind_a_url_is_read_like_one_at_hand() -> None:
+    write_zip("a.zip", {"in/a.png": png(7)})
+    (where,) = wheres(Folder(path=f"file://{Path('a.zip').absolute()}"))
+    assert where.endswith("a.zip!in/a.png") and read_source_image(where) == png(7)
+
+
+def test_pairs_of_two_folders_match_by_name_whatever_the_format() -> None:
+    lay("d/target/a.png", "d/target/s/b.png", "d/input/a.jpg", "d/input/s/b.png", "d/input/c.png", "d/target/d.png")
+    source = Pairs(clean="d/target", degraded="d/input")
+    assert {item.where: item.degraded for item in candidates(source)} == {
+        "d/target/a.png": "d/input/a.jpg",
+        "d/target/s/b.png": "d/input/s/b.png",
+    }
+    assert reasons(source) == {"d/input/c.png": "no clean partner", "d/target/d.png": "no degraded partner"}
+
+
+@pytest.mark.parametrize(
+    ("clean", "degraded", "names"),
+    [
+        ("s/{}/GT_{}.PNG", "s/{}/NOISY_{}.PNG", ("s/01/GT_010.PNG", "s/01/NOISY_010.PNG")),
+        ("g/{}/sharp/{}", "g/{}/blur/{}", ("g/x/sharp/1.png", "g/x/blur/1.png")),
+        ("p/{}_mean.JPG", "p/{}_real.JPG", ("p/Canon_1_mean.JPG", "p/Canon_1_real.JPG")),
+        ("p/{}.png", "p/{}_noisy.png", ("p/a.png", "p/a_noisy.png")),
+        ("r/norain-{}.png", "r/rain-{}.png", ("r/norain-7.png", "r/rain-7.png")),
+        ("{}_c.png", "{}_d.png", ("q/x_c.png", "q/x_d.png")),
+    ],
+)
+def test_pairs_of_published_sets_match_by_pattern(clean: str, degraded: str, names: tuple[str, str]) -> None:
+    lay(*names)
+    source = Pairs(clean=clean, degraded=degraded)
+    assert [(item.where, item.degraded) for item in candidates(source)] == [names]
+    assert not reasons(source)
+
+
+def test_one_clean_image_may_have_many_degraded_partners() -> None:
+    lay("r/c/901.jpg", "r/d/901_1.jpg", "r/d/901_2.jpg")
+    source = Pairs(clean="r/c/{}.jpg", degraded="r/d/{}_*.jpg")
+    assert [(i.where, i.degraded) for i in candidates(source)] == [
+        ("r/c/901.jpg", "r/d/901_1.jpg"),
+        ("r/c/901.jpg", "r/d/901_2.jpg"),
+    ]
+
+
+def test_a_degraded_image_with_two_clean_partners_is_left_out() -> None:
+    lay("c/a.png", "c/a.jpg", "d/a.png")
+    assert not candidates(Pairs(clean="c", degraded="d"))
+    assert "2 clean partners: c/a.jpg, c/a.png" in reasons(Pairs(clean="c", degraded="d"))["d/a.png"]
+
+
+def test_pairs_may_lie_in_an_archive() -> None:
+    write_zip("a.zip", {"target/a.png": png(1), "input/a.png": png(2)})
+    pairs = candidates(Pairs(clean="a.zip!target/{}", degraded="a.zip!input/{}"))
+    assert [(item.where, item.degraded) for item in pairs] == [("a.zip!target/a.png", "a.zip!input/a.png")]
+
+
+def test_patterns_that_share_nothing_alike_are_refused() -> None:
+    lay("c/a.png")
+    with pytest.raises(ValueError, match="the same number of"):
+        list(list_images(Pairs(clean="c/{}", degraded="d/{}/{}")))
+
+
+def test_a_wrong_pattern_leaves_every_file_to_be_seen_in_the_report() -> None:
+    lay("p/a_gt.png", "p/a_in.png")
+    assert set(reasons(Pairs(clean="p/{}_GT.png", degraded="p/{}_IN.png")).values()) == {"matches neither pattern"}
+
+
+def test_every_source_can_be_written_in_params() -> None:
+    from pipeline.sources import Prepare
+
+    content = {
+        "sources": [
+            {"kind": "starter"},
+            {"kind": "folder", "path": "p"},
+            {"kind": "pairs", "clean": "c", "degraded": "d"},
+        ],
+        "min_side": 64,
+        "max_megapixels": 100.0,
+        "split": {"val": 0.1, "test": 0.2},
+    }
+    sources = Prepare.model_validate(content).sources
+    assert sources == [Starter(), Folder(path="p"), Pairs(clean="c", degraded="d")]
+    for wrong in ({"kind": "folder"}, {"kind": "folder", "path": "p", "pth": 1}, {"kind": "filder", "path": "p"}):
+        with pytest.raises(ValueError, match="sources"):
+            Prepare.model_validate({**content, "sources": [wrong]})
+    with pytest.raises(ValueError, match="leave nothing for train"):
+        Prepare.model_validate({**content, "split": {"val": 0.5, "test": 0.5}})
