@@ -1,0 +1,121 @@
+"""Folders, archives and URLs as one thing."""
+
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.storage import File, StorageError, UnreadableFile, list_files, read
+
+
+@pytest.fixture(autouse=True)
+def _in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def png(value: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def lay(*names: str) -> None:
+    for number, name in enumerate(names):
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number))
+
+
+def listed(place: str) -> dict[str, File]:
+    return {file.name: file for file in list_files(place)}
+
+
+def write_zip(path: str, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def write_tar(path: str, members: dict[str, bytes], mode: str = "w") -> None:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_and_a_file_without_permission_are_left_out() -> None:
+    lay("p/secret/a.png", "p/b.png")
+    Path("p/secret").chmod(0)
+    Path("p/b.png").chmod(0)
+    assert "Permission denied" in str(listed("p")["secret/"].problem)
+    with pytest.raises(UnreadableFile, match="Permission denied"):
+        read("p/b.png")
+
+
+@pytest.mark.parametrize("place", ["nowhere", "nowhere.zip", "nowhere.tar"])
+def test_a_missing_place_is_an_error_that_names_it(place: str) -> None:
+    with pytest.raises(StorageError, match=f"{place}: no such"):
+        list(list_files(place))
+
+
+def test_a_file_given_as_a_folder_is_an_error() -> None:
+    lay("a.png")
+    with pytest.raises(StorageError, match=r"a\.png: not a folder"):
+        list(list_files("a.png"))
+
+
+def test_the_stamp_changes_with_the_content_even_if_size_and_time_are_kept() -> None:
+    lay("p/a.png")
+    before = listed("p")["a.png"].stamp
+    times = Path("p/a.png").stat()
+    Path("p/a.png").write_bytes(png(0)[:-1] + b"x")
+    os.utime("p/a.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert listed("p")["a.png"].stamp != before
+
+
+def test_a_replaced_archive_is_read_anew() -> None:
+    write_zip("a.zip", {"a.png": png(1)})
+    first, stamp = read("a.zip!a.png"), listed("a.zip")["a.png"].stamp
+    write_zip("a.zip", {"a.png": png(2), "b.png": png(3)})
+    assert first == png(1) and read("a.zip!a.png") == png(2) and listed("a.zip")["a.png"].stamp != stamp
+
+
+def test_a_damaged_member_is_its_own_problem() -> None:
+    write_zip("a.zip", {"a.png": png(1), "b.png": png(2)})
+    content = bytearray(Path("a.zip").read_bytes())
+    content[60] ^= 255
+    Path("a.zip").write_bytes(content)
+    with pytest.raises(UnreadableFile, match="damaged in its archive"):
+        read("a.zip!a.png")
+    assert read("a.zip!b.png") == png(2)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 512, 1024 + 600, 2048])
+def test_a_cut_tar_is_an_error_even_when_cut_between_members(keep: int) -> None:
+    write_tar("a.tar", {"a.png": png(1), "b.png": png(2), "c.png": png(3)})
+    Path("a.tar").write_bytes(Path("a.tar").read_bytes()[:keep])
+    with pytest.raises(StorageError, match=r"a\.tar: not a whole archive"):
+        list(list_files("a.tar"))
+
+
+def test_a_tar_with_a_damaged_header_in_the_middle_is_an_error() -> None:
+    write_tar("a.tar", {"a.png": png(1), "b.png": png(2)})
+    content = bytearray(Path("a.tar").read_bytes())
+    content[1024:1034] = b"x" * 10
+    Path("a.tar").write_bytes(content)
+    with pytest.raises(StorageError, match=r"damaged after a\.png"):
+        list(list_files("a.tar"))
+
+
+def test_a_cut_zip_is_an_error() -> None:
+    write_zip("a.zip", {"a.png": png(1)})
+    Path("a.zip").write_bytes(Path("a.zip").read_bytes()[:-10])
+    with pytest.raises(StorageError, match=r"a\.zip: not a whole archive"):
+        list(list_files("a.zip"))
