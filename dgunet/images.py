@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from dgunet.photo import MAX_PIXELS, Photo, Pixels, UnreadableImage, decode, encode, header_dimensions
+from dgunet.photo import MAX_PIXELS, SUFFIXES, Photo, Pixels, UnreadableImage, decode, encode, header_dimensions
 
 __all__ = [
+    "SUFFIXES",
     "Photo",
     "UnreadableImage",
     "dimensions",
@@ -32,16 +33,6 @@ __all__ = [
 ]
 
 GREY_LEVELS = 255  # the unit in which the field gives noise levels: sigma 25 is 25 / GREY_LEVELS
-
-SUFFIXES = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-    ".webp": "WEBP",
-}
 
 Source: TypeAlias = str | os.PathLike[str] | bytes
 

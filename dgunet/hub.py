@@ -1,0 +1,154 @@
+"""A registered model -> a local model folder: "models:/derain@champion", or "models:/derain/3".
+
+The one place in the package that knows MLflow, which is imported on use. What was fetched once is kept in the user's
+cache folder, one folder per model version, and is used when the registry cannot be reached.
+"""
+
+import hashlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+PREFIX = "models:/"
+LOCAL_STORE = "mlflow.db"
+
+_IN_REQUEST = {  # MLflow's own patience with a dead server is minutes; the progress bar would be for 3 MB
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+def pull(uri: str) -> Path:
+    """The local folder with `model.safetensors` and `config.json` of a registered model; treat it as read-only.
+
+    The registry is MLFLOW_TRACKING_URI, else the `mlflow.db` in the current directory. The cache is `dgunet` in
+    XDG_CACHE_HOME, else in ~/.cache.
+
+    Raises:
+        ValueError: no such model (says which there are), no registry known or reached, or no model folder in it.
+        ImportError: MLflow is not installed.
+    """
+    match = re.fullmatch(r"models:/([^/@:]+)(?:@([^/@:]+)|/(\d+))", uri)
+    if match is None:
+        raise ValueError(f'{uri}: write "models:/NAME@ALIAS", as models:/denoise@champion, or "models:/NAME/VERSION"')
+    name, alias, number = match.groups()
+    registry = _registry()
+    cache = _cache()
+    answers = cache / "answers" / _digest(registry, uri)
+    with _environment(_IN_REQUEST):
+        try:
+            version = _ask(registry, uri, name, alias, number)
+        except ConnectionError as error:
+            kept = cache / answers.read_text() if answers.is_file() else None
+            if kept is None or not kept.is_dir():
+                raise ValueError(f"{uri}: {error}, and the model was not fetched before") from error
+            print(f"{uri}: {error}; using the copy fetched before", file=sys.stderr)
+            return kept
+        # The source is unique where the number is not: a registry may be deleted and begin again at 1.
+        folder = cache / f"{quote(name)}-{version.version}-{_digest(registry, str(version.source))}"
+        if not folder.is_dir():
+            _fetch(registry, f"{PREFIX}{name}/{version.version}", folder)
+    _write(answers, folder.name)
+    return folder
+
+
+def _registry() -> str:
+    """The address, checked so that MLflow never creates an empty store."""
+    configured = os.environ.get("MLFLOW_TRACKING_URI")
+    if not configured:
+        if not Path(LOCAL_STORE).is_file():
+            raise ValueError(
+                f"no model registry is known: set MLFLOW_TRACKING_URI to its address, or run this where "
+                f"{LOCAL_STORE} lies, or give a model folder instead of {PREFIX}..."
+            )
+        return f"sqlite:///{Path(LOCAL_STORE).absolute()}"
+    if configured.startswith("sqlite:///"):
+        path = Path(configured.removeprefix("sqlite:///"))
+        if not path.is_file():
+            raise ValueError(f"MLFLOW_TRACKING_URI={configured}: there is no file {path.absolute()}")
+        return f"sqlite:///{path.absolute()}"
+    return configured
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgunet"
+
+
+def _ask(registry: str, uri: str, name: str, alias: str | None, number: str | None) -> Any:
+    """The registered version. Raises ConnectionError if the registry gives no answer, ValueError if it has none."""
+    try:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+    except ImportError as error:
+        raise ImportError(f"{uri}: reading a model registry needs MLflow: pip install 'dgunet[hub]'") from error
+    try:
+        client = MlflowClient(tracking_uri=registry, registry_uri=registry)
+        return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise ConnectionError(f"the registry {registry} cannot be read ({_first_line(error)})") from error
+        there_is = ", ".join(_names(model) for model in client.search_registered_models()) or "nothing yet"
+        raise ValueError(f"{uri}: not in the registry {registry}; there is: {there_is}") from error
+
+
+def _names(model: Any) -> str:
+    latest = max((int(version.version) for version in model.latest_versions or []), default=0)
+    aliases = "".join(f", @{alias} is {version}" for alias, version in sorted(model.aliases.items()))
+    return f"{model.name} (newest version {latest}{aliases})"
+
+
+def _fetch(registry: str, uri: str, folder: Path) -> None:
+    from mlflow import artifacts
+    from mlflow.exceptions import MlflowException
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as temporary:
+        try:
+            artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=temporary, tracking_uri=registry, registry_uri=registry
+            )
+        except (MlflowException, OSError) as error:
+            raise ValueError(f"{uri}: the files cannot be fetched from {registry} ({_first_line(error)})") from error
+        found = [path.parent for path in Path(temporary).rglob("config.json")]
+        found = [path for path in found if (path / "model.safetensors").is_file()]
+        if len(found) != 1:
+            raise ValueError(f"{uri}: has {len(found)} folders with config.json and model.safetensors instead of one")
+        try:
+            found[0].rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+
+
+@contextmanager
+def _environment(defaults: dict[str, str]) -> Iterator[None]:
+    """MLflow reads these at every request. What the user has set stays."""
+    added = [name for name in defaults if name not in os.environ]
+    os.environ.update({name: defaults[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    Path(file.name).replace(path)
