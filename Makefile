@@ -1,0 +1,56 @@
+# Two commands do everything, installation included: `make repro` and `make test`. `make help` lists all.
+SHELL := /bin/bash
+PYTHON ?= python3
+TASK ?= denoise
+BIN := .venv/bin
+READY := .venv/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := true
+export MPLBACKEND := Agg
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test test-all check lint look tune adopt ui bench bench-gpu lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+setup: $(READY)  ## make .venv with the pinned versions, and initialise DVC
+
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed; name it: make PYTHON=python3.12 ...")'
+	@command -v git >/dev/null || { echo "git is needed: apt-get install git"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "pip>=25.1"
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet --constraint constraints.txt --group pipeline --group dev --editable .
+	@test -d .git || git init --quiet
+	@test -f .dvc/config || $(BIN)/dvc init --quiet
+	@touch $(READY)
+
+repro: $(READY)  ## photographs -> shards -> trained, measured, promoted models; then a summary
+	@dvc repro
+	@python -m pipeline.summary
+
+test: $(READY)  ## the tests: fast ones, some with real Ray and MLflow (about five minutes)
+	@pytest
+
+test-all: $(READY)  ## all tests that can run on this machine, also the slow ones
+	@pytest -m "not gpu"
+
+check: lint  ## formatting, lint, types, import contracts
+lint: $(READY)
+	@ruff format --check . && ruff check . && mypy && lint-imports
+
+look: $(READY)  ## TASK=derain: a contact sheet of the task's degradation, in seconds, to tune it by eye
+	@python -m pipeline.look --task $(TASK)
+
+ui: $(READY)  ## browse runs and models in MLflow on http://127.0.0.1:5000
+	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port 5000
+
+bench: $(READY)  ## measure network, loader, synthesis on this machine; writes benchmarks/results
+	@for name in network loader synthesis degradations; do python benchmarks/$$name.py; done
+
+lock: $(READY)  ## write constraints.txt from what is installed
+	@$(BIN)/python -m pip freeze --exclude-editable --exclude dgunet | sed -E 's/\+cpu$$//' > constraints.txt
+
+clean:  ## remove what was built: models, shards, reports, caches, the environment (not mlflow.db)
+	rm -rf .venv .cache data models reports

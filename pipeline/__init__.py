@@ -1,0 +1,1 @@
+"""How a network is made: from photographs to a registered model, one DVC stage per door."""

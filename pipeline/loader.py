@@ -1,0 +1,237 @@
+"""Shards to this worker's batches: an order that depends on nothing but the data, the seed and the batch size.
+
+Position j of every global batch is a *stream*. In each pass over the data the shards are put in an order drawn from
+(seed, pass), laid end to end and cut into `batch_size` equal stretches; stream j walks its stretch, in an order
+shuffled within each shard. So the sample at (step, j) can be computed, not only replayed: any number of workers sees
+the same global batches, a resumed run starts at its step without reading what went before, and the only state is the
+step. A worker owns some of the streams and so opens few shards at a time. The remainder that does not fill a batch is
+left out, another one in each pass.
+
+What is drawn for a sample (crop, flip, turn, and the degradation when pairs are made online) comes from
+(seed, key, pass).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dgunet.images import to_float
+from pipeline.degradations import Degradation, degrade
+from pipeline.params import parse_degradation
+from pipeline.shards import Index, Pair, Shard, read_index
+
+SHARDS_KEPT_OPEN = 32
+
+
+class Batch(NamedTuple):
+    """Clean and degraded patches, and the keys of the pairs that they were cut from."""
+
+    clean: Float[Tensor, "B C H W"]
+    degraded: Float[Tensor, "B C H W"]
+    keys: Sequence[str]
+
+
+@dataclass(frozen=True)
+class LoadedPair:
+    """One whole pair in [0, 1]; `degraded` may leave that range when it is made online."""
+
+    key: str
+    clean: Float32[np.ndarray, "H W C"]
+    degraded: Float32[np.ndarray, "H W C"]
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Course:
+    """The order of all samples for ever: `at(step, stream)` is (pass, shard, sample in the shard)."""
+
+    index: Index
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.index.samples < self.batch_size:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, but the training shards hold only {self.index.samples} samples: "
+                "lower train.batch_size, or make more pairs (smaller synthesize.stride, more copies, more images)"
+            )
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps until each sample was seen once (but for a remainder smaller than a batch)."""
+        return self.index.samples // self.batch_size
+
+    def at(self, step: int, stream: int) -> tuple[int, int, int]:
+        """Return (pass, number of the shard, number of the sample in it) for stream `stream` at `step`."""
+        turn, within = divmod(step, self.steps_per_pass)
+        shards, ends = _order(self.index, self.seed, turn)
+        place = stream * self.steps_per_pass + within
+        position = int(np.searchsorted(ends, place, side="right"))
+        shard = int(shards[position])
+        size = self.index.shards[shard].samples
+        return turn, shard, int(_shuffle(size, self.seed, turn, shard)[place - (int(ends[position]) - size)])
+
+
+@lru_cache(maxsize=4)
+def _order_cached(sizes: tuple[int, ...], seed: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
+    shards = np.random.default_rng([seed, turn]).permutation(len(sizes))
+    return shards, np.cumsum(np.asarray(sizes)[shards])
+
+
+def _order(index: Index, seed: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
+    return _order_cached(tuple(entry.samples for entry in index.shards), seed, turn)
+
+
+@lru_cache(maxsize=1024)
+def _shuffle(size: int, seed: int, turn: int, shard: int) -> np.ndarray:
+    return np.random.default_rng([seed, turn, shard]).permutation(size)
+
+
+class Patches(Dataset[tuple[UInt8[np.ndarray, "H W C"] | Float32[np.ndarray, "H W C"], ...]]):
+    """Augmented training patches, addressed by (step, stream)."""
+
+    def __init__(self, folder: Path, batch_size: int, patch_size: int, seed: int) -> None:
+        self.folder = folder
+        self.index = read_index(folder)
+        self.course = Course(self.index, batch_size, seed)
+        self.degradation = online_degradation(self.index)
+        self.patch_size = patch_size
+        self.seed = seed
+        self._open = lru_cache(maxsize=SHARDS_KEPT_OPEN)(self._open_shard)
+
+    def _open_shard(self, number: int) -> Shard:
+        return Shard(self.folder, self.index.shards[number])
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
+        """Return (clean, degraded, key) of the patch at `place` = (step, stream); arrays H W C float32."""
+        turn, shard, number = self.course.at(*place)
+        pair = self._open(shard)[number]
+        rng = np.random.default_rng([self.seed, _number(pair.key), turn])
+        clean, degraded = _in_unit_range(pair, self.degradation, int(rng.integers(2**63)))
+        window = _window(clean.shape[:2], self.patch_size, rng)
+        mirror, quarter_turns = bool(rng.integers(2)), int(rng.integers(4))
+        return (*(_augment(image[window], mirror, quarter_turns) for image in (clean, degraded)), pair.key)
+
+
+def batches(
+    patches: Patches,
+    *,
+    rank: int,
+    num_workers: int,
+    first_step: int,
+    num_steps: int,
+    processes: int,
+    pin_memory: bool,
+) -> Iterator[Batch]:
+    """Yield worker `rank`'s share of the global batches `first_step` ... `num_steps` - 1.
+
+    processes: how many loader processes decode; 0 decodes in this one. The patches do not depend on it, nor on
+    `num_workers`: the shares of all workers, laid side by side, are the global batch.
+    """
+    streams = share(patches.course.batch_size, rank, num_workers)
+    loader = DataLoader(
+        patches,
+        batch_sampler=_Places(first_step, num_steps, streams),
+        num_workers=processes,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        persistent_workers=False,
+        generator=torch.Generator(),  # DataLoader draws a seed for its processes; not from the global generator
+        prefetch_factor=4 if processes else None,
+        multiprocessing_context="forkserver" if processes else None,
+    )
+    return iter(loader)
+
+
+def share(batch_size: int, rank: int, num_workers: int) -> range:
+    """Return the positions of a global batch that worker `rank` of `num_workers` owns: as even as can be."""
+    if num_workers > batch_size:
+        raise ValueError(f"{num_workers} workers cannot share a batch of {batch_size}: use fewer workers")
+    return range(rank * batch_size // num_workers, (rank + 1) * batch_size // num_workers)
+
+
+def pairs(folder: Path, rank: int = 0, num_workers: int = 1) -> Iterator[LoadedPair]:
+    """Yield the whole pairs of a folder of shards in order, of several workers each every `num_workers`-th.
+
+    Pairs made online are those of pass 0, the same at every call: what a network is validated and measured on.
+    """
+    index = read_index(folder)
+    degradation = online_degradation(index)
+    seed, number = int(index.recipe["seed"]), 0
+    for entry in index.shards:
+        mine = range((rank - number) % num_workers, entry.samples, num_workers)
+        number += entry.samples
+        if mine:
+            shard = Shard(folder, entry)
+            for i in mine:
+                pair = shard[i]
+                drawn = int(np.random.default_rng([seed, _number(pair.key), 0]).integers(2**63))
+                clean, degraded = _in_unit_range(pair, degradation, drawn)
+                yield LoadedPair(pair.key, clean, degraded, dict(pair.record))
+
+
+def online_degradation(index: Index) -> Degradation | None:
+    """Return the degradation that the loader applies, None where the shards hold degraded images already."""
+    return parse_degradation(index.recipe["degradation"]) if index.recipe["online"] else None
+
+
+class _Places:
+    """The places (step, stream) of each of a worker's batches, in order."""
+
+    def __init__(self, first_step: int, num_steps: int, streams: range) -> None:
+        self.steps, self.streams = range(first_step, num_steps), streams
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return ([(step, stream) for stream in self.streams] for step in self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def _in_unit_range(
+    pair: Pair, degradation: Degradation | None, seed: int
+) -> tuple[Float32[np.ndarray, "H W C"], Float32[np.ndarray, "H W C"]]:
+    clean = to_float(pair.clean)
+    if pair.degraded is not None:
+        return clean, to_float(pair.degraded)
+    assert degradation is not None, "shards without degraded images are made online"
+    return clean, degrade(clean, degradation, [seed]).image
+
+
+def _number(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+
+
+def _window(size: tuple[int, ...], patch_size: int, rng: np.random.Generator) -> tuple[slice, slice]:
+    if min(size) < patch_size:
+        raise ValueError(
+            f"train.patch_size is {patch_size}, but a tile has only {size[0]} x {size[1]} pixels: "
+            "lower it, or raise synthesize.tile_size"
+        )
+    top, left = (int(rng.integers(length - patch_size + 1)) for length in size)
+    return slice(top, top + patch_size), slice(left, left + patch_size)
+
+
+def _augment(patch: Float32[np.ndarray, "H W C"], mirror: bool, quarter_turns: int) -> Float32[np.ndarray, "W H C"]:
+    turned: Float32[np.ndarray, "W H C"] = np.rot90(patch[:, ::-1] if mirror else patch, quarter_turns)
+    return turned
+
+
+def _collate(samples: Sequence[tuple[np.ndarray, np.ndarray, str]]) -> Batch:
+    clean, degraded, keys = zip(*samples, strict=True)
+    return Batch(_stack(clean), _stack(degraded), keys)
+
+
+def _stack(patches: Sequence[np.ndarray]) -> Float[Tensor, "B C H W"]:
+    return torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2).contiguous()

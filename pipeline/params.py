@@ -1,0 +1,169 @@
+"""params.yaml, section by section: no defaults, no unknown keys, and errors that say where a value is wrong.
+
+A door reads the sections it uses and imports no others, so that touching the code behind one section does not make the
+results of another stale. `pipeline.mirror` is the whole file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from pipeline.degradations import Degradation
+
+PARAMS_FILE = Path("params.yaml")
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ParamsError(ValueError):
+    """params.yaml is not what it must be; one line per mistake."""
+
+
+class Section(BaseModel):
+    """A mapping of params.yaml: every key is required, none may be added, nothing is converted silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Synthesize(Section):
+    """How pairs are made from photographs; lengths in pixels.
+
+    online: shards hold the clean tile alone and the loader degrades it anew each epoch (needed where the
+    degradation must not be quantised, such as Gaussian noise).
+    """
+
+    degradation: Annotated[Degradation, Field(discriminator="kind")]
+    channels: Literal[1, 3]
+    tile_size: Annotated[int, Field(ge=16)]
+    stride: PositiveInt
+    copies: PositiveInt
+    online: bool
+    tiles_per_shard: PositiveInt
+
+
+class Network(Section):
+    """Sizes of the DGUNet, as `dgunet.DGUNetConfig` (image channels follow from `synthesize.channels`)."""
+
+    width: PositiveInt
+    growth: Annotated[int, Field(ge=0)]
+    head_growth: Annotated[int, Field(ge=0)]
+    num_stages: Annotated[int, Field(ge=2)]
+    share_stages: bool
+    sensing_ratio_percent: Annotated[float, Field(gt=0, le=100)] | None
+    full_image: bool
+
+
+class Train(Section):
+    """The recipe; `batch_size` is global, each worker's share is derived."""
+
+    network: Network
+    loss: Literal["charbonnier", "charbonnier_edge", "charbonnier_clamped", "mse_clamped"]
+    patch_size: Annotated[int, Field(ge=16)]
+    batch_size: PositiveInt
+    num_steps: PositiveInt
+    warmup_steps: Annotated[int, Field(ge=0)]
+    learning_rate: PositiveFloat
+    final_learning_rate: PositiveFloat
+    weight_decay: Annotated[float, Field(ge=0)]
+    gradient_clip: PositiveFloat
+    average_decay: Fraction
+    validate_every: PositiveInt
+    max_skipped_steps: Annotated[int, Field(ge=0)]
+    precision: Literal["float32", "bfloat16"]
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Train:
+        if self.warmup_steps >= self.num_steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than num_steps ({self.num_steps})")
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError("final_learning_rate must not exceed learning_rate")
+        return self
+
+
+class Promote(Section):
+    """What a candidate must show; margins in dB of mean PSNR on the test split."""
+
+    margin_db: Annotated[float, Field(ge=0)]
+
+
+Kind = TypeVar("Kind")
+_DEGRADATION: TypeAdapter[Degradation] = TypeAdapter(Annotated[Degradation, Field(discriminator="kind")])
+
+
+def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
+    """Return params.yaml as it stands; ParamsError when it is missing or no mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing: run from the root of the checkout") from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ParamsError(f"{path} must be a mapping of sections")
+    return content
+
+
+def load_section(name: str, kind: type[Kind] | Any, path: Path = PARAMS_FILE) -> Kind:
+    """Return the value at the dotted `name` ("derain.train", "seed") of params.yaml, as a `kind`.
+
+    Raises ParamsError with one line per mistake, each with its place and what is allowed.
+    """
+    value: Any = read_params(path)
+    for depth, part in enumerate(parts := name.split(".")):
+        if not isinstance(value, dict) or part not in value:
+            there = ", ".join(map(str, value)) if isinstance(value, dict) else repr(value)
+            place = ".".join(parts[:depth]) or str(path)
+            raise ParamsError(f"{place} has no `{part}`; there is: {there}")
+        value = value[part]
+    return validated(value, kind, name)
+
+
+def validated(value: Any, kind: type[Kind] | Any, name: str = "") -> Kind:
+    """Return `value` as a `kind`; ParamsError names each wrong place below `name`."""
+    try:
+        result: Kind = TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        mistakes = [_mistake(name, dict(mistake)) for mistake in error.errors(include_url=False)]
+        raise ParamsError("\n".join(dict.fromkeys(mistakes))) from None
+    return result
+
+
+def _mistake(name: str, mistake: Mapping[str, Any]) -> str:
+    place = ".".join(filter(None, (name, *map(str, mistake["loc"]))))
+    if mistake["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{place}: no such key; check the spelling, or remove it"
+    if mistake["type"] in ("missing", "missing_argument"):
+        return f"{place}: missing"
+    what = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{place}: {what}, not {mistake['input']!r}" if what.startswith("should") else f"{place}: {what}"
+
+
+def door(main: Callable[[], None]) -> None:
+    """Run a door: what the user can mend is told without a traceback and exits with 1; Ctrl-C exits with 130."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse_degradation(content: Mapping[str, Any]) -> Degradation:
+    """Return the degradation that a mapping of params.yaml, or the recipe of a folder of shards, describes."""
+    return _DEGRADATION.validate_python(content)

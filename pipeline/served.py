@@ -1,0 +1,29 @@
+"""What MLflow serves: the code of a registered model, stored beside its weights (MLflow's models from code).
+
+It is run by MLflow with the `dgunet` that was stored with it, not imported by this project.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+
+import dgunet
+
+
+class Restorer(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """A batch of images B H W C, float32 in [0, 1], to the restored batch of the same shape."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the weights."""
+        self.network = dgunet.load_model(Path(context.artifacts["model"]))
+
+    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+        """Restore each image of the batch."""
+        return np.stack([dgunet.restore(self.network, image) for image in model_input])
+
+
+mlflow.models.set_model(Restorer())

@@ -1,0 +1,109 @@
+"""Photographs to tiles to pairs: which tile stands in which shard, and how a tile becomes a pair.
+
+The plan depends on the manifest alone, not on who works it off: tiles in the order of the images' pixel hashes (as good
+as random), row by row within an image, `copies` degradations each, cut into shards of equal length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from dgunet.images import quantise, read_photo, to_array, to_float, to_tensor
+from dgunet.metrics import luma
+from pipeline.degradations import degrade
+from pipeline.manifest import Entry
+from pipeline.params import Synthesize
+from pipeline.shards import Pair
+from pipeline.sources import read_source_image
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Copy `copy` of the tile of an image whose top left pixel is (top, left), size x size where the image allows."""
+
+    image: Entry
+    top: int
+    left: int
+    copy: int
+
+    @property
+    def key(self) -> str:
+        """Name of the pair; says where it comes from."""
+        return f"{self.image.sha256[:16]}_{self.top:05d}_{self.left:05d}_{self.copy}"
+
+
+def plan(images: Sequence[Entry], settings: Synthesize) -> Iterator[list[Tile]]:
+    """Yield the tiles of each shard."""
+    shard: list[Tile] = []
+    for tile in _tiles(images, settings):
+        shard.append(tile)
+        if len(shard) == settings.tiles_per_shard:
+            yield shard
+            shard = []
+    if shard:
+        yield shard
+
+
+def pairs(tiles: Sequence[Tile], settings: Synthesize, seed: int) -> Iterator[Pair]:
+    """Yield the pairs of `tiles`, decoding each image once."""
+    for image, group in groupby(tiles, key=lambda tile: tile.image):
+        clean_image = _read(image.where, settings.channels)
+        degraded_image = None if image.degraded is None else _read(image.degraded, settings.channels)
+        for tile in group:
+            window = np.s_[tile.top : tile.top + settings.tile_size, tile.left : tile.left + settings.tile_size]
+            clean = clean_image[window]
+            degraded, record = None, {}
+            if degraded_image is not None:
+                degraded = degraded_image[window]
+            elif not settings.online:
+                made = degrade(to_float(clean), settings.degradation, seed_of(tile, seed))
+                degraded, record = quantise(made.image, np.uint8), made.record
+            yield Pair(tile.key, clean, degraded, {**_origin(tile), "degradation": record})
+
+
+def seed_of(tile: Tile, seed: int) -> list[int]:
+    """Return what the generator of one pair is seeded with: (seed, image, tile, copy)."""
+    return [seed, int(tile.image.sha256[:16], 16), tile.top, tile.left, tile.copy]
+
+
+def _tiles(images: Sequence[Entry], settings: Synthesize) -> Iterator[Tile]:
+    for image in images:
+        for top in _starts(image.height, settings):
+            for left in _starts(image.width, settings):
+                for copy in range(settings.copies):
+                    yield Tile(image, top, left, copy)
+
+
+def _starts(length: int, settings: Synthesize) -> list[int]:
+    """Return where tiles begin along one side: every `stride` pixels, and one that ends at the border."""
+    last = max(0, length - settings.tile_size)
+    return sorted({*range(0, last + 1, settings.stride), last})
+
+
+def read_channels(source: str | Path | bytes, channels: int) -> Float32[np.ndarray, "H W C"]:
+    """Read an image in [0, 1] as RGB (`channels` 3), or as it is if gray and its luma if colour (1)."""
+    image = to_float(read_photo(source).pixels)
+    if image.shape[2] == channels:
+        return image
+    return to_array(luma(to_tensor(image))) if channels == 1 else np.repeat(image, 3, axis=2)
+
+
+def _read(where: str, channels: int) -> UInt8[np.ndarray, "H W C"]:
+    return quantise(read_channels(read_source_image(where), channels), np.uint8)
+
+
+def _origin(tile: Tile) -> dict[str, Any]:
+    return {
+        "where": tile.image.where,
+        "sha256": tile.image.sha256,
+        "top": tile.top,
+        "left": tile.left,
+        "copy": tile.copy,
+    }

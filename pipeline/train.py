@@ -1,0 +1,122 @@
+"""Shards -> model folder: a DGUNet trained by Ray workers, the best of its averaged weights on the val split."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from dgunet.network import DGUNet, DGUNetConfig
+from pipeline import cluster, loader, loop, tracking
+from pipeline.fingerprint import fingerprint
+from pipeline.params import Synthesize, Train, door, load_section, read_params
+from pipeline.provenance import commit, digest
+from pipeline.shards import INDEX, checksum
+
+CURVE = ("step", "loss", "learning_rate", "val_psnr", "skipped_steps")
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker has to know; the same for each."""
+
+    recipe: Train
+    channels: int
+    shards: Path
+    seed: int
+    card: Mapping[str, Any]
+
+    def __call__(self, worker: cluster.Worker) -> None:
+        """Train as one of the workers."""
+        recipe, world = self.recipe, {"rank": worker.rank, "num_workers": worker.num_workers}
+        config = DGUNetConfig(image_channels=self.channels, **recipe.network.model_dump())
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            network = DGUNet(config)
+        patches = loader.Patches(self.shards / "train", recipe.batch_size, recipe.patch_size, self.seed)
+        processes = int(os.environ.get("DGUNET_LOADER_PROCESSES", "4" if worker.device.type == "cuda" else "0"))
+        ports = loop.Ports(
+            batches=lambda first_step: loader.batches(
+                patches, first_step=first_step, num_steps=recipe.num_steps, processes=processes,
+                pin_memory=worker.device.type == "cuda", **world,
+            ),
+            validation=lambda: loader.pairs(self.shards / "val", **world),
+            report=worker.report,
+            progress=worker.progress,
+            stop_requested=worker.stop_requested,
+        )  # fmt: skip
+        loop.fit(network, recipe, ports, device=worker.device, resume=worker.resume, card=self.card)
+
+
+def main() -> None:
+    """Train one task's network."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.train", description=__doc__)
+    parser.add_argument("--task", required=True, help="a section of params.yaml")
+    parser.add_argument("--shards", required=True, type=Path, help="folder with train/ and val/")
+    parser.add_argument("--model", required=True, type=Path, help="model folder to write")
+    parser.add_argument("--curve", required=True, type=Path, help="CSV of the training curve to write")
+    given = parser.parse_args()
+    recipe = load_section(f"{given.task}.train", Train)
+    synthesis = load_section(f"{given.task}.synthesize", Synthesize)
+    seed = load_section("seed", int)
+    data = {split: checksum(given.shards / split / INDEX) for split in ("train", "val")}
+    card = {"task": given.task, "provenance": {"commit": commit(), "data": data["train"]}}
+    job = Job(recipe, synthesis.channels, given.shards.resolve(), seed, card)
+    name = f"{given.task}-{fingerprint(recipe.model_dump(), data, seed)}"
+    params = {**read_params()[given.task], "seed": seed}
+
+    with (
+        cluster.session(),
+        tracking.run(given.task, name, {"fingerprint": name}, params, system_metrics=True) as run,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        with _bar(given.task, recipe) as bar:
+            cluster.fit(
+                job, name=name, into=Path(folder), on_progress=bar.show,
+                on_report=lambda metrics: run.log(metrics, int(metrics["step"])),
+            )  # fmt: skip
+        history = loop.history(Path(folder))
+        shutil.copytree(Path(folder) / loop.BEST, given.model, dirs_exist_ok=True)
+        _write_curve(given.curve, history)
+        run.tag({"model": digest(given.model.iterdir()), "commit": card["provenance"]["commit"], "data": data["train"]})
+        cluster.forget(name)
+
+
+class _bar(tqdm):  # type: ignore[type-arg]
+    """Step, loss, val PSNR, images/s and time left, as the workers tell them."""
+
+    def __init__(self, task: str, recipe: Train) -> None:
+        super().__init__(
+            desc=f"train {task}", total=recipe.num_steps, unit="step", file=sys.stderr, dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{postfix}]",
+        )  # fmt: skip
+
+    def show(self, step: int, figures: Mapping[str, float]) -> None:
+        left = int(figures["seconds_left"])
+        self.n = step
+        self.set_postfix_str(
+            f"loss {figures['loss']:.4f}, val {figures['val_psnr']:.2f} dB, {figures['images_per_second']:.0f} images/s, "
+            f"{left // 60}:{left % 60:02d} left"
+        )
+
+
+def _write_curve(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, CURVE, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+
+
+if __name__ == "__main__":
+    door(main)
