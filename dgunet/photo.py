@@ -85,7 +85,7 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Photo:
             pixels=channels[..., :-1] if has_alpha else channels,
             alpha=channels[..., -1:] if has_alpha else None,
             format="JPEG" if image.format == "MPO" else str(image.format),
-            icc_profile=None if image.mode == "CMYK" else image.info.get("icc_profile"),
+            icc_profile=_fitting_profile(image, channels),
             exif=exif.marked_upright(exif_bytes),
         )
 
@@ -147,7 +147,7 @@ def _shallow_channels(image: Image.Image) -> Pixels:
     if image.mode == "CMYK":
         return np.asarray(_cmyk_to_srgb(image))
     is_gray = image.mode in ("1", "L", "LA", "La")
-    if image.mode in ("P", "PA") and not image.info.get("icc_profile"):  # that would be a profile for RGB
+    if image.mode in ("P", "PA"):
         colours = np.asarray(image.convert("RGB"))
         is_gray = bool((colours == colours[..., :1]).all())
     mode = ("L" if is_gray else "RGB") + ("A" if image.has_transparency_data else "")
@@ -158,6 +158,13 @@ def _shallow_channels(image: Image.Image) -> Pixels:
         return np.asarray(image.convert("RGBA"))[..., [0, 3]]
     channels = np.asarray(image.convert(mode))
     return channels[..., None] if channels.ndim == 2 else channels
+
+
+def _fitting_profile(image: Image.Image, channels: Pixels) -> bytes | None:
+    """The colour profile, unless it was for what the pixels no longer are: CMYK, Lab, a palette's colours."""
+    profile: bytes | None = image.info.get("icc_profile")
+    fits = profile is not None and profile[16:20] == (b"GRAY" if channels.shape[2] < 3 else b"RGB ")
+    return profile if fits else None
 
 
 def _cmyk_to_srgb(image: Image.Image) -> Image.Image:

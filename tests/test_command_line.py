@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 import dgunet
 from dgunet.__main__ import main
@@ -19,6 +19,7 @@ from dgunet.checkpoint import save_model
 from dgunet.images import Photo, read_photo, write_photo
 from dgunet.network import DGUNet, DGUNetConfig
 
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 ROOT = Path(__file__).parents[1]
 
 
@@ -123,12 +124,12 @@ def test_two_photos_of_one_name_are_refused_before_anything_is_done(photos, tmp_
 def test_orientation_is_upright_and_the_profile_kept(tmp_path, model):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(photo(3).pixels).save(tmp_path / "turned.jpg", exif=exif, icc_profile=b"profile")
+    Image.fromarray(photo(3).pixels).save(tmp_path / "turned.jpg", exif=exif, icc_profile=SRGB)
     assert main(["restore", str(tmp_path / "turned.jpg"), str(tmp_path / "out"), "--model", model]) == 0
     with Image.open(tmp_path / "out" / "turned.jpg") as written:
         assert written.size == (18, 26)
         assert written.getexif()[0x0112] == 1
-        assert written.info["icc_profile"] == b"profile"
+        assert written.info["icc_profile"] == SRGB
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(photos, tmp_path, model, capsys, monkeypatch):

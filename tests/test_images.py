@@ -30,6 +30,7 @@ from dgunet.images import (
 )
 
 HEIGHT, WIDTH = 20, 30
+GRAY = bytes(16) + b"GRAY" + bytes(8)  # as much of a profile as is looked at
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
@@ -70,7 +71,8 @@ def assert_equal(a: Photo, b: Photo) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_png_gives_back_what_was_written(tmp_path, dtype, channels, has_alpha):
-    original = photo(channels, dtype, has_alpha, icc_profile=SRGB, exif=exif_of_orientation(1).tobytes()[6:])
+    profile = GRAY if channels == 1 else SRGB
+    original = photo(channels, dtype, has_alpha, icc_profile=profile, exif=exif_of_orientation(1).tobytes()[6:])
     write_photo(tmp_path / "a.png", original)
     again = read_photo(tmp_path / "a.png")
     assert_equal(again, original)
@@ -85,11 +87,12 @@ def test_png_gives_back_what_was_written(tmp_path, dtype, channels, has_alpha):
     ],
 )
 def test_tiff_gives_back_what_was_written(tmp_path, dtype, channels, has_alpha):
-    original = photo(channels, dtype, bool(has_alpha), icc_profile=SRGB, exif=exif_of_orientation(1).tobytes()[6:])
+    profile = GRAY if channels == 1 else SRGB
+    original = photo(channels, dtype, bool(has_alpha), icc_profile=profile, exif=exif_of_orientation(1).tobytes()[6:])
     write_photo(tmp_path / "a.tif", original)
     again = read_photo(tmp_path / "a.tif")
     assert_equal(again, original)
-    assert (again.format, again.icc_profile) == ("TIFF", SRGB)
+    assert (again.format, again.icc_profile) == ("TIFF", profile)
     with Image.open(tmp_path / "a.tif") as written:
         assert written.getexif()[0x010F] == "Camera"
 
@@ -103,7 +106,8 @@ def test_bmp_gives_back_what_was_written(tmp_path, channels, has_alpha):
 
 @pytest.mark.parametrize(("suffix", "channels"), [("jpg", 1), ("jpeg", 3), ("webp", 3)])
 def test_lossy_formats_keep_channels_profile_and_exif(tmp_path, suffix, channels):
-    original = photo(channels, np.uint8, False, icc_profile=SRGB, exif=exif_of_orientation(1).tobytes()[6:])
+    profile = GRAY if channels == 1 else SRGB
+    original = photo(channels, np.uint8, False, icc_profile=profile, exif=exif_of_orientation(1).tobytes()[6:])
     write_photo(tmp_path / f"a.{suffix}", original)
     again = read_photo(tmp_path / f"a.{suffix}")
     assert again.pixels.shape == original.pixels.shape
@@ -150,6 +154,15 @@ def test_a_damaged_cmyk_profile_is_passed_over_and_not_kept():
     restored = read_photo(data)
     assert restored.icc_profile is None
     assert np.abs(restored.pixels.astype(int) - smooth(3)).max() <= 8
+
+
+def test_a_profile_for_colours_that_the_pixels_no_longer_have_is_not_kept():
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    assert read_photo(encoded(Image.fromarray(smooth(3)).convert("LAB"), "TIFF", icc_profile=lab)).icc_profile is None
+    gray = Image.fromarray(smooth(1)[..., 0]).convert("P")
+    assert read_photo(encoded(gray, "PNG", icc_profile=SRGB)).icc_profile is None
+    colour = Image.fromarray(smooth(3)).convert("P")
+    assert read_photo(encoded(colour, "PNG", icc_profile=SRGB)).icc_profile == SRGB
 
 
 def test_palettes_become_gray_or_rgb_with_their_transparency():
