@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     evaluation = evaluate(model, images, settings.baseline, settings.protocol)
     benchmarks: dict[str, Evaluation] = {}
     for benchmark in settings.benchmarks:
-        if (folder := benchmark.absent()) is not None:
-            print(f"{given.task}: benchmark {benchmark.name} skipped: there is no folder {folder}", flush=True)
+        if (missing := benchmark.absent()) is not None:
+            print(f"{given.task}: benchmark {benchmark.name} skipped: there is no folder {missing}", flush=True)
             continue
         images = _watched(benchmark.pairs(synthesize.degradation, synthesize.channels, seed), benchmark.name)
         benchmarks[benchmark.name] = evaluate(model, images, settings.baseline, benchmark.protocol)

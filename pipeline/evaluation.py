@@ -13,15 +13,13 @@ from pydantic import Field, PositiveInt
 
 from dgunet.images import to_array, to_tensor
 from dgunet.network import DGUNet
-from dgunet.restore import restore
+from dgunet.restore import WHOLE_IMAGE_PIXELS, restore
 from pipeline.baselines import Baseline, PseudoInverse
 from pipeline.benchmark import Benchmark
 from pipeline.loader import LoadedPair
 from pipeline.params import Section
 from pipeline.protocol import Protocol, Quality, gain, mean_quality
 
-MAX_PIXELS_AT_ONCE = 2**20  # above, the image is restored in tiles, and only the last estimate is known
-TILE = 512
 
 Image = Float32[np.ndarray, "H W C"]
 
@@ -135,8 +133,8 @@ def restoration(model: DGUNet, pair: LoadedPair, baseline: Baseline) -> Restorat
     if model.config.sensing_ratio_percent is not None:
         return _sensed(model, pair.clean, baseline)
     height, width = pair.degraded.shape[:2]
-    if height * width > MAX_PIXELS_AT_ONCE:
-        estimates: tuple[Image, ...] = (restore(model, pair.degraded, tile=TILE),)
+    if height * width > WHOLE_IMAGE_PIXELS:  # in tiles: only the last estimate is known
+        estimates: tuple[Image, ...] = (restore(model, pair.degraded),)
     else:
         device = next(model.parameters()).device
         estimates = tuple(to_array(estimate) for estimate in model(to_tensor(pair.degraded).to(device)))

@@ -151,7 +151,7 @@ _EXHIBIT = Template("""
 <header><h3 id="e$number">$reason <span class="gain">$gain dB</span></h3>
 <p class="key">$key, $width × $height</p></header>
 <div class="views">
-<div class="compare" style="aspect-ratio:$width/$height;$box">
+<div class="compare" style="--ratio:$width/$height;$box">
 <img class="degraded" alt="degraded" src="$degraded" width="$width" height="$height">
 <img class="restored" alt="restored" src="$restored" width="$width" height="$height">
 <img class="clean" alt="clean" src="$clean" width="$width" height="$height">
