@@ -35,7 +35,10 @@ class HalfInstanceNorm(nn.Module):
     def forward(self, features: Float[Tensor, "B n H W"]) -> Float[Tensor, "B n H W"]:
         """The features, half of them normalised; H·W must exceed 1."""
         first, second = features.tensor_split([self.normalised], dim=1)
-        first = functional.instance_norm(first, weight=self.weight, bias=self.bias, eps=NORM_EPSILON)
+        # As a group norm on channels-first memory: instance_norm copies more, and the CPU's channels-last group norm
+        # cancels catastrophically (off by 0.3 for mean 1, deviation 0.01 at 256×256).
+        first = functional.group_norm(first.contiguous(), self.normalised, self.weight, self.bias, NORM_EPSILON)
+        first = first.to(features.dtype, memory_format=torch.channels_last)
         return torch.cat([first, second], dim=1)
 
 
@@ -90,5 +93,7 @@ class ShallowFeatures(nn.Module):
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B n H W"]:
         """Features of the image's resolution."""
-        features: Tensor = self.attention(self.embed(image))
+        # Channels last from here on, the faster order (benchmarks/network.py); an image of one channel cannot carry it.
+        embedded = self.embed(image).contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.attention(embedded)
         return features

@@ -1,11 +1,10 @@
 """What one stage hands to the next, and how the next takes it in.
 
     subspace projection   g' = Vᵀ(V Vᵀ)⁻¹V g,   out = a + conv([a, g'])      V: 16 rows made from [a, g]
-    gated fusion          t = L(conv([e, d])),   a·sigmoid(gate t) + shift t + a        L = LeakyReLU 0.1
-    plain fusion          a + conv([e, d])
+    gated fusion          t = L(conv e + conv d),   a·sigmoid(gate t) + shift t + a     L = LeakyReLU 0.1
+    plain fusion          a + conv e + conv d
 
-a: features of this stage; g, e, d: handed-on, encoder and decoder features of the stage before. Two convolutions on one
-input are one with more outputs, the sum of two is one with more inputs: conv(e) + conv(d) = conv([e, d]).
+a: features of this stage; g, e, d: handed-on, encoder and decoder features of the stage before.
 """
 
 from typing import NamedTuple
@@ -49,8 +48,8 @@ def project(features: Float[Tensor, "B n H W"], basis: Float[Tensor, "B r H W"])
         damping = (RELATIVE_DAMPING * trace + ABSOLUTE_DAMPING)[:, None, None]
         identity = torch.eye(rows.shape[1], device=rows.device, dtype=rows.dtype)
         coefficients: Tensor = torch.linalg.solve_ex(gram + damping * identity, rows @ columns).result
-        projected: Tensor = coefficients.transpose(1, 2) @ rows
-    return projected.reshape(features.shape)
+        projected = rows.transpose(1, 2) @ coefficients  # B (H W) n: channels last, as all features are
+    return projected.transpose(1, 2).unflatten(2, features.shape[2:])
 
 
 class SubspaceProjection(nn.Module):
@@ -86,33 +85,19 @@ class Concatenation(nn.Module):
         return merged
 
 
-class GatedFusion(nn.Module):
-    """Inter-stage fusion of the blind family: an affine map of the features, chosen pixel by pixel."""
-
-    def __init__(self, channels: int, decoder_channels: int) -> None:
-        super().__init__()
-        self.mix = conv3x3(channels + decoder_channels, channels, bias=True)
-        self.gate_and_shift = conv3x3(channels, 2 * channels, bias=True)
-
-    def forward(
-        self,
-        features: Float[Tensor, "B n H W"],
-        encoder: Float[Tensor, "B n H W"],
-        decoder: Float[Tensor, "B m H W"],
-    ) -> Float[Tensor, "B n H W"]:
-        """Features of the same shape."""
-        mixed = self.mix(torch.cat([encoder, decoder], dim=1))
-        mixed = functional.leaky_relu(mixed, FUSION_SLOPE, inplace=True)
-        gate, shift = self.gate_and_shift(mixed).chunk(2, dim=1)
-        return torch.addcmul(features + shift, features, torch.sigmoid(gate))
-
-
 class PlainFusion(nn.Module):
     """Inter-stage fusion of the sensing family: a sum."""
 
     def __init__(self, channels: int, decoder_channels: int) -> None:
         super().__init__()
-        self.mix = conv3x3(channels + decoder_channels, channels, bias=True)
+        self.from_encoder = conv3x3(channels, channels, bias=True)
+        self.from_decoder = conv3x3(decoder_channels, channels, bias=True)
+
+    def mixed(self, encoder: Float[Tensor, "B n H W"], decoder: Float[Tensor, "B m H W"]) -> Float[Tensor, "B n H W"]:
+        """Both outputs of the stage before as one addend."""
+        # Two convolutions, and below gate and shift apart: joined they cost more, in concatenated and sliced memory.
+        mixed: Tensor = self.from_encoder(encoder)
+        return mixed.add_(self.from_decoder(decoder))
 
     def forward(
         self,
@@ -121,5 +106,23 @@ class PlainFusion(nn.Module):
         decoder: Float[Tensor, "B m H W"],
     ) -> Float[Tensor, "B n H W"]:
         """Features of the same shape."""
-        mixed: Tensor = self.mix(torch.cat([encoder, decoder], dim=1))
-        return features + mixed
+        return features + self.mixed(encoder, decoder)
+
+
+class GatedFusion(PlainFusion):
+    """Inter-stage fusion of the blind family: an affine map of the features, chosen pixel by pixel."""
+
+    def __init__(self, channels: int, decoder_channels: int) -> None:
+        super().__init__(channels, decoder_channels)
+        self.gate = conv3x3(channels, channels, bias=True)
+        self.shift = conv3x3(channels, channels, bias=True)
+
+    def forward(
+        self,
+        features: Float[Tensor, "B n H W"],
+        encoder: Float[Tensor, "B n H W"],
+        decoder: Float[Tensor, "B m H W"],
+    ) -> Float[Tensor, "B n H W"]:
+        """Features of the same shape."""
+        mixed = functional.leaky_relu(self.mixed(encoder, decoder), FUSION_SLOPE, inplace=True)
+        return torch.addcmul(features + self.shift(mixed), features, torch.sigmoid(self.gate(mixed)))

@@ -76,7 +76,7 @@ class DGUNetConfig:
 
 def _fusions(
     config: DGUNetConfig,
-) -> tuple[SubspaceProjection | Concatenation, type[GatedFusion | PlainFusion]]:
+) -> tuple[SubspaceProjection | Concatenation, type[PlainFusion]]:
     if config.sensing_ratio_percent is None:
         return SubspaceProjection(config.width), GatedFusion
     return Concatenation(config.width, config.width), PlainFusion

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dgunet.blocks import ConvBlock, ShallowFeatures
-from dgunet.fusion import Concatenation, GatedFusion, PlainFusion, StageFeatures, SubspaceProjection
+from dgunet.fusion import Concatenation, PlainFusion, StageFeatures, SubspaceProjection
 
 NUM_LEVELS = 3
 
@@ -19,7 +19,7 @@ NUM_LEVELS = 3
 class Encoder(nn.Module):
     """Three levels, each followed by a halving of the resolution, and the bottom."""
 
-    def __init__(self, width: int, growth: int, fusion: type[GatedFusion | PlainFusion] | None) -> None:
+    def __init__(self, width: int, growth: int, fusion: type[PlainFusion] | None) -> None:
         super().__init__()
         channels = [width + level * growth for level in range(NUM_LEVELS + 1)]
         steps = list(pairwise(channels))
@@ -71,17 +71,15 @@ class StageEnd(nn.Module):
 
     def __init__(self, image_channels: int, width: int, *, gated: bool) -> None:
         super().__init__()
-        self.image_channels = image_channels
-        self.project = nn.Conv2d(width, image_channels + width, kernel_size=1, bias=False)
+        self.correct = nn.Conv2d(width, image_channels, kernel_size=1, bias=False)
+        self.attend = nn.Conv2d(width, width, kernel_size=1, bias=False)
         self.gate = nn.Conv2d(image_channels, width, kernel_size=1, bias=False) if gated else None
 
     def forward(
         self, moved: Float[Tensor, "B C H W"], features: Float[Tensor, "B n H W"]
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B n H W"]]:
         """The stage's estimate x = v + W₁f, and g = f + W₂f (gated: f + W₂f · sigmoid(W₃x))."""
-        projected = self.project(features)
-        correction, attended = projected.tensor_split([self.image_channels], dim=1)
-        estimate = moved + correction
+        estimate, attended = moved + self.correct(features), self.attend(features)
         if self.gate is None:
             return estimate, features + attended
         return estimate, torch.addcmul(features, attended, torch.sigmoid(self.gate(estimate)))
@@ -97,7 +95,7 @@ class ProximalMapping(nn.Module):
         growth: int,
         *,
         merge: SubspaceProjection | Concatenation | None,
-        fusion: type[GatedFusion | PlainFusion] | None,
+        fusion: type[PlainFusion] | None,
         gated_end: bool,
     ) -> None:
         super().__init__()

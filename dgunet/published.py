@@ -1,8 +1,8 @@
 """State dicts of the published code to our networks: names, shapes, and nothing guessed.
 
 Published numbers run from 0 for Φ, Φᵀ, ρ and from 1 for the rest; the shared stage is named as if it were stage 2, its
-last stage as if it were stage 7, whatever K is. One convolution of ours may be two of theirs: outputs or inputs
-concatenated, biases summed. Tensors that the published network never uses are expected in the file and left out.
+last stage as if it were stage 7, whatever K is. Tensors that the published network never uses are expected in the file
+and left out.
 """
 
 import math
@@ -10,7 +10,7 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,14 +24,6 @@ PUBLISHED_NUM_STAGES = 7
 UNUSED_OPERATOR_CHANNELS = 3  # of the sensing family's `phi` and `phit`, although its images have one
 
 Shape = tuple[int, ...]
-
-
-class _Parts(NamedTuple):
-    """The published modules that one of ours joins: `first` of its outputs (or inputs) belong to the first of them."""
-
-    names: tuple[str, ...]
-    first: int = 0
-    along_inputs: bool = False
 
 
 def from_state_dict(state_dict: Mapping[str, Any], *, num_stages: int | None = None, full_image: bool = True) -> DGUNet:
@@ -53,10 +45,10 @@ def from_state_dict(state_dict: Mapping[str, Any], *, num_stages: int | None = N
     with torch.device("meta"):
         ours = {name: tuple(tensor.shape) for name, tensor in DGUNet(config).state_dict().items()}
     modules = _modules(config)
-    pieces = {name: _pieces(name, shape, modules) for name, shape in ours.items()}
-    expected = {name: shape for named in pieces.values() for name, shape in named.items()} | _unused(config)
-    _refuse(tensors, expected)
-    weights = {name: _joined(shape, [tensors[piece] for piece in pieces[name]]) for name, shape in ours.items()}
+    names = {name: _published(name, modules) for name in ours}
+    _refuse(tensors, {names[name]: shape for name, shape in ours.items()} | _unused(config))
+    # Copies: published modules share some scalars, ours share no memory, with each other or with the caller.
+    weights = {name: tensors[names[name]].detach().to(torch.float32, copy=True) for name in ours}
     return assemble(config, weights, "published state dict")
 
 
@@ -175,81 +167,64 @@ def _stages(config: DGUNetConfig) -> Iterator[tuple[str, dict[str, str]]]:
     yield "last", blind(config.num_stages)
 
 
-def _modules(config: DGUNetConfig) -> dict[str, _Parts]:
-    """Our modules, step sizes and Φ, each with what it is made of; some may not be in this network."""
-    found = {"sensing.matrix": _Parts(("Phi",)), "last.tail": _Parts(("tail",))}
+def _modules(config: DGUNetConfig) -> dict[str, str]:
+    """Our modules, step sizes and Φ, and how they are called in the file; some may not be in this network."""
+    found = {"sensing.matrix": "Phi", "last.tail": "tail"}
     for ours, theirs in _stages(config):
-        found[f"{ours}.gradient.step_size"] = _Parts((theirs["step_size"],))
+        found[f"{ours}.gradient.step_size"] = theirs["step_size"]
         for operator in {"degrade", "adjoint"} & set(theirs):
             found |= _sequence(f"{ours}.gradient.learned.{operator}", f"{theirs[operator]}.body")
         proximal = ours if ours == "last" else f"{ours}.proximal"
-        found[f"{proximal}.shallow.embed"] = _Parts((f"{theirs['shallow']}.0",))
+        found[f"{proximal}.shallow.embed"] = f"{theirs['shallow']}.0"
         found |= _sequence(f"{proximal}.shallow.attention", f"{theirs['shallow']}.1.body")
-        found[f"{proximal}.shallow.attention.squeeze"] = _Parts((f"{theirs['shallow']}.1.CA.conv_du.0",))
-        found[f"{proximal}.shallow.attention.excite"] = _Parts((f"{theirs['shallow']}.1.CA.conv_du.2",))
+        found[f"{proximal}.shallow.attention.squeeze"] = f"{theirs['shallow']}.1.CA.conv_du.0"
+        found[f"{proximal}.shallow.attention.excite"] = f"{theirs['shallow']}.1.CA.conv_du.2"
         subspace = theirs["merge"].rpartition(".")[2].startswith("merge")
-        found[f"{proximal}.merge.conv"] = _Parts((theirs["merge"] + (".conv_block" if subspace else ""),))
-        found[f"{proximal}.merge.basis"] = _Parts((f"{theirs['merge']}.subnet",))
+        found[f"{proximal}.merge.conv"] = theirs["merge"] + (".conv_block" if subspace else "")
+        found[f"{proximal}.merge.basis"] = f"{theirs['merge']}.subnet"
         if ours != "last":
-            found |= _encoder(f"{proximal}.encoder", f"{theirs['encoder']}.body", config)
+            found |= _encoder(f"{proximal}.encoder", f"{theirs['encoder']}.body")
             found |= _decoder(f"{proximal}.decoder", theirs["decoder"])
-            ends = f"{theirs['end']}.conv2", f"{theirs['end']}.conv1"
-            found[f"{proximal}.end.project"] = _Parts(ends, first=config.image_channels)
-            found[f"{proximal}.end.gate"] = _Parts((f"{theirs['end']}.conv3",))
+            for ends, published in (("attend", "conv1"), ("correct", "conv2"), ("gate", "conv3")):
+                found[f"{proximal}.end.{ends}"] = f"{theirs['end']}.{published}"
     return found
 
 
-def _sequence(ours: str, theirs: str) -> dict[str, _Parts]:
+def _sequence(ours: str, theirs: str) -> dict[str, str]:
     names = ("conv1", "activation", "conv2")
-    return {f"{ours}.{name}": _Parts((f"{theirs}.{index}",)) for index, name in enumerate(names)}
+    return {f"{ours}.{name}": f"{theirs}.{index}" for index, name in enumerate(names)}
 
 
-def _block(ours: str, theirs: str) -> dict[str, _Parts]:
+def _block(ours: str, theirs: str) -> dict[str, str]:
     names = {"conv1": "conv_1", "norm": "norm", "conv2": "conv_2", "shortcut": "identity"}
-    return {f"{ours}.{name}": _Parts((f"{theirs}.{published}",)) for name, published in names.items()}
+    return {f"{ours}.{name}": f"{theirs}.{published}" for name, published in names.items()}
 
 
-def _encoder(ours: str, theirs: str, config: DGUNetConfig) -> dict[str, _Parts]:
+def _encoder(ours: str, theirs: str) -> dict[str, str]:
     found = _block(f"{ours}.bottom", f"{theirs}.{NUM_LEVELS}")
+    fusion = {"from_encoder": "csff_enc", "from_decoder": "csff_dec", "gate": "phi", "shift": "gamma"}
     for level in range(NUM_LEVELS):
-        at, channels = f"{theirs}.{level}", config.width + (level + 1) * config.growth
-        found |= _block(f"{ours}.levels.{level}", at)
-        found[f"{ours}.downsamples.{level}"] = _Parts((f"{at}.downsample",))
-        mixed, gated = (f"{at}.csff_enc", f"{at}.csff_dec"), (f"{at}.phi", f"{at}.gamma")
-        found[f"{ours}.fusions.{level}.mix"] = _Parts(mixed, first=channels, along_inputs=True)
-        found[f"{ours}.fusions.{level}.gate_and_shift"] = _Parts(gated, first=channels)
+        found |= _block(f"{ours}.levels.{level}", f"{theirs}.{level}")
+        found[f"{ours}.downsamples.{level}"] = f"{theirs}.{level}.downsample"
+        found |= {f"{ours}.fusions.{level}.{name}": f"{theirs}.{level}.{part}" for name, part in fusion.items()}
     return found
 
 
-def _decoder(ours: str, theirs: str) -> dict[str, _Parts]:
-    found: dict[str, _Parts] = {}
+def _decoder(ours: str, theirs: str) -> dict[str, str]:
+    found: dict[str, str] = {}
     for level in range(NUM_LEVELS):
         found |= _block(f"{ours}.levels.{level}", f"{theirs}.body.{level}.conv_block")
-        found[f"{ours}.upsamples.{level}"] = _Parts((f"{theirs}.body.{level}.up",))
-        found[f"{ours}.skips.{level}"] = _Parts((f"{theirs}.skip_conv.{level}",))
+        found[f"{ours}.upsamples.{level}"] = f"{theirs}.body.{level}.up"
+        found[f"{ours}.skips.{level}"] = f"{theirs}.skip_conv.{level}"
     return found
 
 
-def _pieces(name: str, shape: Shape, modules: Mapping[str, _Parts]) -> dict[str, Shape]:
-    """The published tensors, with their shapes, that make up our tensor `name`."""
+def _published(name: str, modules: Mapping[str, str]) -> str:
+    """How our tensor `name` is called in the file."""
     if name in modules:
-        return {modules[name].names[0]: shape}
+        return modules[name]
     module, _, leaf = name.rpartition(".")
-    names, first, along_inputs = modules[module]
-    names = tuple(f"{published}.{leaf}" for published in names)
-    if len(names) == 1 or (along_inputs and leaf == "bias"):
-        return dict.fromkeys(names, shape)
-    axis = 1 if along_inputs else 0
-    sizes = first, shape[axis] - first
-    return {name: (*shape[:axis], size, *shape[axis + 1 :]) for name, size in zip(names, sizes, strict=True)}
-
-
-def _joined(shape: Shape, pieces: list[Tensor]) -> Tensor:
-    pieces = [piece.detach().float() for piece in pieces]
-    if all(tuple(piece.shape) == shape for piece in pieces):
-        return torch.stack(pieces).sum(dim=0)
-    axis = next(axis for axis, size in enumerate(shape) if pieces[0].shape[axis] != size)
-    return torch.cat(pieces, dim=axis)
+    return f"{modules[module]}.{leaf}"
 
 
 def _unused(config: DGUNetConfig) -> dict[str, Shape]:
