@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.degradations import RainStreaks, degrade
 from pipeline.degradations.drawing import generator
-from pipeline.degradations.rain import splat, streak_layer
+from pipeline.degradations.rain import draw_steep, streak_layer
 
 EXAMPLES: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "infra" / "degradations.yaml").read_text())
 TEST_PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "CBSD400" / "test"
@@ -23,17 +23,31 @@ def preset(name: str) -> RainStreaks:
     return RainStreaks(**text)
 
 
-def test_a_dot_between_pixels_is_shared_in_proportion() -> None:
-    dots = splat(3, 4, np.array([1.25]), np.array([2.5]), np.array([8.0]))
-    expected = np.zeros((3, 4), np.float32)
-    expected[1, 2:4], expected[2, 2:4] = 3.0, 1.0
-    np.testing.assert_allclose(dots, expected)
+def streak(y: float, x: float, reach_y: float, reach_x: float, strength: float) -> np.ndarray:
+    return np.array([[y], [x], [reach_y], [reach_x], [strength]], np.float32)
 
 
-def test_dots_outside_are_left_out_and_dots_on_the_edge_count_in_part() -> None:
-    dots = splat(3, 4, np.array([-5.0, -0.5, 9.0]), np.array([1.0, 1.0, 1.0]), np.ones(3))
-    assert dots.sum() == pytest.approx(0.5)
-    assert dots[0, 1] == pytest.approx(0.5)
+def test_an_upright_streak_between_two_columns_is_shared_in_proportion_and_fades_towards_its_ends() -> None:
+    drawn = draw_steep(9, 5, streak(4.0, 1.25, 4.0, 0.0, 4.0))
+    fade = 1 - (np.arange(-4, 5) / 4) ** 2
+    expected = np.zeros((9, 5))
+    expected[:, 1], expected[:, 2] = 0.75 * fade, 0.25 * fade
+    np.testing.assert_allclose(drawn, expected, atol=1e-6)
+
+
+def test_a_leaning_streak_has_the_depth_of_an_upright_one_of_its_length() -> None:
+    upright = draw_steep(200, 200, streak(100.0, 100.0, 50.0, 0.0, 50.0)).sum()
+    leaning = draw_steep(200, 200, streak(100.3, 100.2, 40.0, 30.0, 50.0)).sum()
+    assert leaning == pytest.approx(upright, rel=0.01)
+    assert upright == pytest.approx(50 * 4 / 3, rel=0.01)  # half length times the integral of 1 - s²
+
+
+def test_a_streak_that_is_partly_outside_is_cut_and_one_that_is_wholly_outside_is_nothing() -> None:
+    whole = draw_steep(40, 40, streak(20.0, 20.0, 6.0, 2.0, 1.0))
+    assert draw_steep(40, 17, streak(20.0, 20.0, 6.0, 2.0, 1.0)).sum() == 0
+    np.testing.assert_array_equal(draw_steep(40, 21, streak(20.0, 20.0, 6.0, 2.0, 1.0)), whole[:, :21])
+    np.testing.assert_array_equal(draw_steep(40, 40, streak(20.0, -0.5, 6.0, 2.0, 1.0)).sum(axis=0)[3:], 0)
+    assert draw_steep(40, 40, np.zeros((5, 0), np.float32)).sum() == 0
 
 
 @pytest.mark.parametrize("distance", [1.0, 2.0])
@@ -47,12 +61,14 @@ def test_the_mean_optical_depth_of_a_layer_is_what_its_parameters_say(distance: 
     assert layer.mean() == pytest.approx(expected, rel=0.06)
 
 
-def test_streaks_run_along_their_angle() -> None:
-    drawn = {"angle": 30.0, "angle_spread": 0.0, "length": 60.0, "width": 2.0, "density": 4.0, "opacity": 0.8}
+@pytest.mark.parametrize("angle", [-75.0, 30.0, 80.0])
+def test_streaks_run_along_their_angle(angle: float) -> None:
+    drawn = {"angle": angle, "angle_spread": 0.0, "length": 60.0, "width": 2.0, "density": 4.0, "opacity": 0.8}
     layer = streak_layer(256, 256, drawn, 1.0, generator(2))
     gradient_y, gradient_x = np.gradient(cv2.GaussianBlur(layer, (0, 0), 1.0))
     across = 0.5 * np.arctan2(2 * (gradient_x * gradient_y).sum(), (gradient_x**2 - gradient_y**2).sum())
-    assert np.rad2deg(across) == pytest.approx(-30.0, abs=2)  # the fall (sin 30°, cos 30°) has this normal
+    off = (np.rad2deg(across) + angle + 90) % 180 - 90  # the fall (sin α, cos α) has its normal at −α
+    assert abs(off) < 2
 
 
 def test_rain_hides_what_is_behind_it_and_tends_to_its_own_brightness() -> None:

@@ -33,6 +33,7 @@ from pipeline.degradations.drawing import (
 DENSITY_AREA = 100.0 * 100.0
 FWHM_OF_GAUSSIAN = 2.3548
 AREA_OF_GAUSSIAN = 1.0645  # of one with unit peak and unit full width at half maximum
+VARIANCE_OF_DOT = 1 / 6  # of one shared by two pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,45 +118,43 @@ def streak_layer(
     half_length = 0.5 * length * rng.uniform(0.4, 1.6, count)
     strength = -np.log1p(-drawn["opacity"]) * rng.uniform(0.1, 1.0, count)
 
-    num_samples = int(np.ceil(length * 1.6)) + 1  # along the streak, at most a pixel apart
-    along = (np.arange(num_samples) + 0.5) / num_samples * 2 - 1
-    pixels_per_sample = 2 * half_length / num_samples
-    weight = (strength * pixels_per_sample)[:, None] * (1 - along**2)  # soft ends
-    y = centre_y[:, None] + (half_length * np.cos(angle))[:, None] * along
-    x = centre_x[:, None] + (half_length * np.sin(angle))[:, None] * along
+    reach_y, reach_x = half_length * np.cos(angle), half_length * np.sin(angle)
+    streaks = np.stack([centre_y, centre_x, reach_y, reach_x, strength * half_length]).astype(np.float32)
+    steep = np.abs(reach_y) >= np.abs(reach_x)
+    depth = draw_steep(height, width, streaks[:, steep])
+    if not steep.all():
+        depth += draw_steep(width, height, streaks[[1, 0, 3, 2, 4]][:, ~steep]).T
     streak_width = drawn["width"] / distance
-    depth = splat(height, width, y.ravel(), x.ravel(), weight.ravel()) * np.float32(AREA_OF_GAUSSIAN * streak_width)
-    return blur_across(depth, streak_width)
+    return blur_across(depth * np.float32(AREA_OF_GAUSSIAN * streak_width), streak_width)
 
 
-def splat(
-    height: int,
-    width: int,
-    y: np.ndarray,
-    x: np.ndarray,
-    weight: np.ndarray,
-) -> Float32[np.ndarray, "H W"]:
-    """Sum of bilinear dots at sub-pixel places (pixel centres are whole numbers); the outside is left out."""
-    inside = (y > -1) & (y < height) & (x > -1) & (x < width)
-    y, x, weight = y[inside] + 1, x[inside] + 1, weight[inside]
-    row, column = y.astype(np.intp), x.astype(np.intp)
-    y, x = y - row, x - column
-    stride = width + 2
-    corner = row * stride + column
-    total = np.zeros((height + 2) * stride)
-    for offset, share in (
-        (0, (1 - y) * (1 - x)),
-        (1, (1 - y) * x),
-        (stride, y * (1 - x)),
-        (stride + 1, y * x),
-    ):
-        total += np.bincount(corner + offset, weights=weight * share, minlength=total.size)
-    return total.reshape(height + 2, stride)[1:-1, 1:-1].astype(np.float32)
+def draw_steep(height: int, width: int, streaks: Float32[np.ndarray, "5 N"]) -> Float32[np.ndarray, "H W"]:
+    """Draw streaks that are less than 45 degrees from the vertical: one dot in each row, shared by two pixels.
+
+    streaks: of each its centre (y, x), how far it reaches from there (y, x), and its strength times half its length,
+    which fades towards both ends as 1 − s², s from −1 to 1 along it. Pixel centres are whole numbers.
+    """
+    reach_y, reach_x = np.abs(streaks[2]), np.abs(streaks[3])
+    seen = (streaks[0] + reach_y > -1) & (streaks[0] - reach_y < height)
+    seen &= (streaks[1] + reach_x > -1) & (streaks[1] - reach_x < width)
+    centre_y, centre_x, reach_y, reach_x, strength = streaks[:, seen, None]
+    num_rows = int(2 * np.abs(reach_y).max(initial=0)) + 1
+    row = np.ceil(centre_y - np.abs(reach_y)).astype(np.int32) + np.arange(num_rows, dtype=np.int32)
+    along = (row - centre_y) / np.where(reach_y == 0, np.float32(1), reach_y)
+    x = centre_x + along * reach_x
+    inside = (along**2 < 1) & (row >= 0) & (row < height) & (x > -1) & (x < width)
+    weight = ((1 - along**2) * strength / np.maximum(np.abs(reach_y), np.float32(0.5)))[inside]
+    left = np.floor(x[inside])
+    place = row[inside] * (width + 1) + left.astype(np.int32) + 1  # one more column, for what lies left of the first
+    right_weight = weight * (x[inside] - left)
+    total = np.bincount(place, weights=weight - right_weight, minlength=height * (width + 1) + 1)
+    total += np.bincount(place + 1, weights=right_weight, minlength=height * (width + 1) + 1)
+    return total[:-1].reshape(height, width + 1)[:, 1:].astype(np.float32)
 
 
 def blur_across(depth: Float32[np.ndarray, "H W"], streak_width: float) -> Float32[np.ndarray, "H W"]:
-    """Give streaks their width: a Gaussian of that full width at half maximum, less what the splat has."""
-    variance = (streak_width / FWHM_OF_GAUSSIAN) ** 2 - 1 / 6
+    """Give streaks their width: a Gaussian of that full width at half maximum, less what a dot has."""
+    variance = (streak_width / FWHM_OF_GAUSSIAN) ** 2 - VARIANCE_OF_DOT
     if variance <= 0:
         return depth
     sigma = float(np.sqrt(variance))

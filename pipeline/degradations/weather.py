@@ -24,7 +24,7 @@ from pipeline.degradations.drawing import (
     generator,
 )
 from pipeline.degradations.light import to_display, to_linear
-from pipeline.degradations.rain import DENSITY_AREA, FWHM_OF_GAUSSIAN, splat
+from pipeline.degradations.rain import DENSITY_AREA, FWHM_OF_GAUSSIAN
 
 CLUMPS_PER_FLAKE = 5
 SAMPLES_PER_FLAKE = 6  # along the way it falls during the exposure
@@ -158,8 +158,12 @@ def flake_layer(
     strength = -math.log1p(-drawn["opacity"]) * rng.uniform(0.3, 1.0, (count, 1, 1))
     area = math.pi / (4 * math.log(2)) * clump**2  # of a Gaussian with unit peak
     weight = np.broadcast_to(strength * area / SAMPLES_PER_FLAKE * (own_size / size) ** 2 / 2, y.shape)
-    depth = splat(height, width, y.ravel(), x.ravel(), weight.ravel())
-    variance = max((clump / FWHM_OF_GAUSSIAN) ** 2 - 1 / 6, 0.01)
+    row, column = np.rint(y).astype(np.int32), np.rint(x).astype(np.int32)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    place = row[inside] * width + column[inside]
+    depth = np.bincount(place, weights=weight[inside], minlength=height * width)
+    depth = depth.reshape(height, width).astype(np.float32)
+    variance = max((clump / FWHM_OF_GAUSSIAN) ** 2, 0.01)
     blurred: Float32[np.ndarray, "H W"] = cv2.GaussianBlur(
         depth, (0, 0), math.sqrt(variance), borderType=cv2.BORDER_REFLECT
     )
