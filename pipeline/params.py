@@ -43,6 +43,9 @@ class Section(BaseModel):
 class Synthesize(Section):
     """How pairs are made from photographs; lengths in pixels.
 
+    Tiles of the train split may overlap (`stride`); those of val and test, `held_out_tile_size` wide, overlap only
+    where the image's side is no multiple.
+
     online: shards hold the clean tile alone and the loader degrades it anew each epoch (needed where the
     degradation must not be quantised, such as Gaussian noise).
     """
@@ -51,6 +54,7 @@ class Synthesize(Section):
     channels: Literal[1, 3]
     tile_size: Annotated[int, Field(ge=16)]
     stride: PositiveInt
+    held_out_tile_size: Annotated[int, Field(ge=16)]
     copies: PositiveInt
     online: bool
     tiles_per_shard: PositiveInt

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 from tqdm import tqdm
@@ -59,6 +58,8 @@ def main() -> None:
     entries = _made([order for split in SPLITS for order in orders[split]], given.task)
     for split in SPLITS:
         write_index(workshop / split, Index(recipe, [entries[order.path] for order in orders[split]]))
+        for order in orders[split]:
+            _note(order.path).unlink()
     shutil.rmtree(given.out, ignore_errors=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(workshop, given.out)

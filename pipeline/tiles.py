@@ -31,6 +31,7 @@ class Tile:
     image: Entry
     top: int
     left: int
+    size: int
     copy: int
 
     @property
@@ -57,7 +58,7 @@ def pairs(tiles: Sequence[Tile], settings: Synthesize, seed: int) -> Iterator[Pa
         clean_image = _read(image.where, settings.channels)
         degraded_image = None if image.degraded is None else _read(image.degraded, settings.channels)
         for tile in group:
-            window = np.s_[tile.top : tile.top + settings.tile_size, tile.left : tile.left + settings.tile_size]
+            window = np.s_[tile.top : tile.top + tile.size, tile.left : tile.left + tile.size]
             clean = clean_image[window]
             degraded, record = None, {}
             if degraded_image is not None:
@@ -75,16 +76,19 @@ def seed_of(tile: Tile, seed: int) -> list[int]:
 
 def _tiles(images: Sequence[Entry], settings: Synthesize) -> Iterator[Tile]:
     for image in images:
-        for top in _starts(image.height, settings):
-            for left in _starts(image.width, settings):
+        train = image.split == "train"
+        size = settings.tile_size if train else settings.held_out_tile_size
+        stride = settings.stride if train else size
+        for top in _starts(image.height, size, stride):
+            for left in _starts(image.width, size, stride):
                 for copy in range(settings.copies):
-                    yield Tile(image, top, left, copy)
+                    yield Tile(image, top, left, size, copy)
 
 
-def _starts(length: int, settings: Synthesize) -> list[int]:
+def _starts(length: int, size: int, stride: int) -> list[int]:
     """Return where tiles begin along one side: every `stride` pixels, and one that ends at the border."""
-    last = max(0, length - settings.tile_size)
-    return sorted({*range(0, last + 1, settings.stride), last})
+    last = max(0, length - size)
+    return sorted({*range(0, last + 1, stride), last})
 
 
 def read_channels(source: str | Path | bytes, channels: int) -> Float32[np.ndarray, "H W C"]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from pipeline.params import Synthesize, Train, door, load_section, read_params
 from pipeline.provenance import commit, digest
 from pipeline.shards import INDEX, checksum
 
+SECONDS_BETWEEN_LINES = 20
 CURVE = ("step", "loss", "learning_rate", "val_psnr", "skipped_steps")
 
 
@@ -80,9 +84,9 @@ def main() -> None:
         tracking.run(given.task, name, {"fingerprint": name}, params, system_metrics=True) as run,
         tempfile.TemporaryDirectory() as folder,
     ):
-        with _bar(given.task, recipe) as bar:
+        with closing(_Display(given.task, recipe.num_steps)) as display:
             cluster.fit(
-                job, name=name, into=Path(folder), on_progress=bar.show,
+                job, name=name, into=Path(folder), on_progress=display.show,
                 on_report=lambda metrics: run.log(metrics, int(metrics["step"])),
             )  # fmt: skip
         history = loop.history(Path(folder))
@@ -92,22 +96,33 @@ def main() -> None:
         cluster.forget(name)
 
 
-class _bar(tqdm):  # type: ignore[type-arg]
-    """Step, loss, val PSNR, images/s and time left, as the workers tell them."""
+class _Display:
+    """Step, loss, val PSNR, images/s and time left: a bar on a terminal, a line now and then in a log."""
 
-    def __init__(self, task: str, recipe: Train) -> None:
-        super().__init__(
-            desc=f"train {task}", total=recipe.num_steps, unit="step", file=sys.stderr, dynamic_ncols=True,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{postfix}]",
+    def __init__(self, task: str, num_steps: int) -> None:
+        self.task, self.num_steps, self.shown, self.next_line = task, num_steps, -1, 0.0
+        self.bar = tqdm(
+            desc=f"train {task}", total=num_steps, unit="step", dynamic_ncols=True, disable=None, leave=True,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
         )  # fmt: skip
 
     def show(self, step: int, figures: Mapping[str, float]) -> None:
-        left = int(figures["seconds_left"])
-        self.n = step
-        self.set_postfix_str(
-            f"loss {figures['loss']:.4f}, val {figures['val_psnr']:.2f} dB, {figures['images_per_second']:.0f} images/s, "
-            f"{left // 60}:{left % 60:02d} left"
-        )
+        if step == self.shown:
+            return
+        self.shown = step
+        left, psnr = int(figures["seconds_left"]), figures["val_psnr"]
+        val = f"val {psnr:.2f} dB, " if math.isfinite(psnr) else ""
+        speed = f"{figures['images_per_second']:.0f} images/s, {left // 60}:{left % 60:02d} left"
+        text = f"loss {figures['loss']:.4f}, {val}{speed}"
+        if not self.bar.disable:
+            self.bar.n = step
+            self.bar.set_postfix_str(text)
+        elif time.monotonic() >= self.next_line or step == self.num_steps:
+            self.next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+            print(f"train {self.task}: step {step}/{self.num_steps}, {text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self.bar.close()
 
 
 def _write_curve(path: Path, history: Sequence[Mapping[str, float]]) -> None:
