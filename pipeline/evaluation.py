@@ -20,7 +20,6 @@ from pipeline.loader import LoadedPair
 from pipeline.params import Section
 from pipeline.protocol import Protocol, Quality, gain, mean_quality
 
-
 Image = Float32[np.ndarray, "H W C"]
 
 

@@ -197,11 +197,7 @@ def test_a_mistake_in_the_section_is_named_with_its_place(place, value, message)
 def checkout(folder: Path) -> list[str]:
     """Lay out what the door reads: params.yaml, test shards, a model."""
     rng = np.random.default_rng(0)
-    noise = {"kind": "gaussian_noise", "sigma": [25, 25], "per_channel": True}
-    synthesize = {
-        "degradation": noise, "channels": 3, "tile_size": 32, "stride": 32, "copies": 1, "online": True,
-        "tiles_per_shard": 8,
-    }  # fmt: skip
+    synthesize = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())["denoise"]["synthesize"]
     (folder / "params.yaml").write_text(
         yaml.safe_dump({"seed": 1, "denoise": {"synthesize": synthesize, "evaluate": SETTINGS}})
     )
