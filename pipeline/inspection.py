@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
@@ -94,6 +95,17 @@ def inspect_image(candidate: Candidate, *, max_pixels: int) -> Inspection:
     return Inspection(pixel_hash(image), degraded_sha256, height, width, duplicates.thumbnail(image).tobytes())
 
 
+def group_scenes(thumbnails: Mapping[str, bytes], memory: Path) -> dict[str, str]:
+    """Return duplicates.name_groups, remembered for as long as the images are the same: it is slow for very many."""
+    key = hashlib.sha256(" ".join((_reader(), *sorted(thumbnails))).encode()).hexdigest()
+    with closing(_open_memory(memory)) as database, _saving(database):
+        row = database.execute("SELECT groups FROM scenes WHERE key = ?", (key,)).fetchone()
+        groups: dict[str, str] = json.loads(row[0]) if row else duplicates.name_groups(thumbnails)
+        database.execute("DELETE FROM scenes")
+        database.execute("INSERT INTO scenes VALUES (?, ?)", (key, json.dumps(groups)))
+    return groups
+
+
 def pixel_hash(image: Float32[np.ndarray, "H W 3"]) -> str:
     """Return the sha256 of size and pixels: equal for the same picture in another lossless format."""
     digest = hashlib.sha256(f"{image.shape}".encode())
@@ -139,6 +151,7 @@ def _open_memory(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=60)
     try:
         database.execute(f"CREATE TABLE IF NOT EXISTS looks ({columns}) WITHOUT ROWID")
+        database.execute("CREATE TABLE IF NOT EXISTS scenes (key TEXT PRIMARY KEY, groups TEXT)")
         database.execute("SELECT * FROM looks LIMIT 1").fetchone()
     except sqlite3.DatabaseError as error:
         database.close()

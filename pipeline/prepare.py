@@ -12,8 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.duplicates import name_groups
-from pipeline.inspection import Inspection, inspect_images
+from pipeline.inspection import Inspection, group_scenes, inspect_images
 from pipeline.manifest import SPLITS, Entry, SplitName, check_splits, split_of, write_manifest, write_whole
 from pipeline.params import door, load_section
 from pipeline.sources import Candidate, LeftOut, Prepare, describe, list_images
@@ -64,7 +63,7 @@ def prepare(settings: Prepare, *, seed: int, memory: Path) -> Prepared:
     origin = ", ".join(describe(source) for source in settings.sources)
     if not usable:
         raise ValueError(f"{origin}: no usable image{_reasons(left_out)}")
-    groups = name_groups({look.sha256: look.thumbnail for _, look in usable.values()})
+    groups = group_scenes({look.sha256: look.thumbnail for _, look in usable.values()}, memory)
     shares: dict[SplitName, float] = {"val": settings.split.val, "test": settings.split.test}
     check_splits(sorted(set(groups.values())), seed=seed, shares=shares, origin=origin)
     entries = [

@@ -7,6 +7,8 @@ Nothing is ever extracted to disk, and members are read by exact name, so a host
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import os
 import tarfile
 import threading
@@ -16,14 +18,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_FILE_BYTES = 2**31  # more than any image that the pixel limit lets pass; stops a bomb before it is unpacked
 
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, NotImplementedError, KeyError)
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
 
 class StorageError(ValueError):
@@ -151,7 +153,7 @@ class _Archive:
     def __init__(self, place: str, stamp: str | None):
         self._place, self._stamp = place, stamp
         self._turn = threading.Lock()
-        self._file: IO[bytes] = _open_binary(place)
+        self._file = _open_binary(place)
         try:
             self._zip = zipfile.ZipFile(self._file) if place.lower().endswith(".zip") else None
             self._tar = None if self._zip else tarfile.open(fileobj=self._file, mode="r:*")  # noqa: SIM115
@@ -179,8 +181,12 @@ class _Archive:
                 content = self._tar.extractfile(member)
                 assert content is not None, "only regular files are without a problem"
                 return content.read()
-        except (*_DAMAGE, OSError) as error:
+        except _DAMAGE as error:
             raise UnreadableFile(f"damaged in its archive: {_describe(error)}") from error
+        except Exception as error:  # each protocol has its own errors
+            raise StorageError(
+                f"{self._place}: cannot be reached ({_describe(error)}); try again when it can"
+            ) from error
 
     def _zip_members(self) -> Iterator[tuple[str, tuple[str, str | None]]]:
         assert self._zip is not None
@@ -218,12 +224,11 @@ def _open_archive(place: str, stamp: str | None) -> _Archive:
     return _Archive(place, stamp)
 
 
-def _open_binary(place: str) -> IO[bytes]:
+def _open_binary(place: str) -> Any:
     try:
         if "://" not in place:
             return Path(place).expanduser().open("rb")
-        file: IO[bytes] = fsspec.open(place, "rb").open()
-        return file
+        return fsspec.open(place, "rb").open()
     except FileNotFoundError as error:
         raise StorageError(f"{place}: no such archive") from error
     except Exception as error:  # each protocol has its own errors

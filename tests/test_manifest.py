@@ -45,15 +45,18 @@ def test_a_line_that_is_none_of_a_manifest_is_named() -> None:
         read_manifest(Path("m.jsonl"))
 
 
-def test_the_old_manifest_stays_when_the_new_one_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    write_manifest(Path("m.jsonl"), [])
+@pytest.mark.parametrize("step", ["write_text", "replace"])
+def test_the_old_manifest_stays_when_the_new_one_cannot_be_written(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = Entry(where="a.png", sha256="a", height=1, width=2, split="val", group="a", source="s")
+    write_manifest(Path("m.jsonl"), [entry])
 
     def full(*_: object, **__: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, step, full)
     with pytest.raises(OSError, match="No space"):
         write_manifest(Path("m.jsonl"), [])
+    assert read_manifest(Path("m.jsonl")) == [entry]
     assert os.listdir() == ["m.jsonl"]  # noqa: PTH208
 
 

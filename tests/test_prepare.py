@@ -13,13 +13,11 @@ import pytest
 from jaxtyping import Float32
 from PIL import Image
 
-from pipeline import inspection
 from pipeline.manifest import (
     SPLITS,
 )
 from pipeline.prepare import Prepared, main, prepare, report
 from pipeline.sources import Folder, Pairs, Prepare, Source, Split, Starter
-from pipeline.storage import StorageError
 
 Picture = Float32[np.ndarray, "H W 3"]
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -205,61 +203,6 @@ def test_no_usable_image_is_an_error_that_names_folder_and_reasons() -> None:
     save("p/tiny.png", scene(1, 8, 8))
     with pytest.raises(ValueError, match=r"(?s)folder:p: no usable image among 1 files:.*p/tiny\.png: too small"):
         run(Folder(path="p"))
-
-
-def test_an_unchanged_image_is_not_decoded_again_and_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    album("p", range(6))
-    save("p/tiny.png", scene(7, 8, 8))
-    Path("p/broken.png").write_bytes(b"x")
-    looked: list[str] = []
-    look = inspection.inspect_image
-
-    def counting(candidate: inspection.Candidate, *, max_pixels: int) -> inspection.Inspection:
-        looked.append(candidate.where)
-        return look(candidate, max_pixels=max_pixels)
-
-    monkeypatch.setattr(inspection, "inspect_image", counting)
-    first = run(Folder(path="p"))
-    assert len(looked) == 8
-    assert run(Folder(path="p")) == first and len(looked) == 8
-    save("p/003.png", scene(33))
-    changed = run(Folder(path="p"))
-    assert looked[8:] == ["p/003.png"] and changed != first
-    Path("memory.sqlite").unlink()
-    assert run(Folder(path="p")) == changed
-
-
-def test_an_image_cut_while_it_was_copied_is_seen_when_it_is_whole() -> None:
-    album("p", range(3))
-    whole = Path("p/001.png").read_bytes()
-    Path("p/001.png").write_bytes(whole[:500])
-    assert "p/001.png" in left_out(run(Folder(path="p")))
-    Path("p/001.png").write_bytes(whole)
-    assert not run(Folder(path="p")).left_out
-
-
-def test_a_damaged_memory_is_forgotten() -> None:
-    album("p", range(3))
-    Path("memory.sqlite").write_bytes(b"no database at all, but long enough to be looked at" * 100)
-    assert len(run(Folder(path="p")).entries) == 3
-
-
-def test_what_was_seen_before_a_failure_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    album("p", range(6))
-    look = inspection.inspect_image
-    looked: list[str] = []
-
-    def failing(candidate: inspection.Candidate, *, max_pixels: int) -> inspection.Inspection:
-        if candidate.where == "p/005.png" and len(looked) < 6:
-            raise StorageError("s3://bucket: cannot be reached")
-        looked.append(candidate.where)
-        return look(candidate, max_pixels=max_pixels)
-
-    monkeypatch.setattr(inspection, "inspect_image", failing)
-    with pytest.raises(StorageError):
-        run(Folder(path="p"))
-    looked += [""] * 6
-    assert len(run(Folder(path="p")).entries) == 6 and looked[11:] == ["p/005.png"]
 
 
 def test_pairs_carry_their_partner_and_misaligned_ones_are_left_out() -> None:
