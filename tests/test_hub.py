@@ -131,6 +131,8 @@ def test_without_the_registry_what_was_never_fetched_is_an_error(registry):
 
 
 def test_the_environment_is_as_before(registry, monkeypatch):
+    for name in hub._IN_REQUEST:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
     before = dict(os.environ)
     hub.pull(CHAMPION)

@@ -95,6 +95,7 @@ def test_tiff_gives_back_what_was_written(tmp_path, dtype, channels, has_alpha):
     assert (again.format, again.icc_profile) == ("TIFF", profile)
     with Image.open(tmp_path / "a.tif") as written:
         assert written.getexif()[0x010F] == "Camera"
+        assert written.has_transparency_data == bool(has_alpha)
 
 
 @pytest.mark.parametrize(("channels", "has_alpha"), [(1, False), (3, False), (3, True)])
@@ -263,6 +264,14 @@ def test_truncated_sixteen_bit_colour_is_refused(tmp_path, suffix, share):
         read_photo(path)
 
 
+def test_damage_inside_sixteen_bit_colour_is_refused(tmp_path):
+    write_photo(tmp_path / "a.png", Photo(np.random.default_rng(0).integers(0, 65536, (64, 48, 3)).astype(np.uint16)))
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[len(data) // 2] ^= 255
+    with pytest.raises(UnreadableImage):
+        read_photo(bytes(data))
+
+
 def test_what_is_no_still_image_of_8_or_16_bits_is_refused():
     frames = [Image.fromarray(smooth(3)), Image.fromarray(smooth(3)[::-1])]
     with pytest.raises(UnreadableImage, match="no PNG, JPEG"):
@@ -304,6 +313,8 @@ def test_quantising_is_the_inverse_of_reading_and_clips(dtype):
     np.testing.assert_array_equal(quantise(to_float(codes), dtype), codes)
     outside = np.array([-1, 2], np.float32).reshape(1, 2, 1)
     np.testing.assert_array_equal(quantise(outside, dtype).ravel(), [0, np.iinfo(dtype).max])
+    between = np.array([0.4, 0.6], np.float32).reshape(1, 2, 1) / np.iinfo(dtype).max
+    np.testing.assert_array_equal(quantise(between, dtype).ravel(), [0, 1])
 
 
 def test_tensors_and_arrays_are_one_image():
