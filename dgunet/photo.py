@@ -76,7 +76,7 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Photo:
         exif_bytes = exif.of_image(image, io.BytesIO(data))
         coding = str(image.tile[0][3]) if image.tile else ""  # as "RGB;16B"; gone after loading
         is_deep = ";16" in coding and image.mode != "CMYK"
-        image.load()  # raises on a truncated file, where OpenCV returns what there is
+        image.load()  # raises, with the reason, on a damaged file; OpenCV just returns nothing
         is_gray = image.mode.startswith("I;16") or "LA;16" in coding
         channels = _deep_channels(data, is_gray=is_gray) if is_deep else _shallow_channels(image)
         channels = _upright(channels, exif.orientation(exif_bytes))
