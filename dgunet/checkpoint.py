@@ -5,6 +5,7 @@ config.json = {"model_type": "dgunet", "config": {the fields of DGUNetConfig}, "
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -50,11 +51,12 @@ def save_model(network: DGUNet, folder: str | Path, card: Mapping[str, Any]) -> 
         if folder.is_dir():
             for name in (WEIGHTS_FILE, CARD_FILE):
                 (staging / name).replace(folder / name)
-            staging.rmdir()
         else:
             staging.replace(folder)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder}: the model could not be written ({error})") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:

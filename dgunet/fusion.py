@@ -48,8 +48,8 @@ def project(features: Float[Tensor, "B n H W"], basis: Float[Tensor, "B r H W"])
         damping = (RELATIVE_DAMPING * trace + ABSOLUTE_DAMPING)[:, None, None]
         identity = torch.eye(rows.shape[1], device=rows.device, dtype=rows.dtype)
         coefficients: Tensor = torch.linalg.solve_ex(gram + damping * identity, rows @ columns).result
-        projected = rows.transpose(1, 2) @ coefficients  # B (H W) n: channels last, as all features are
-    return projected.transpose(1, 2).unflatten(2, features.shape[2:])
+        projected: Tensor = rows.transpose(1, 2) @ coefficients  # B (H W) n: channels last, as all features are
+    return projected.transpose(1, 2).reshape(features.shape)
 
 
 class SubspaceProjection(nn.Module):

@@ -21,6 +21,7 @@ from dgunet.network import DGUNet, DGUNetConfig
 from dgunet.proximal import NUM_LEVELS
 
 PUBLISHED_NUM_STAGES = 7
+SENSING_NAMES = ("Phi", "body.", "stage_model.", "r_final", "concat_final", "shallow_feat_final")
 UNUSED_OPERATOR_CHANNELS = 3  # of the sensing family's `phi` and `phit`, although its images have one
 
 Shape = tuple[int, ...]
@@ -84,7 +85,7 @@ def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _config(tensors: Mapping[str, Tensor], num_stages: int | None, full_image: bool) -> DGUNetConfig:
-    sensing = "Phi" in tensors
+    sensing = any(name.startswith(SENSING_NAMES) for name in tensors)
     shared = any(name.startswith(("basic.", "stage_model.")) for name in tensors)
     telling = {"shallow_feat1.0.weight": 4, "stage1_encoder.body.0.conv_1.weight": 4}
     head = "concat_final.weight" if sensing else "concat67.weight" if shared else None
@@ -121,7 +122,7 @@ def _num_separate_stages(tensors: Mapping[str, Tensor], sensing: bool) -> int:
     pattern = re.compile(r"body\.(\d+)\." if sensing else r"shallow_feat(\d+)\.")
     numbers = [int(match[1]) for name in tensors if (match := pattern.match(name))]
     # The sensing family counts from 0 and only what lies between the first stage and the last.
-    return max(numbers, default=-1) + 3 if sensing else max(numbers)
+    return max(numbers, default=-1) + 3 if sensing else max(2, *numbers)
 
 
 def _ratio_percent(num_measurements: int) -> int | float:

@@ -1,7 +1,7 @@
 """The most direct eager implementation of the network, on state dicts in the published format.
 
-Independent of `dgunet`: plain functions, names as in the file, one line of code for one of the description. Tests compare
-with it; the benchmark measures against it. `shapes` lists every tensor that a published file of given sizes holds.
+Independent of `dgunet`: plain functions, names as in the file, one line of code for one of the description. Tests
+compare with it, the benchmark measures against it. `shapes` lists every tensor of a published file of given sizes.
 """
 
 from collections.abc import Callable, Mapping
