@@ -101,7 +101,7 @@ def map_unordered(function: Callable[[Item], Result], items: Iterable[Item]) -> 
         yield _result(done[0])
 
 
-@ray.remote(num_cpus=1, max_retries=3)
+@ray.remote(num_cpus=1, max_retries=3)  # type: ignore[untyped-decorator]  # Ray is not typed
 def _apply(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)
 
@@ -132,7 +132,7 @@ def fit(
     runs from others. Workers that die are started again from it, DGUNET_MAX_FAILURES times. On SIGTERM and Ctrl-C the
     workers save a checkpoint first, then Interrupted is raised. A ValueError of `work` is final, and raised here.
     """
-    line = _Line.remote()
+    line: Any = _Line.remote()  # type: ignore[attr-defined]
     outcome: list[ray.train.Result | BaseException] = []
     trainer = _trainer(work, name, line)
 
@@ -251,7 +251,7 @@ class _Line:
         return self.latest, heard, self.failure
 
 
-class _Heard(ray.train.UserCallback):
+class _Heard(ray.train.UserCallback):  # type: ignore[misc]
     """Passes on each report once, when its checkpoint is committed; lives in Ray's controller."""
 
     def __init__(self, line: Any) -> None:

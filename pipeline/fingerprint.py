@@ -26,5 +26,5 @@ def fingerprint(*parts: Any) -> str:
 def loaded_code() -> list[Path]:
     """List the project's own files among the loaded modules, sorted: the door that runs and all it imported."""
     modules = [module for name, module in list(sys.modules.items()) if name.split(".")[0] in (*PACKAGES, "__main__")]
-    files = {Path(module.__file__) for module in modules if getattr(module, "__file__", None)}
+    files = {Path(file) for module in modules if (file := getattr(module, "__file__", None))}
     return sorted(file for file in files if file.is_relative_to(PROJECT) and file.parent.name != "tests")

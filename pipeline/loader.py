@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dgunet.images import to_float
 from pipeline.degradations import Degradation, degrade
 from pipeline.params import parse_degradation
-from pipeline.shards import Index, Pair, Shard, read_index
+from pipeline.shards import Index, Pair, Shard, ShardEntry, read_index
 
 SHARDS_KEPT_OPEN = 32
 
@@ -98,7 +98,12 @@ def _shuffle(size: int, seed: int, turn: int, shard: int) -> np.ndarray:
     return np.random.default_rng([seed, turn, shard]).permutation(size)
 
 
-class Patches(Dataset[tuple[UInt8[np.ndarray, "H W C"] | Float32[np.ndarray, "H W C"], ...]]):
+@lru_cache(maxsize=SHARDS_KEPT_OPEN)
+def _open(folder: Path, entry: ShardEntry) -> Shard:
+    return Shard(folder, entry)
+
+
+class Patches(Dataset[tuple[np.ndarray, np.ndarray, str]]):
     """Augmented training patches, addressed by (step, stream)."""
 
     def __init__(self, folder: Path, batch_size: int, patch_size: int, seed: int) -> None:
@@ -108,20 +113,17 @@ class Patches(Dataset[tuple[UInt8[np.ndarray, "H W C"] | Float32[np.ndarray, "H 
         self.degradation = online_degradation(self.index)
         self.patch_size = patch_size
         self.seed = seed
-        self._open = lru_cache(maxsize=SHARDS_KEPT_OPEN)(self._open_shard)
-
-    def _open_shard(self, number: int) -> Shard:
-        return Shard(self.folder, self.index.shards[number])
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
         """Return (clean, degraded, key) of the patch at `place` = (step, stream); arrays H W C float32."""
         turn, shard, number = self.course.at(*place)
-        pair = self._open(shard)[number]
+        pair = _open(self.folder, self.index.shards[shard])[number]
         rng = np.random.default_rng([self.seed, _number(pair.key), turn])
         clean, degraded = _in_unit_range(pair, self.degradation, int(rng.integers(2**63)))
         window = _window(clean.shape[:2], self.patch_size, rng)
         mirror, quarter_turns = bool(rng.integers(2)), int(rng.integers(4))
-        return (*(_augment(image[window], mirror, quarter_turns) for image in (clean, degraded)), pair.key)
+        clean, degraded = (_augment(image[window], mirror, quarter_turns) for image in (clean, degraded))
+        return clean, degraded, pair.key
 
 
 def batches(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dgunet.checkpoint import assemble, save_model
-from dgunet.losses import stage_loss
+from dgunet.losses import LossKind, stage_loss
 from dgunet.metrics import psnr
 from dgunet.network import DGUNet
 from pipeline.loader import Batch, LoadedPair
@@ -63,7 +63,7 @@ class Ports:
 class Objective(nn.Module):
     """The loss of a network on a batch, as one module: what DistributedDataParallel wraps."""
 
-    def __init__(self, network: DGUNet, loss: str) -> None:
+    def __init__(self, network: DGUNet, loss: LossKind) -> None:
         super().__init__()
         self.network, self.loss = network, loss
 
@@ -101,7 +101,8 @@ class Training:
     def __init__(self, network: DGUNet, recipe: Train, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         self.network = network.to(device)
-        self.averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay))
+        averaging = get_ema_multi_avg_fn(recipe.average_decay)  # type: ignore[no-untyped-call]
+        self.averaged = AveragedModel(self.network, multi_avg_fn=averaging)
         self.best: dict[str, Tensor] = _on_cpu(self.averaged.module)
         self.progress = Progress()
         self.optimizer = torch.optim.AdamW(
@@ -140,8 +141,8 @@ class Training:
     @torch.no_grad()
     def validate(self, pairs: Iterator[LoadedPair]) -> float:
         """Return the mean PSNR in dB of the averaged network over all workers' pairs, each counted once."""
-        network: DGUNet = self.averaged.module.eval()
-        sensing = network.config.sensing_ratio_percent is not None
+        network = cast(DGUNet, self.averaged.module).eval()
+        sensing = self.network.config.sensing_ratio_percent is not None
         scores: list[tuple[str, float]] = []
         for pair in pairs:
             clean, degraded = (

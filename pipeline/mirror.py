@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt
 
@@ -34,7 +34,9 @@ def check(path: Path = PARAMS_FILE) -> None:
     content = read_params(path)
     general = {name: content.pop(name) for name in General.model_fields if name in content}
     mistakes = []
-    for value, kind, name in [(general, General, ""), *((section, Task, name) for name, section in content.items())]:
+    sections: list[tuple[Any, type[Section], str]] = [(general, General, "")]
+    sections += [(section, Task, name) for name, section in content.items()]
+    for value, kind, name in sections:
         try:
             validated(value, kind, name)
         except ParamsError as error:

@@ -122,7 +122,7 @@ def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
     return content
 
 
-def load_section(name: str, kind: type[Kind] | Any, path: Path = PARAMS_FILE) -> Kind:
+def load_section(name: str, kind: type[Kind], path: Path = PARAMS_FILE) -> Kind:
     """Return the value at the dotted `name` ("derain.train", "seed") of params.yaml, as a `kind`.
 
     Raises ParamsError with one line per mistake, each with its place and what is allowed.
@@ -137,7 +137,7 @@ def load_section(name: str, kind: type[Kind] | Any, path: Path = PARAMS_FILE) ->
     return validated(value, kind, name)
 
 
-def validated(value: Any, kind: type[Kind] | Any, name: str = "") -> Kind:
+def validated(value: Any, kind: type[Kind], name: str = "") -> Kind:
     """Return `value` as a `kind`; ParamsError names each wrong place below `name`."""
     try:
         result: Kind = TypeAdapter(kind).validate_python(value)

@@ -92,7 +92,9 @@ def first(metrics: dict[str, dict[str, float]]) -> Verdict:
         theirs = metrics[rival]["psnr"]
         if ours <= theirs:
             return Verdict(False, f"{ours:.2f} dB does not beat the {rival} images' {theirs:.2f} dB", None)
-    return Verdict(True, f"the first, with {ours:.2f} dB where the baseline has {metrics['baseline']['psnr']:.2f} dB", ours)
+    return Verdict(
+        True, f"the first, with {ours:.2f} dB where the baseline has {metrics['baseline']['psnr']:.2f} dB", ours
+    )
 
 
 def challenge(ours: float, theirs: float, margin_db: float, champion: int) -> Verdict:

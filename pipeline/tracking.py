@@ -56,7 +56,10 @@ class Run:
         except MlflowException as error:
             if not self._warned:
                 self._warned = True
-                print(f"MLflow does not answer, its metrics are kept until it does ({_first_line(error)})", file=sys.stderr)
+                print(
+                    f"MLflow does not answer, its metrics are kept until it does ({_first_line(error)})",
+                    file=sys.stderr,
+                )
             return False
         self._unsent.clear()
         self._warned = False

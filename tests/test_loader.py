@@ -1,0 +1,149 @@
+"""The order of samples: a function of data, seed and batch size alone, however many workers, resumed or not."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_folder
+
+from pipeline.loader import Batch, Course, Patches, batches, pairs, share
+from pipeline.shards import Index, ShardEntry
+
+
+def course(sizes: list[int], batch_size: int, seed: int = 1) -> Course:
+    index = Index({}, tuple(ShardEntry(f"{n:06d}.tar", size, 0, "") for n, size in enumerate(sizes)))
+    return Course(index, batch_size, seed)
+
+
+def keys(folder: Path, rank: int, num_workers: int, first: int, last: int, processes: int = 0) -> list[Batch]:
+    patches = Patches(folder, batch_size=4, patch_size=16, seed=1)
+    return list(
+        batches(
+            patches, rank=rank, num_workers=num_workers, first_step=first, num_steps=last,
+            processes=processes, pin_memory=False,
+        )
+    )  # fmt: skip
+
+
+def joined(parts: list[list[Batch]]) -> list[Batch]:
+    steps = []
+    for shares in zip(*parts, strict=True):
+        names = [key for part in shares for key in part.keys]
+        steps.append(Batch(torch.cat([s.clean for s in shares]), torch.cat([s.degraded for s in shares]), names))
+    return steps
+
+
+def same(ours: list[Batch], theirs: list[Batch]) -> None:
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert list(one.keys) == list(other.keys)
+        assert torch.equal(one.clean, other.clean)
+        assert torch.equal(one.degraded, other.degraded)
+
+
+@pytest.mark.parametrize(("sizes", "batch_size"), [([7, 10, 6], 4), ([1, 1, 50], 8), ([5], 5), ([3] * 40, 16)])
+def test_a_pass_sees_each_sample_once_but_for_a_remainder(sizes: list[int], batch_size: int) -> None:
+    order = course(sizes, batch_size)
+    for turn in range(3):
+        first = turn * order.steps_per_pass
+        places = [order.at(first + s, j) for s in range(order.steps_per_pass) for j in range(batch_size)]
+        assert {place[0] for place in places} == {turn}
+        seen = Counter(place[1:] for place in places)
+        assert max(seen.values()) == 1
+        assert sum(sizes) - len(seen) == sum(sizes) % batch_size
+        assert all(number < sizes[shard] for shard, number in seen)
+
+
+def test_each_pass_has_an_order_of_its_own_and_so_has_each_seed() -> None:
+    def walk(seed: int, turn: int) -> list[tuple[int, ...]]:
+        order = course([20, 20, 20], 4, seed)
+        return [order.at(turn * order.steps_per_pass + s, 0)[1:] for s in range(order.steps_per_pass)]
+
+    assert walk(1, 0) == walk(1, 0)
+    assert walk(1, 0) != walk(1, 1)
+    assert walk(1, 0) != walk(2, 0)
+
+
+def test_a_stream_opens_few_shards_at_a_time() -> None:
+    order = course([10] * 32, 16)
+    for stream in range(16):
+        opened = [order.at(step, stream)[1] for step in range(order.steps_per_pass)]
+        assert sum(a != b for a, b in zip(opened, opened[1:], strict=False)) <= 2
+
+
+@pytest.mark.parametrize("num_workers", [2, 3, 4])
+@pytest.mark.parametrize("online", [False, True])
+def test_any_number_of_workers_sees_the_same_global_batches(tmp_path: Path, num_workers: int, online: bool) -> None:
+    write_folder(tmp_path / "s", [7, 10, 6], online=online)
+    alone = keys(tmp_path / "s", 0, 1, 0, 12)
+    same(alone, joined([keys(tmp_path / "s", rank, num_workers, 0, 12) for rank in range(num_workers)]))
+
+
+def test_a_resumed_run_goes_on_where_it_stopped_with_any_number_of_processes(shards: Path) -> None:
+    whole = keys(shards / "train", 0, 1, 0, 9)
+    same(whole[5:], keys(shards / "train", 0, 1, 5, 9))
+    same(whole[5:], keys(shards / "train", 0, 1, 5, 9, processes=2))
+
+
+def test_resuming_reads_nothing_of_what_was_seen_before(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patches = Patches(shards / "train", batch_size=4, patch_size=16, seed=1)
+    reads: list[tuple[int, int]] = []
+    original = Patches.__getitem__
+    monkeypatch.setattr(Patches, "__getitem__", lambda self, place: reads.append(place) or original(self, place))
+    next(batches(patches, rank=0, num_workers=1, first_step=1000, num_steps=1001, processes=0, pin_memory=False))
+    assert reads == [(1000, stream) for stream in range(4)]
+
+
+def test_crops_of_clean_and_degraded_are_of_the_same_place(tmp_path: Path) -> None:
+    write_folder(tmp_path / "s", [8])
+    for batch in keys(tmp_path / "s", 0, 1, 0, 2):
+        assert batch.clean.shape == batch.degraded.shape == (4, 3, 16, 16)
+        assert (batch.clean - batch.degraded).abs().max() <= 20.5 / 255
+
+
+def test_pairs_made_online_are_new_in_each_pass_and_unclipped(tmp_path: Path) -> None:
+    write_folder(tmp_path / "s", [4], online=True)
+    noises = {}
+    for turn, batch in enumerate(keys(tmp_path / "s", 0, 1, 0, 2)):
+        noise = batch.degraded - batch.clean
+        assert noise.std() == pytest.approx(25 / 255, rel=0.1)
+        assert batch.degraded.min() < 0 and batch.degraded.max() > 1
+        noises[turn] = {key: n for key, n in zip(batch.keys, noise, strict=True)}
+    assert all(not torch.equal(noises[0][key], noises[1][key]) for key in noises[0])
+
+
+def test_validation_sees_each_pair_exactly_once_and_the_same_each_time(tmp_path: Path) -> None:
+    write_folder(tmp_path / "s", [2, 5, 1], online=True)
+    whole = list(pairs(tmp_path / "s"))
+    assert [pair.key for pair in whole] == [f"pair{n:04d}" for n in range(8)]
+    for num_workers in (2, 3):
+        shares = [list(pairs(tmp_path / "s", rank, num_workers)) for rank in range(num_workers)]
+        assert sorted(pair.key for part in shares for pair in part) == [pair.key for pair in whole]
+        by_key = {pair.key: pair for part in shares for pair in part}
+        assert all(np.array_equal(by_key[pair.key].degraded, pair.degraded) for pair in whole)
+
+
+def test_shares_are_even_and_cover_the_batch() -> None:
+    for num_workers in range(1, 8):
+        shares = [share(16, rank, num_workers) for rank in range(num_workers)]
+        assert [j for part in shares for j in part] == list(range(16))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    with pytest.raises(ValueError, match="17 workers cannot share a batch of 16"):
+        share(16, 0, 17)
+
+
+def test_too_few_samples_and_too_small_tiles_are_told(tmp_path: Path) -> None:
+    write_folder(tmp_path / "s", [3])
+    with pytest.raises(ValueError, match=r"train\.batch_size"):
+        Patches(tmp_path / "s", batch_size=4, patch_size=16, seed=1)
+    with pytest.raises(ValueError, match=r"train\.patch_size is 32, but a tile has only 24 x 24"):
+        Patches(tmp_path / "s", batch_size=2, patch_size=32, seed=1)[0, 0]
+
+
+def test_global_random_states_are_left_alone(shards: Path) -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    keys(shards / "train", 0, 1, 0, 3)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
