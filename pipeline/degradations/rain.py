@@ -34,6 +34,7 @@ DENSITY_AREA = 100.0 * 100.0
 FWHM_OF_GAUSSIAN = 2.3548
 AREA_OF_GAUSSIAN = 1.0645  # of one with unit peak and unit full width at half maximum
 VARIANCE_OF_DOT = 1 / 6  # of one shared by two pixels
+VARIANCE_OF_LENS = 0.25  # of the sharpest point, in pixels²
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,10 +154,12 @@ def draw_steep(height: int, width: int, streaks: Float32[np.ndarray, "5 N"]) -> 
 
 
 def blur_across(depth: Float32[np.ndarray, "H W"], streak_width: float) -> Float32[np.ndarray, "H W"]:
-    """Give streaks their width: a Gaussian of that full width at half maximum, less what a dot has."""
-    variance = (streak_width / FWHM_OF_GAUSSIAN) ** 2 - VARIANCE_OF_DOT
-    if variance <= 0:
-        return depth
-    sigma = float(np.sqrt(variance))
-    blurred: Float32[np.ndarray, "H W"] = cv2.GaussianBlur(depth, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+    """Give streaks their width: a Gaussian of that full width at half maximum, less what a dot has.
+
+    A lens shows no streak sharper than about a pixel and a half; those that should be are fainter instead.
+    """
+    variance = max((streak_width / FWHM_OF_GAUSSIAN) ** 2 - VARIANCE_OF_DOT, VARIANCE_OF_LENS)
+    blurred: Float32[np.ndarray, "H W"] = cv2.GaussianBlur(
+        depth, (0, 0), float(np.sqrt(variance)), borderType=cv2.BORDER_REFLECT
+    )
     return blurred
