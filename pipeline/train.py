@@ -5,61 +5,25 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-import os
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from dgunet.network import DGUNet, DGUNetConfig
-from pipeline import cluster, loader, loop, tracking
+from pipeline import cluster, loop, tracking
 from pipeline.fingerprint import fingerprint
+from pipeline.job import Job
 from pipeline.params import Synthesize, Train, door, load_section, read_params
 from pipeline.provenance import commit, digest
 from pipeline.shards import INDEX, checksum
 
 SECONDS_BETWEEN_LINES = 20
 CURVE = ("step", "loss", "learning_rate", "val_psnr", "skipped_steps")
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that a worker has to know; the same for each."""
-
-    recipe: Train
-    channels: int
-    shards: Path
-    seed: int
-    card: Mapping[str, Any]
-
-    def __call__(self, worker: cluster.Worker) -> None:
-        """Train as one of the workers."""
-        recipe, world = self.recipe, {"rank": worker.rank, "num_workers": worker.num_workers}
-        config = DGUNetConfig(image_channels=self.channels, **recipe.network.model_dump())
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            network = DGUNet(config)
-        patches = loader.Patches(self.shards / "train", recipe.batch_size, recipe.patch_size, self.seed)
-        processes = int(os.environ.get("DGUNET_LOADER_PROCESSES", "4" if worker.device.type == "cuda" else "0"))
-        ports = loop.Ports(
-            batches=lambda first_step: loader.batches(
-                patches, first_step=first_step, num_steps=recipe.num_steps, processes=processes,
-                pin_memory=worker.device.type == "cuda", **world,
-            ),
-            validation=lambda: loader.pairs(self.shards / "val", **world),
-            report=worker.report,
-            progress=worker.progress,
-            stop_requested=worker.stop_requested,
-        )  # fmt: skip
-        loop.fit(network, recipe, ports, device=worker.device, resume=worker.resume, card=self.card)
 
 
 def main() -> None:
