@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from pipeline.degradations import degrade
 from pipeline.degradations.resample import downsample
 from pipeline.params import Synthesize, door, load_section, parse_degradation
 from pipeline.sheet import Cell, Row, describe, kind_sheet, pair_sheet
-from pipeline.sources import Candidate, Prepare, list_images, read_source_image
+from pipeline.sources import LeftOut, Pairs, Prepare, list_images, read_source_image
 from pipeline.tiles import read_channels
 
 EXAMPLES = Path("infra/degradations.yaml")
@@ -43,39 +44,39 @@ def main() -> None:
 
 
 def one_task(task: str) -> UInt8[np.ndarray, "H W 3"]:
-    """The middles of the first photographs of the sources, degraded as the task says."""
+    """The middles of the first photographs of the sources, degraded as the task says, or real pairs as they came."""
     settings = load_section(f"{task}.synthesize", Synthesize)
     seed = load_section("seed", int)
     rows = []
-    for index, (clean, real) in enumerate(photographs(settings.channels)):
+    for clean, real in islice(photographs(settings), NUM_ROWS):
         if real is not None:
             rows.append(Row(clean, real, ["a real pair"]))
         else:
-            degraded = degrade(clean, settings.degradation, [seed, index])
+            degraded = degrade(clean, settings.degradation, [seed, len(rows)])
             rows.append(Row(clean, degraded.image, describe(degraded.record)))
-        if len(rows) == NUM_ROWS:
-            break
     if not rows:
-        raise ValueError("prepare.sources: no image can be read; `python -m pipeline.prepare` says why")
+        raise ValueError("prepare.sources: no image can be read; `make repro` says why in reports/prepare.json")
     return pair_sheet(rows)
 
 
-def photographs(channels: int) -> Iterator[tuple[Float32[np.ndarray, "H W C"], Float32[np.ndarray, "H W C"] | None]]:
-    """Middles of the photographs that the sources name, those skipped that cannot be read; with their real partner."""
+def photographs(
+    settings: Synthesize,
+) -> Iterator[tuple[Float32[np.ndarray, "H W C"], Float32[np.ndarray, "H W C"] | None]]:
+    """Middles of the task's photographs, each with its real partner if it has one; what cannot be read is skipped."""
     for source in load_section("prepare", Prepare).sources:
+        real = isinstance(source, Pairs) and source.clean in settings.real_pairs
+        if settings.real_pairs and not real:
+            continue
         for candidate in list_images(source):
-            if not isinstance(candidate, Candidate):
+            if isinstance(candidate, LeftOut):
                 continue
+            names = [candidate.where, candidate.degraded] if real and candidate.degraded else [candidate.where]
             try:
-                clean = middle(read_channels(read_source_image(candidate.where), channels))
-                if candidate.degraded is None:
-                    yield clean, None
-                    continue
-                real = middle(read_channels(read_source_image(candidate.degraded), channels))
+                images = [middle(read_channels(read_source_image(name), settings.channels)) for name in names]
             except ValueError:
                 continue
-            if real.shape == clean.shape:
-                yield clean, real
+            if all(image.shape == images[0].shape for image in images):
+                yield images[0], images[1] if len(images) == 2 else None
 
 
 def middle(

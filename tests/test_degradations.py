@@ -184,6 +184,26 @@ def test_a_range_that_runs_backwards_or_leaves_its_bounds_is_refused_by_name(nam
 
 
 @pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("gaussian_noise", {"sigma": ["0", 50]}),
+        ("gaussian_noise", {"sigma": [0, 25, 50]}),
+        ("gaussian_noise", {"sigma": 25}),
+        ("gaussian_noise", {"sigma": [0, float("nan")]}),
+        ("gaussian_noise", {"per_channel": 1}),
+        ("light_rain", {"layers": True}),
+        ("light_rain", {"layers": 2.0}),
+        ("jpeg", {"quality": [10.5, 20]}),
+        ("jpeg", {"chroma": "4:1:1"}),
+        ("perhaps_rain", {"probability": "0.5"}),
+    ],
+)
+def test_nothing_is_converted_silently(name: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(changes))):
+        example(name, **changes)
+
+
+@pytest.mark.parametrize(
     "wrong",
     [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.float32), np.zeros((0, 4, 3), np.float32)],
     ids=["float64", "two channels", "empty"],

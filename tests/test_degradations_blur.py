@@ -18,6 +18,7 @@ from pipeline.degradations.light import to_display, to_linear
 KERNELS = {
     "straight": kernel_of_path(20 * trajectory(0.0, generator([1]))),
     "shaken": kernel_of_path(60 * trajectory(0.7, generator([2]))),
+    "crooked": kernel_of_path(12 * trajectory(0.5, generator([8]))),
     "long": kernel_of_path(150 * trajectory(0.1, generator([3]))),
     "small disk": disk_kernel(0.7),
     "disk": disk_kernel(4.3),

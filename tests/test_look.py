@@ -10,21 +10,17 @@ from dgunet.images import read_image, write_image
 from pipeline import look
 from pipeline.sheet import Cell, Row, describe, kind_sheet, pair_sheet
 
-SYNTHESIZE = {
-    "degradation": {"kind": "gaussian_noise", "sigma": [50, 50], "per_channel": True},
-    "channels": 3, "tile_size": 64, "stride": 64, "held_out_tile_size": 64,
-    "copies": 1, "online": False, "tiles_per_shard": 8,
-}  # fmt: skip
-PREPARE = {"sources": [], "min_side": 1, "max_megapixels": 1.0, "split": {"val": 0.1, "test": 0.1}}
+PARAMS = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
+NOISE = {"kind": "gaussian_noise", "sigma": [50, 50], "per_channel": True}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, checkout: Path, source: dict[str, str], channels: int) -> np.ndarray:
-    params = {
-        "tasks": ["denoise"],
-        "seed": 1,
-        "prepare": {**PREPARE, "sources": [source]},
-        "denoise": {"synthesize": {**SYNTHESIZE, "channels": channels}},
-    }
+    changes = {"degradation": NOISE, "channels": channels, "copies": 1, "real_pairs": []}
+    if source["kind"] == "pairs":
+        changes |= {"degradation": {"kind": "none"}, "real_pairs": [source["clean"]]}
+    synthesize = {**PARAMS["denoise"]["synthesize"], **changes}
+    prepare = {**PARAMS["prepare"], "sources": [source]}
+    params = {"seed": 1, "prepare": prepare, "denoise": {"synthesize": synthesize}}
     (checkout / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.chdir(checkout)
     monkeypatch.setattr("sys.argv", ["look", "--task", "denoise"])

@@ -15,7 +15,7 @@ from scipy import fft
 
 from pipeline.degradations.drawing import (
     MAX_GREY_LEVEL,
-    STRICT,
+    NAMED_FIELDS_ONLY,
     Drawn,
     Image,
     Range,
@@ -47,7 +47,7 @@ class CameraShake:
     highlight_gain  how much brighter than white a saturated value really was, 1 to 20
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["camera_shake"] = "camera_shake"
     length: Range
     anxiety: Range
@@ -79,7 +79,7 @@ class Defocus:
     highlight_gain  how much brighter than white a saturated value really was, 1 to 20
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["defocus"] = "defocus"
     radius: Range
     highlight_gain: Range
@@ -109,7 +109,7 @@ class GaussianBlur:
     highlight_gain  how much brighter than white a saturated value really was, 1 to 20
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["gaussian_blur"] = "gaussian_blur"
     sigma: Range
     ratio: Range

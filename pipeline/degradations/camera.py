@@ -17,7 +17,16 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from pipeline.degradations.drawing import STRICT, Drawn, Image, Range, check_range, draw_seed, generator
+from pipeline.degradations.drawing import (
+    NAMED_FIELDS_ONLY,
+    Drawn,
+    Flag,
+    Image,
+    Range,
+    check_range,
+    draw_seed,
+    generator,
+)
 
 Mosaic = Float32[np.ndarray, "H W 1"]
 
@@ -61,10 +70,10 @@ class CameraNoise:
                 spread over several pixels and colours; gray pictures have no mosaic
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["camera_noise"] = "camera_noise"
     shot_noise: Range
-    mosaic: bool
+    mosaic: Flag
 
     def __post_init__(self) -> None:
         check_range(self, "shot_noise", 0, 0.1)

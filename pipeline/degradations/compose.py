@@ -8,7 +8,7 @@ from pydantic import Discriminator
 
 from pipeline.degradations.blur import CameraShake, Defocus, GaussianBlur
 from pipeline.degradations.camera import CameraNoise
-from pipeline.degradations.drawing import STRICT, Drawn, Image, check_number
+from pipeline.degradations.drawing import NAMED_FIELDS_ONLY, Count, Drawn, Image, Number, check_number
 from pipeline.degradations.light import LowLight
 from pipeline.degradations.noise import GaussianNoise, Jpeg
 from pipeline.degradations.rain import RainStreaks
@@ -20,7 +20,7 @@ from pipeline.degradations.weather import Haze, Snow
 class NoDegradation:
     """The image as it is: for tasks whose degradation belongs to the network, such as compressive sensing."""
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["none"] = "none"
 
     def draw(self, rng: np.random.Generator) -> list[Drawn]:
@@ -37,7 +37,7 @@ class NoDegradation:
 class Sequence:
     """One after the other, in this order; an empty list of steps leaves the image as it is."""
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["sequence"] = "sequence"
     steps: "tuple[Degradation, ...]"
 
@@ -50,7 +50,7 @@ class Sequence:
 class RandomOrder:
     """All of them, in an order drawn anew for each picture, every order being equally likely."""
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["random_order"] = "random_order"
     steps: "tuple[Degradation, ...]"
 
@@ -63,10 +63,10 @@ class RandomOrder:
 class OneOf:
     """One of the choices, chosen in proportion to its weight (a number >= 0; they need not sum to 1)."""
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["one_of"] = "one_of"
     choices: "tuple[Degradation, ...]"
-    weights: tuple[float, ...]
+    weights: tuple[Number, ...]
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.choices) or min(self.weights, default=0) < 0 or sum(self.weights) <= 0:
@@ -85,9 +85,9 @@ class OneOf:
 class Sometimes:
     """A degradation that happens with a probability, and else leaves the image as it is."""
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["sometimes"] = "sometimes"
-    probability: float
+    probability: Number
     step: "Degradation"
 
     def __post_init__(self) -> None:
@@ -106,9 +106,9 @@ class Repeat:
     10.
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["repeat"] = "repeat"
-    times: int
+    times: Count
     step: "Degradation"
 
     def __post_init__(self) -> None:

@@ -2,20 +2,27 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float32
+from pydantic import Strict
 
 Image = Float32[np.ndarray, "H W C"]
-Range = tuple[float, float]
+
+# Strict: a file's "25" is no number and its 1 is no true; nothing is converted silently.
+Number = Annotated[float, Strict()]
+Count = Annotated[int, Strict()]
+Flag = Annotated[bool, Strict()]
+Range = tuple[Number, Number]
+
 Drawn = dict[str, Any]
 """One application: `kind` and plain JSON numbers, all that `apply` needs beside the image."""
 
 MAX_GREY_LEVEL = float(np.iinfo(np.uint8).max)
 """What 1.0 is in grey levels of 8 bit, the unit in which the field gives the σ of noise."""
 
-STRICT: Mapping[str, object] = {"extra": "forbid"}
+NAMED_FIELDS_ONLY: Mapping[str, object] = {"extra": "forbid"}
 """As `__pydantic_config__`: whoever validates a degradation from a file refuses names it does not have."""
 
 

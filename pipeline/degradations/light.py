@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.degradations.drawing import STRICT, Drawn, Image, Range, check_range, draw_uniform
+from pipeline.degradations.drawing import NAMED_FIELDS_ONLY, Drawn, Image, Range, check_range, draw_uniform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class LowLight:
     gamma  exponent on display values, 0.2 to 5; above 1 darkens the middle tones
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["low_light"] = "low_light"
     stops: Range
     gamma: Range

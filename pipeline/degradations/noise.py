@@ -8,8 +8,10 @@ import numpy as np
 
 from pipeline.degradations.drawing import (
     MAX_GREY_LEVEL,
-    STRICT,
+    NAMED_FIELDS_ONLY,
+    Count,
     Drawn,
+    Flag,
     Image,
     Range,
     check_range,
@@ -30,10 +32,10 @@ class GaussianNoise:
                  alone)
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["gaussian_noise"] = "gaussian_noise"
     sigma: Range
-    per_channel: bool
+    per_channel: Flag
 
     def __post_init__(self) -> None:
         check_range(self, "sigma", 0, MAX_GREY_LEVEL)
@@ -61,9 +63,9 @@ class Jpeg:
     chroma   "4:2:0" halves the resolution of colour, as most cameras do; "4:4:4" keeps it
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["jpeg"] = "jpeg"
-    quality: tuple[int, int]
+    quality: tuple[Count, Count]
     chroma: Literal["4:2:0", "4:4:4"]
 
     def __post_init__(self) -> None:

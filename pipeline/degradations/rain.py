@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from pipeline.degradations.drawing import (
-    STRICT,
+    NAMED_FIELDS_ONLY,
+    Count,
     Drawn,
     Image,
     Range,
@@ -53,9 +54,9 @@ class RainStreaks:
     veil          share of the background that the mist of the farthest drops hides, 0 to 0.99
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["rain_streaks"] = "rain_streaks"
-    layers: int
+    layers: Count
     depth: Range
     angle: Range
     angle_spread: Range

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from scipy.sparse import csr_array
 
-from pipeline.degradations.drawing import STRICT, Drawn, Image, check_number
+from pipeline.degradations.drawing import NAMED_FIELDS_ONLY, Count, Drawn, Image, check_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +25,9 @@ class Bicubic:
     scale  1 (nothing happens) to 16; sizes that scale does not divide are rounded up, as imresize does
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["bicubic"] = "bicubic"
-    scale: int
+    scale: Count
 
     def __post_init__(self) -> None:
         check_number(self, "scale", 1, 16)

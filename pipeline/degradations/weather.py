@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from pipeline.degradations.drawing import (
-    STRICT,
+    NAMED_FIELDS_ONLY,
+    Count,
     Drawn,
     Image,
     Range,
@@ -40,7 +41,7 @@ class Haze:
     relief      share of the distance that is relief rather than slope, 0 to 1
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["haze"] = "haze"
     beta: Range
     airlight: Range
@@ -86,9 +87,9 @@ class Snow:
     veil        share of the background that the farthest flakes hide, 0 to 0.99
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["snow"] = "snow"
-    layers: int
+    layers: Count
     depth: Range
     angle: Range
     size: Range
