@@ -83,7 +83,7 @@ class Progress:
     skipped_in_a_row: int = 0
     best_psnr: float = -math.inf
     best_step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float | int]] = field(default_factory=list)
 
 
 class _Step(NamedTuple):
@@ -238,10 +238,10 @@ def fit(
     return progress
 
 
-def history(folder: Path) -> list[dict[str, float]]:
+def history(folder: Path) -> list[dict[str, float | int]]:
     """Return a checkpoint's reports, first to last."""
     state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
-    lines: list[dict[str, float]] = state["progress"]["history"]
+    lines: list[dict[str, float | int]] = state["progress"]["history"]
     return lines
 
 

@@ -89,7 +89,7 @@ class _Display:
         self.bar.close()
 
 
-def _write_curve(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+def _write_curve(path: Path, history: Sequence[Mapping[str, float | int]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, CURVE, lineterminator="\n")

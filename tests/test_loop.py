@@ -1,0 +1,207 @@
+"""Training: interrupted and resumed equals uninterrupted; what is not finite changes nothing; it learns."""
+
+import math
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import pair, recipe
+
+from dgunet.checkpoint import load_model, read_card
+from dgunet.network import DGUNet, DGUNetConfig
+from pipeline import loader, loop
+from pipeline.loop import Ports, TrainingFailed, Training, learning_rate
+from pipeline.params import Train
+from pipeline.shards import Index, Pair, write_index, write_shard
+
+CARD = {"task": "test", "provenance": {"commit": "none", "data": "none"}}
+CPU = torch.device("cpu")
+
+
+class Log:
+    """Receives reports as Ray would, and keeps the checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.lines, self.checkpoints = folder, [], []  # type: ignore[var-annotated]
+
+    def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
+        self.lines.append(metrics)
+        assert checkpoint is not None
+        kept = self.folder / f"checkpoint{len(self.checkpoints)}"
+        self.checkpoints.append(shutil.copytree(checkpoint, kept))
+
+
+def network(settings: Train) -> DGUNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return DGUNet(DGUNetConfig(image_channels=3, **settings.network.model_dump()))
+
+
+def ports(shards: Path, settings: Train, log: Log, **others: Any) -> Ports:
+    patches = loader.Patches(shards / "train", settings.batch_size, settings.patch_size, 1)
+    shared = partial(
+        loader.batches, patches, rank=0, num_workers=1, num_steps=settings.num_steps, processes=0, pin_memory=False
+    )
+    given: dict[str, Callable[..., Any]] = {
+        "batches": lambda first_step: shared(first_step=first_step),
+        "validation": lambda: loader.pairs(shards / "val"),
+        "report": log.report,
+    }
+    return Ports(**{**given, **others})
+
+
+def trained(shards: Path, settings: Train, log: Log, resume: Path | None = None, **others: Any) -> DGUNet:
+    net = network(settings)
+    loop.fit(net, settings, ports(shards, settings, log, **others), device=CPU, resume=resume, card=CARD)
+    return net
+
+
+def weights(net: DGUNet) -> list[torch.Tensor]:
+    return list(net.state_dict().values())
+
+
+def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(shards: Path, tmp_path: Path) -> None:
+    settings = recipe(num_steps=12, validate_every=3)
+    whole, parts = Log(tmp_path / "whole"), Log(tmp_path / "parts")
+    uninterrupted = trained(shards, settings, whole)
+
+    calls = iter(range(100))
+    trained(shards, settings, parts, stop_requested=lambda: next(calls) >= 4)  # stops after step 5, between reports
+    assert torch.load(parts.checkpoints[-1] / loop.STATE, weights_only=True)["progress"]["step"] == 5
+    resumed = trained(shards, settings, parts, resume=parts.checkpoints[-1])
+
+    for ours, theirs in zip(weights(resumed), weights(uninterrupted), strict=True):
+        assert torch.equal(ours, theirs)
+    at_steps = {int(line["step"]): line["val_psnr"] for line in parts.lines}
+    assert all(at_steps[int(line["step"])] == line["val_psnr"] for line in whole.lines if line["step"] != 6)
+    best = [load_model(log.checkpoints[-1] / loop.BEST) for log in (whole, parts)]
+    assert all(torch.equal(a, b) for a, b in zip(weights(best[0]), weights(best[1]), strict=True))
+
+
+def test_equal_runs_have_equal_checkpoints_and_another_seed_has_not(shards: Path, tmp_path: Path) -> None:
+    logs = [Log(tmp_path / str(n)) for n in range(2)]
+    for log in logs:
+        trained(shards, recipe(), log)
+    first, second = ((log.checkpoints[-1] / loop.BEST / "model.safetensors").read_bytes() for log in logs)
+    assert first == second
+    assert [{k: v for k, v in line.items() if "second" not in k and "waiting" not in k} for line in logs[0].lines] == [
+        {k: v for k, v in line.items() if "second" not in k and "waiting" not in k} for line in logs[1].lines
+    ]
+
+
+def test_it_learns_what_one_pair_shows(tmp_path: Path) -> None:
+    clean = pair(0).clean
+    for split in ("train", "val"):
+        (tmp_path / "s" / split).mkdir(parents=True)
+        entry = write_shard(tmp_path / "s" / split / "000000.tar", [Pair("negative", clean, 255 - clean, {})])
+        write_index(tmp_path / "s" / split, Index({"online": False, "seed": 1}, (entry,)))
+    settings = recipe(batch_size=1, num_steps=150, validate_every=50, learning_rate=5e-3, patch_size=24)
+    log = Log(tmp_path / "log")
+    trained(tmp_path / "s", settings, log)
+    assert log.lines[-1]["val_psnr"] > log.lines[0]["val_psnr"] + 3
+
+
+def test_the_best_weights_are_kept_and_told_in_the_card(shards: Path, tmp_path: Path) -> None:
+    log = Log(tmp_path / "log")
+    trained(shards, recipe(num_steps=12, validate_every=3), log)
+    best = max(log.lines, key=lambda line: line["val_psnr"])
+    told = read_card(log.checkpoints[-1] / loop.BEST)["provenance"]["metrics"]
+    assert told == {"steps": best["step"], "val_psnr": best["val_psnr"]}
+
+
+def poisoned(shards: Path, settings: Train, log: Log, steps: set[int]) -> Ports:
+    clean = ports(shards, settings, log)
+
+    def batches(first_step: int):  # type: ignore[no-untyped-def]
+        for step, batch in enumerate(clean.batches(first_step), first_step):
+            yield batch._replace(degraded=batch.degraded * math.nan) if step in steps else batch
+
+    return Ports(batches, clean.validation, clean.report)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(shards: Path, tmp_path: Path) -> None:
+    settings, log = recipe(num_steps=8, validate_every=8), Log(tmp_path / "log")
+    net = network(settings)
+    loop.fit(net, settings, poisoned(shards, settings, log, {3}), device=CPU, resume=None, card=CARD)
+    assert log.lines[-1]["skipped_steps"] == 1
+    assert math.isfinite(log.lines[-1]["loss"])
+    assert all(torch.isfinite(tensor).all() for tensor in weights(net))
+
+
+def test_a_skipped_step_leaves_weights_and_optimiser_as_they_were(shards: Path, tmp_path: Path) -> None:
+    settings, log = recipe(), Log(tmp_path / "log")
+    training = Training(network(settings), settings, CPU)
+    steps = poisoned(shards, settings, log, {1}).batches(0)
+    training.step(next(steps))
+    before = [tensor.clone() for tensor in weights(training.network)]
+    moments = [state["exp_avg"].clone() for state in training.optimizer.state.values()]
+    training.step(next(steps))
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(training.network), strict=True))
+    after = [state["exp_avg"] for state in training.optimizer.state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
+
+
+def test_steps_that_stay_not_finite_stop_with_step_and_keys(shards: Path, tmp_path: Path) -> None:
+    settings, log = recipe(num_steps=8, max_skipped_steps=1), Log(tmp_path / "log")
+    with pytest.raises(TrainingFailed, match=r"step 3: .*2 steps in a row.*pair00") as failure:
+        net = network(settings)
+        loop.fit(net, settings, poisoned(shards, settings, log, {2, 3}), device=CPU, resume=None, card=CARD)
+    assert str(failure.value).count("pair00") == settings.batch_size
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_final_value() -> None:
+    settings = recipe(num_steps=100, warmup_steps=10, learning_rate=1e-2, final_learning_rate=1e-4)
+    rates = [learning_rate(step, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-3)
+    assert rates[9] == pytest.approx(1e-2)
+    assert rates[-1] == pytest.approx(1e-4)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_there_must_be_something_to_validate_on(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"prepare\.split\.val"):
+        trained(shards, recipe(), Log(tmp_path), validation=lambda: iter(()))
+
+
+def _as_worker(rank: int, num_workers: int, shards: str, out: str) -> None:
+    """One of several workers, joined by gloo through a file."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{out}/meeting{num_workers}", rank=rank, world_size=num_workers)
+    settings = recipe(num_steps=6, validate_every=2)
+    patches = loader.Patches(Path(shards) / "train", settings.batch_size, settings.patch_size, 1)
+    lines: list[dict[str, float]] = []
+    given = Ports(
+        batches=lambda first: loader.batches(
+            patches, rank=rank, num_workers=num_workers, first_step=first, num_steps=6, processes=0, pin_memory=False
+        ),
+        validation=lambda: loader.pairs(Path(shards) / "val", rank, num_workers),
+        report=lambda metrics, folder: lines.append(metrics),
+    )
+    loop.fit(network(settings), settings, given, device=CPU, resume=None, card=CARD)
+    if rank == 0:
+        torch.save([(line["loss"], line["val_psnr"]) for line in lines], f"{out}/losses{num_workers}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_any_number_of_workers_has_the_same_losses(shards: Path, tmp_path: Path) -> None:
+    context = torch.multiprocessing.get_context("spawn")
+    losses = {}
+    for num_workers in (1, 2, 3):
+        args = (num_workers, str(shards), str(tmp_path))
+        processes = [context.Process(target=_as_worker, args=(rank, *args)) for rank in range(num_workers)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            assert process.exitcode == 0
+        losses[num_workers] = torch.load(tmp_path / f"losses{num_workers}.pt")
+    for num_workers in (2, 3):
+        for ours, alone in zip(losses[num_workers], losses[1], strict=True):
+            assert ours == pytest.approx(alone, rel=1e-4)
