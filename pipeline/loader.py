@@ -8,7 +8,8 @@ step. A worker owns some of the streams and so opens few shards at a time. The r
 left out, another one in each pass.
 
 What is drawn for a sample (crop, flip, turn, and the degradation when pairs are made online) comes from
-(seed, key, pass).
+(seed, key, pass). With mixup the sample at (step, j) is mixed with that at (step, p(j)), whoever owns it: it is
+computed twice rather than sent; p and the weights are drawn from (seed, step).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from pipeline.params import parse_degradation
 from pipeline.shards import Index, Pair, Shard, ShardEntry, read_index
 
 SHARDS_KEPT_OPEN = 32
+_MIXUP = 1  # sets what is drawn for mixing apart from all else that is drawn from (seed, step)
 
 
 class Batch(NamedTuple):
@@ -106,16 +108,31 @@ def _open(folder: Path, entry: ShardEntry) -> Shard:
 class Patches(Dataset[tuple[np.ndarray, np.ndarray, str]]):
     """Augmented training patches, addressed by (step, stream)."""
 
-    def __init__(self, folder: Path, batch_size: int, patch_size: int, seed: int) -> None:
+    def __init__(self, folder: Path, batch_size: int, patch_size: int, seed: int, mixup_alpha: float = 0.0) -> None:
         self.folder = folder
         self.index = read_index(folder)
         self.course = Course(self.index, batch_size, seed)
         self.degradation = online_degradation(self.index)
         self.patch_size = patch_size
         self.seed = seed
+        self.mixup_alpha = mixup_alpha
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
         """Return (clean, degraded, key) of the patch at `place` = (step, stream); arrays H W C float32."""
+        clean, degraded, key = self._patch(place)
+        if self.mixup_alpha == 0:
+            return clean, degraded, key
+        step, stream = place
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, step], spawn_key=(_MIXUP,)))
+        partner = int(rng.permutation(self.course.batch_size)[stream])
+        weight = np.float32(rng.beta(self.mixup_alpha, self.mixup_alpha, self.course.batch_size)[stream])
+        other_clean, other_degraded, _ = self._patch((step, partner))
+        clean, degraded = (
+            weight * ours + (1 - weight) * theirs for ours, theirs in ((clean, other_clean), (degraded, other_degraded))
+        )
+        return clean, degraded, key
+
+    def _patch(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
         turn, shard, number = self.course.at(*place)
         pair = _open(self.folder, self.index.shards[shard])[number]
         rng = np.random.default_rng([self.seed, _number(pair.key), turn])

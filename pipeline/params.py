@@ -48,9 +48,12 @@ class Synthesize(Section):
 
     online: shards hold the clean tile alone and the loader degrades it anew each epoch (needed where the
     degradation must not be quantised, such as Gaussian noise).
+    real_pairs: which of the `prepare.sources` of kind `pairs` this task is made of, each by its `clean`, the degraded
+    images as they came; `degradation` is then `none`. Empty: every clean image there is, degraded by `degradation`.
     """
 
     degradation: Annotated[Degradation, Field(discriminator="kind")]
+    real_pairs: list[str]
     channels: Literal[1, 3]
     tile_size: Annotated[int, Field(ge=16)]
     stride: PositiveInt
@@ -58,6 +61,12 @@ class Synthesize(Section):
     copies: PositiveInt
     online: bool
     tiles_per_shard: PositiveInt
+
+    @model_validator(mode="after")
+    def _real_pairs_are_taken_as_they_came(self) -> Synthesize:
+        if self.real_pairs and (self.degradation.kind != "none" or self.copies != 1):
+            raise ValueError("real_pairs are taken as they came: set degradation to {kind: none} and copies to 1")
+        return self
 
 
 class Network(Section):
@@ -73,10 +82,15 @@ class Network(Section):
 
 
 class Train(Section):
-    """The recipe; `batch_size` is global, each worker's share is derived."""
+    """The recipe; `batch_size` is global, each worker's share is derived.
+
+    mixup_alpha: each pair becomes w·itself + (1 − w)·another of its batch, w ~ Beta(α, α) (Zhang et al., ICLR 2018);
+    0 does not mix.
+    """
 
     network: Network
     loss: Literal["charbonnier", "charbonnier_edge", "charbonnier_clamped", "mse_clamped"]
+    mixup_alpha: Annotated[float, Field(ge=0)]
     patch_size: Annotated[int, Field(ge=16)]
     batch_size: PositiveInt
     num_steps: PositiveInt

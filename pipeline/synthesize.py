@@ -21,7 +21,7 @@ from pipeline.fingerprint import fingerprint
 from pipeline.manifest import SPLITS, read_manifest
 from pipeline.params import Synthesize, door, load_section, read_params
 from pipeline.shards import Index, ShardEntry, checksum, write_index, write_shard
-from pipeline.tiles import Tile, pairs, plan
+from pipeline.tiles import Tile, chosen, pairs, plan
 
 WORKSHOP = Path(".cache/synthesize")
 
@@ -45,7 +45,7 @@ def main() -> None:
     given = parser.parse_args()
     settings = load_section(f"{given.task}.synthesize", Synthesize)
     seed = load_section("seed", int)
-    images = read_manifest(given.manifest)
+    images = chosen(read_manifest(given.manifest), settings)
     recipe = {**read_params()[given.task]["synthesize"], "seed": seed}
     workshop = (WORKSHOP / fingerprint(recipe, [asdict(image) for image in images])).resolve()
     orders = {}

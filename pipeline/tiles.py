@@ -1,13 +1,15 @@
 """Photographs to tiles to pairs: which tile stands in which shard, and how a tile becomes a pair.
 
 The plan depends on the manifest alone, not on who works it off: tiles in the order of the images' pixel hashes (as good
-as random), row by row within an image, `copies` degradations each, cut into shards of equal length.
+as random), row by row within an image, `copies` degradations each, cut into shards of equal length. Of real pairs a
+clean image comes up once for each of its degraded partners, numbered like copies.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -40,8 +42,28 @@ class Tile:
         return f"{self.image.sha256[:16]}_{self.top:05d}_{self.left:05d}_{self.copy}"
 
 
+def chosen(images: Sequence[Entry], settings: Synthesize) -> list[Entry]:
+    """Return the images of the manifest that a task is made of: the real pairs it names, or each clean image once.
+
+    Raises ValueError if no pair of the manifest comes from a source that the task names.
+    """
+    if not settings.real_pairs:
+        clean: dict[str, Entry] = {}
+        for image in images:
+            clean.setdefault(image.sha256, replace(image, degraded=None))
+        return list(clean.values())
+    named = {f"pairs:{place}" for place in settings.real_pairs}
+    there = {image.source for image in images if image.degraded is not None}
+    if missing := sorted(named - there):
+        raise ValueError(
+            f"synthesize.real_pairs: the manifest has no pair from {', '.join(missing)}; it has pairs from "
+            f"{', '.join(sorted(there)) or 'nowhere'}. Name the `clean` of a source of kind pairs in prepare.sources"
+        )
+    return [image for image in images if image.degraded is not None and image.source in named]
+
+
 def plan(images: Sequence[Entry], settings: Synthesize) -> Iterator[list[Tile]]:
-    """Yield the tiles of each shard."""
+    """Yield the tiles of each shard of the `chosen` images of one split."""
     shard: list[Tile] = []
     for tile in _tiles(images, settings):
         shard.append(tile)
@@ -75,13 +97,18 @@ def seed_of(tile: Tile, seed: int) -> list[int]:
 
 
 def _tiles(images: Sequence[Entry], settings: Synthesize) -> Iterator[Tile]:
+    num_partners: Counter[str] = Counter()
     for image in images:
+        copies = range(settings.copies)
+        if image.degraded is not None:
+            number = num_partners[image.sha256]
+            copies, num_partners[image.sha256] = range(number, number + 1), number + 1
         train = image.split == "train"
         size = settings.tile_size if train else settings.held_out_tile_size
         stride = settings.stride if train else size
         for top in _starts(image.height, size, stride):
             for left in _starts(image.width, size, stride):
-                for copy in range(settings.copies):
+                for copy in copies:
                     yield Tile(image, top, left, size, copy)
 
 
