@@ -116,6 +116,26 @@ class Opening:
 
 
 @dataclass(frozen=True)
+class Unsharp:
+    """Unsharp masking, x + amount·(x − blurred x) with a Gaussian of `sigma` pixels, clipped: for blur."""
+
+    kind: Literal["unsharp"]
+    sigma: float
+    amount: float
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        _require(min(self.sigma, self.amount) > 0, "sigma and amount must be positive")
+
+    def restore(self, degraded: Float32[np.ndarray, "H W C"]) -> Float32[np.ndarray, "H W C"]:
+        """Return the sharpened image in [0, 1]."""
+        blurred = _with_channels(cv2.GaussianBlur(degraded, (0, 0), self.sigma))
+        sharpened: np.ndarray = np.clip(degraded + np.float32(self.amount) * (degraded - blurred), 0, 1)
+        return sharpened
+
+
+@dataclass(frozen=True)
 class PseudoInverse:
     """For block compressive sensing: Φ⁺y, the image of least norm among those that explain the measurements."""
 
@@ -134,7 +154,7 @@ class PseudoInverse:
         return to_array(image[:, :, : measurements.height, : measurements.width])
 
 
-Baseline = NoBaseline | NonLocalMeans | Median | Bilateral | Opening | PseudoInverse
+Baseline = NoBaseline | NonLocalMeans | Median | Bilateral | Opening | Unsharp | PseudoInverse
 
 
 def noise_sigma(image: np.ndarray) -> float:

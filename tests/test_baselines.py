@@ -1,5 +1,6 @@
 """Classical baselines do what they say, on images of one and of three channels."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pipeline.baselines import (
     NonLocalMeans,
     Opening,
     PseudoInverse,
+    Unsharp,
     noise_sigma,
 )
 
@@ -22,6 +24,7 @@ FILTERS: list[Baseline] = [
     Median("median", 3),
     Bilateral("bilateral", 5, 30.0, 2.0),
     Opening("opening", 3),
+    Unsharp("unsharp", 1.0, 0.5),
 ]
 
 
@@ -78,6 +81,14 @@ def test_the_median_removes_a_single_bright_pixel():
     assert np.ptp(Median("median", 3).restore(image)) == 0
 
 
+def test_unsharp_masking_brings_a_blurred_image_nearer_to_the_sharp_one():
+    clean = np.random.default_rng(2).random((64, 64, 3)).astype(np.float32)
+    clean = cv2.GaussianBlur(clean, (0, 0), 2)
+    blurred = cv2.GaussianBlur(clean, (0, 0), 1)
+    sharpened = Unsharp("unsharp", 1.0, 1.0).restore(blurred)
+    assert mean_square(sharpened, clean) < 0.25 * mean_square(blurred, clean)
+
+
 def test_the_pseudo_inverse_explains_the_measurements_whatever_the_matrix():
     network = DGUNet(DGUNetConfig(1, 8, 4, 4, 2, sensing_ratio_percent=10)).eval()
     assert network.sensing is not None
@@ -104,6 +115,7 @@ def test_the_pseudo_inverse_refuses_an_image():
         (lambda: Bilateral("bilateral", 0, 30.0, 2.0), "diameter"),
         (lambda: Bilateral("bilateral", 5, -1.0, 2.0), "sigma_range"),
         (lambda: Opening("opening", 0), "width"),
+        (lambda: Unsharp("unsharp", 0.0, 1.0), "sigma"),
     ],
 )
 def test_a_senseless_strength_is_refused_by_name(make, name):
