@@ -20,7 +20,7 @@ from pipeline.degradations.drawing import NAMED_FIELDS_ONLY, Count, Drawn, Image
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bicubic:
-    """Low resolution: imresize(x, 1/scale), and imresize of that to the size of x, which is what the network sees.
+    """Low resolution: imresize(x, 1/scale), and imresize(that, scale) cropped to the size of x: what the network sees.
 
     scale  1 (nothing happens) to 16; sizes that scale does not divide are rounded up, as imresize does
     """
@@ -39,8 +39,10 @@ class Bicubic:
     @staticmethod
     def apply(clean: Image, drawn: Drawn) -> Image:
         """Down and up again, clipped to [0, 1] after both as a file between them would; not quantised."""
+        height, width = clean.shape[:2]
         small = np.clip(downsample(clean, drawn["scale"]), 0, 1)
-        restored_size: Image = np.clip(resize(small, clean.shape[0], clean.shape[1]), 0, 1)
+        large = resize(small, small.shape[0] * drawn["scale"], small.shape[1] * drawn["scale"])
+        restored_size: Image = np.clip(large[:height, :width], 0, 1)  # cropped: fitted, it would be squeezed
         return restored_size
 
 
