@@ -1,6 +1,6 @@
 """One training step and one restoration of the derain DGUNet (width 40) beside the most direct eager implementation.
 
-    python benchmarks/network.py [--threads 2] [--repeats 15] [--size 128] [--batch 2]
+    python -m benchmarks.network [--threads 2] [--repeats 15] [--size 64] [--batch 2]
 
 Both sides do the same work on the same weights, taking turns; what counts is the ratio within a turn, its median is
 told, because other work on the machine then weighs on both alike. The answer goes to benchmarks/results/network.md.
@@ -85,7 +85,7 @@ def cell(values: Sequence[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("threads", 2), ("repeats", 15), ("size", 128), ("batch", 2)):
+    for name, default in (("threads", 2), ("repeats", 15), ("size", 64), ("batch", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

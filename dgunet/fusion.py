@@ -33,23 +33,31 @@ class StageFeatures(NamedTuple):
     image: Tensor
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _exact_type(device: str) -> torch.dtype:
+    """Float32, or float64 where someone allowed float32 products to be less than that (TF32, bfloat16)."""
+    backend = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
+    return torch.float32 if backend.matmul.fp32_precision in ("none", "ieee") else torch.float64
+
+
 def project(features: Float[Tensor, "B n H W"], basis: Float[Tensor, "B r H W"]) -> Float[Tensor, "B n H W"]:
-    """Each channel of `features` projected onto the span of the rows of `basis`, in float32 whatever autocast says.
+    """Each channel of `features` projected onto the span of the rows of `basis`: float32, whatever autocast says.
 
     The Gram matrix (diagonal near 2e-5 at 256×256) underflows in half precision and is singular when rows are parallel
     or zero; it is damped and solved by LU, which needs no positive definite matrix and no word from the device.
     """
     with torch.autocast(features.device.type, enabled=False):
-        rows = basis.float().flatten(2)
+        exact = _exact_type(features.device.type)
+        rows = basis.to(exact).flatten(2)
         rows = rows / (ROW_NORM_EPSILON + rows.abs().sum(dim=2, keepdim=True))
-        columns = features.float().flatten(2).transpose(1, 2)
+        columns = features.to(exact).flatten(2).transpose(1, 2)
         gram = rows @ rows.transpose(1, 2)
         trace = gram.diagonal(dim1=1, dim2=2).sum(dim=1)
         damping = (RELATIVE_DAMPING * trace + ABSOLUTE_DAMPING)[:, None, None]
         identity = torch.eye(rows.shape[1], device=rows.device, dtype=rows.dtype)
         coefficients: Tensor = torch.linalg.solve_ex(gram + damping * identity, rows @ columns).result
         projected: Tensor = rows.transpose(1, 2) @ coefficients  # B (H W) n: channels last, as all features are
-    return projected.transpose(1, 2).reshape(features.shape)
+    return projected.float().transpose(1, 2).reshape(features.shape)
 
 
 class SubspaceProjection(nn.Module):

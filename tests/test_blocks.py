@@ -116,6 +116,17 @@ def test_the_projection_is_computed_in_float32_under_autocast():
     assert torch.equal(under, project(features, basis))
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_the_projection_is_exact_where_float32_products_are_allowed_to_be_less(precision):
+    basis, features = basis_and_features()
+    expected = project(features, basis)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        torch.testing.assert_close(project(features, basis), expected, atol=1e-5, rtol=0)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_subspace_projection_takes_in_both():
     merge = SubspaceProjection(4)
     features, handed_on = seeded(2, 4, 8, 8), seeded(2, 4, 8, 8, seed=1)

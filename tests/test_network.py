@@ -1,6 +1,8 @@
 """The network as a whole: its contract for any size and kind, its gradients, its memory."""
 
 import copy
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -248,6 +250,28 @@ def test_a_copy_of_a_network_is_another_network(network):
         for parameter in twin.parameters():
             parameter.zero_()
         assert torch.equal(restored(network, image)[-1], before)
+
+
+COMPILE = """
+import torch
+from dgunet import DGUNet, DGUNetConfig
+sizes = {"width": 8, "growth": 4, "num_stages": 3}
+sensing = {"image_channels": 1, "sensing_ratio_percent": 10, "full_image": False}
+for kind in ({}, {"share_stages": False}, sensing):
+    network = DGUNet(DGUNetConfig(**sizes, **kind))
+    def restored(image):
+        return network(network.sense(image) if network.sensing is not None else image)
+    image = torch.rand(1, network.config.image_channels, 32, 40)
+    estimates = torch.compile(restored, backend="aot_eager", fullgraph=True)(image)
+    sum(estimate.sum() for estimate in estimates).backward()
+    torch.testing.assert_close(estimates, restored(image))
+"""
+
+
+@pytest.mark.slow
+def test_the_network_compiles_as_one_graph():
+    # In a process of its own: the shape checks that pytest turns on are not for the compiler.
+    subprocess.run([sys.executable, "-c", COMPILE], check=True)
 
 
 @pytest.mark.slow
