@@ -7,6 +7,7 @@ compressive sensing): one M × B² matrix on B×B blocks, B = 32, learned jointl
 Axes: M measurements of a block; h, w blocks in height and width; x is B C H W, y as x (learned) or B M h w (known).
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -56,13 +57,13 @@ class LearnedDegradation(nn.Module):
 class SensingMatrix(nn.Module):
     """Φ of block compressive sensing: each 32×32 block, flattened row by row, times an M × 1024 matrix.
 
-    Rows start orthonormal; then Φᵀy is the least-squares image of smallest norm.
+    It starts with the lowest frequencies of the 2-D cosine transform, where photographs have their energy. These rows
+    are orthonormal: Φᵀy is then the least-squares image of smallest norm.
     """
 
     def __init__(self, num_measurements: int) -> None:
         super().__init__()
-        self.matrix = nn.Parameter(torch.empty(num_measurements, BLOCK_SIZE**2))
-        nn.init.orthogonal_(self.matrix)
+        self.matrix = nn.Parameter(lowest_frequencies(num_measurements))
 
     def _kernel(self) -> Tensor:
         return self.matrix.view(-1, 1, BLOCK_SIZE, BLOCK_SIZE)
@@ -74,6 +75,17 @@ class SensingMatrix(nn.Module):
     def adjoint(self, values: Float[Tensor, "B M h w"]) -> Float[Tensor, "B 1 H W"]:
         """Φᵀ·values."""
         return functional.conv_transpose2d(values, self._kernel(), stride=BLOCK_SIZE)
+
+
+def lowest_frequencies(count: int) -> Float[Tensor, "{count} 1024"]:
+    """The first `count` orthonormal vectors of the 2-D cosine transform (DCT-II) of a block, by length of frequency."""
+    frequency, place = torch.arange(BLOCK_SIZE), torch.arange(BLOCK_SIZE) + 0.5
+    waves = math.sqrt(2 / BLOCK_SIZE) * torch.cos(math.pi / BLOCK_SIZE * frequency[:, None] * place)
+    waves[0] /= math.sqrt(2)
+    squared_length = frequency[:, None] ** 2 + frequency**2
+    first = squared_length.flatten().argsort(stable=True)[:count]
+    down, across = waves[first // BLOCK_SIZE], waves[first % BLOCK_SIZE]
+    return (down[:, :, None] * across[:, None, :]).flatten(1)
 
 
 class GradientDescentModule(nn.Module):

@@ -289,3 +289,13 @@ def test_a_small_network_learns_one_pair_by_heart():
     with torch.inference_mode():
         error = (network(degraded)[-1] - clean).square().mean()
     assert error < 0.05 * (degraded - clean).square().mean()
+
+
+@pytest.mark.parametrize("count", [1, 11, 256, 1024])
+def test_sensing_starts_with_orthonormal_waves_that_hold_the_energy_of_smooth_images(count):
+    sensing = SensingMatrix(count)
+    torch.testing.assert_close(sensing.matrix @ sensing.matrix.T, torch.eye(count), atol=1e-5, rtol=0)
+    rows, columns = torch.meshgrid(torch.linspace(0, 1, 32), torch.linspace(0, 1, 32), indexing="ij")
+    smooth = (0.5 + 0.2 * rows - 0.1 * columns**2)[None, None]
+    kept = sensing.degrade(smooth).square().sum() / smooth.square().sum()
+    assert kept > (0.95 if count == 1 else 0.999)
