@@ -147,3 +147,39 @@ def test_global_random_states_are_left_alone(shards: Path) -> None:
     keys(shards / "train", 0, 1, 0, 3)
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+def mixed(folder: Path, rank: int = 0, num_workers: int = 1, seed: int = 1) -> list[Batch]:
+    patches = Patches(folder, batch_size=4, patch_size=16, seed=seed, mixup_alpha=0.6)
+    world = {"rank": rank, "num_workers": num_workers}
+    return list(batches(patches, first_step=0, num_steps=12, processes=0, pin_memory=False, **world))
+
+
+@pytest.mark.parametrize("num_workers", [2, 3, 4])
+@pytest.mark.parametrize("online", [False, True])
+def test_mixed_batches_are_the_same_for_any_number_of_workers(tmp_path: Path, num_workers: int, online: bool) -> None:
+    write_folder(tmp_path / "s", [7, 10, 6], online=online)
+    same(mixed(tmp_path / "s"), joined([mixed(tmp_path / "s", rank, num_workers) for rank in range(num_workers)]))
+
+
+def test_a_mixed_pair_lies_between_two_of_its_batch_clean_and_degraded_alike(tmp_path: Path) -> None:
+    write_folder(tmp_path / "s", [7, 10, 6])
+    weights = []
+    for plain, batch in zip(keys(tmp_path / "s", 0, 1, 0, 12), mixed(tmp_path / "s"), strict=True):
+        assert list(plain.keys) == list(batch.keys)
+        places = torch.cat([plain.clean, plain.degraded], dim=1).flatten(1).double()
+        for own, ours in enumerate(torch.cat([batch.clean, batch.degraded], dim=1).flatten(1).double()):
+            away = places - places[own]
+            share = (away @ (ours - places[own])) / away.square().sum(1).clamp(min=1e-12)
+            left = (ours - places[own] - share[:, None] * away).norm(dim=1)
+            partner = int(left.argmin())
+            assert left[partner] < 1e-4
+            weights.append(float(share[partner]))
+    assert -1e-4 < min(weights) and max(weights) < 1 + 1e-4
+    assert max(weights) > 0.7
+
+
+def test_how_pairs_are_mixed_follows_from_the_seed(tmp_path: Path) -> None:
+    write_folder(tmp_path / "s", [23])
+    same(mixed(tmp_path / "s"), mixed(tmp_path / "s"))
+    assert not torch.equal(mixed(tmp_path / "s")[0].clean, mixed(tmp_path / "s", seed=2)[0].clean)
