@@ -60,20 +60,38 @@ class Worker:
     stop_requested: Callable[[], bool]
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one run uses of the cluster: so many workers, each with so many CPUs and GPUs (a fraction: shared)."""
+
+    num_workers: int
+    cpus: float
+    gpus: float
+
+
 @contextmanager
-def session() -> Iterator[None]:
-    """Join the Ray cluster of RAY_ADDRESS, or start one on this machine; leave it at the end."""
+def session(*, dashboard: bool = False) -> Iterator[None]:
+    """Join the Ray cluster of RAY_ADDRESS, or start one on this machine; leave it at the end.
+
+    dashboard: the session needs Ray's dashboard (about 1 GB of memory): a search does, see `pipeline.search`.
+    """
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
-        ray.init(address, log_to_driver=False, runtime_env={"working_dir": str(PROJECT), "env_vars": passed_on})
+        passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)} | RAY_SETTINGS
+        runtime = {"working_dir": str(PROJECT), "env_vars": passed_on}
+        joined = ray.init(address, log_to_driver=False, runtime_env=runtime)
+        if dashboard and not joined.dashboard_url:
+            ray.shutdown()
+            raise ValueError(
+                f"the Ray cluster {address} has no dashboard: start its head with --include-dashboard=true"
+            )
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else can reach it, and HOME may be read-only
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
         ray.init(
-            "local", include_dashboard=False, log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES,
+            "local", include_dashboard=dashboard, log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES,
             logging_level="ERROR",
         )  # fmt: skip
     try:
@@ -88,11 +106,11 @@ def map_unordered(function: Callable[[Item], Result], items: Iterable[Item]) -> 
     Items are drawn only as fast as they are worked off, so neither they nor the results pile up. An item whose process
     or node died is worked on again (up to three times); an exception of `function` is raised here.
     """
-    shared = ray.put(function)
+    shared, remote = ray.put(function), ray.remote(num_cpus=1, max_retries=3)(_apply)
     at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     running: list[ray.ObjectRef] = []
     for item in items:
-        running.append(_apply.remote(shared, item))
+        running.append(remote.remote(shared, item))
         if len(running) >= at_once:
             done, running = ray.wait(running, num_returns=1)
             yield _result(done[0])
@@ -101,7 +119,6 @@ def map_unordered(function: Callable[[Item], Result], items: Iterable[Item]) -> 
         yield _result(done[0])
 
 
-@ray.remote(num_cpus=1, max_retries=3)  # type: ignore[untyped-decorator]  # Ray is not typed
 def _apply(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)
 
@@ -125,16 +142,18 @@ def fit(
     into: Path,
     on_report: Callable[[dict[str, float]], None],
     on_progress: Callable[[int, dict[str, float]], None],
+    share: Share | None = None,
 ) -> None:
     """Run `work` on every training worker and leave the last checkpoint in the folder `into`.
 
     A run of the same `name` that did not finish is continued from its last checkpoint, so the name must tell equal
     runs from others. Workers that die are started again from it, DGUNET_MAX_FAILURES times. On SIGTERM and Ctrl-C the
     workers save a checkpoint first, then Interrupted is raised. A ValueError of `work` is final, and raised here.
+    share: what the run may use of the cluster; default: all of it.
     """
-    line: Any = _Line.remote()  # type: ignore[attr-defined]
+    line = ray.remote(num_cpus=0)(_Line).remote()
     outcome: list[ray.train.Result | BaseException] = []
-    trainer = _trainer(work, name, line)
+    trainer = _trainer(work, name, line, share or _whole_cluster())
 
     def run() -> None:
         try:
@@ -171,15 +190,21 @@ def num_workers() -> int:
     return int(os.environ.get("DGUNET_WORKERS", "0")) or int(ray.cluster_resources().get("GPU", 0)) or 1
 
 
-def _trainer(work: Callable[[Worker], None], name: str, line: Any) -> ray.train.torch.TorchTrainer:
+def _whole_cluster() -> Share:
     workers, resources = num_workers(), ray.cluster_resources()
-    use_gpu = resources.get("GPU", 0) >= workers
     cpus = int(os.environ.get("DGUNET_CPUS_PER_WORKER", "0")) or max(1, int(resources["CPU"] // workers))
+    return Share(workers, float(cpus), 1.0 if resources.get("GPU", 0) >= workers else 0.0)
+
+
+def _trainer(work: Callable[[Worker], None], name: str, line: Any, share: Share) -> ray.train.torch.TorchTrainer:
+    use_gpu = share.gpus > 0
     return ray.train.torch.TorchTrainer(
         _worker,
-        train_loop_config={"work": work, "line": line, "threads": cpus},
+        train_loop_config={"work": work, "line": line, "threads": max(1, int(share.cpus))},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {})
+            num_workers=share.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": share.cpus} | ({"GPU": share.gpus} if use_gpu else {}),
         ),
         torch_config=ray.train.torch.TorchConfig(
             backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS
@@ -220,9 +245,10 @@ def _worker(config: dict[str, Any]) -> None:
 def _report(metrics: dict[str, float], folder: Path | None) -> None:
     checkpoint = ray.train.Checkpoint.from_directory(folder) if folder else None
     ray.train.report(metrics, checkpoint=checkpoint)
+    # report() returns before the controller has committed it; a worker killed then would lose two checkpoints.
+    ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
 
 
-@ray.remote(num_cpus=0)
 class _Line:
     """The telephone between the workers, the controller and the driver."""
 
@@ -292,8 +318,14 @@ def _relay(
 
 @contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """Set an event on the first SIGTERM or Ctrl-C; the second Ctrl-C does what it always does."""
+    """Set an event on the first SIGTERM or Ctrl-C; the second Ctrl-C does what it always does.
+
+    Only the main thread hears signals; elsewhere (a trial of a search) the event is never set.
+    """
     asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
 
     def ask(number: int, frame: Any) -> None:
         asked.set()

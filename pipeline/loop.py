@@ -186,9 +186,14 @@ class Training:
         self.best = state["best"]
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.device.type == "cuda" and self.recipe.precision == "bfloat16":
-            return torch.autocast("cuda", torch.bfloat16)
+        if self.recipe.precision == "bfloat16" and has_bfloat16_units(self.device):
+            return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
+
+
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Return whether products in bfloat16 are faster there than in float32: GPUs, and CPUs with matrix units (AMX)."""
+    return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def fit(

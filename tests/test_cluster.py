@@ -1,0 +1,182 @@
+"""Ray with real processes: what is killed is done again, what was asked to stop saves first, errors come home."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import cluster
+
+TESTS = Path(__file__).parent
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings are not ours to mend
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("storage")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(TESTS))
+        patch.setenv("DGUNET_STORAGE", str(folder))
+        with cluster.session():
+            yield folder
+
+
+def square_unless_killed(folder: Path, number: int) -> int:
+    """Dies the first time it is asked about 3."""
+    mark = folder / str(number)
+    if number == 3 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def refuse(number: int) -> int:
+    raise ValueError(f"no square of {number}")
+
+
+def test_a_task_whose_process_is_killed_is_done_again(storage: Path, tmp_path: Path) -> None:
+    squares = cluster.map_unordered(partial(square_unless_killed, tmp_path), iter(range(6)))
+    assert sorted(squares) == [0, 1, 4, 9, 16, 25]
+
+
+def test_items_are_drawn_as_they_are_worked_off(storage: Path, tmp_path: Path) -> None:
+    drawn: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(100):
+            drawn.append(number)
+            yield number
+
+    results = cluster.map_unordered(partial(square_unless_killed, tmp_path), items())
+    next(results)
+    assert len(drawn) < 20
+
+
+def test_the_error_of_a_task_is_raised_as_it_was(storage: Path) -> None:
+    with pytest.raises(ValueError, match="no square of 7"):
+        list(cluster.map_unordered(refuse, [7]))
+
+
+def count(last: int, folder: str, worker: cluster.Worker) -> None:
+    """Counts to `last`, a checkpoint each; a file in `folder` says what befalls it on the way."""
+    wounds = Path(folder)
+    step = int((worker.resume / "step").read_text()) if worker.resume else 0
+    with (wounds / "starts").open("a") as file:
+        file.write(f"{step} ")
+    while step < last:
+        step += 1
+        worker.progress(step, {"loss": 1.0})
+        checkpoint = wounds / f"made{step}"
+        checkpoint.mkdir(exist_ok=True)
+        (checkpoint / "step").write_text(str(step))
+        worker.report({"step": step}, checkpoint)
+        for wound in wounds.glob(f"{step}.*"):
+            kind = wound.suffix
+            wound.unlink()
+            if kind == ".kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if kind == ".error":
+                raise ValueError("the recipe is wrong")
+        if worker.stop_requested():
+            return
+
+
+def counted(folder: Path, name: str, last: int) -> tuple[list[int], Path]:
+    heard: list[int] = []
+    folder.mkdir(exist_ok=True)
+    cluster.fit(
+        partial(count, last, str(folder)), name=name, into=folder / "out",
+        on_report=lambda metrics: heard.append(int(metrics["step"])), on_progress=lambda step, figures: None,
+    )  # fmt: skip
+    return heard, folder / "out"
+
+
+def test_a_killed_worker_goes_on_from_the_last_checkpoint_and_no_report_is_heard_twice(
+    storage: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "2.kill").touch()
+    heard, out = counted(tmp_path, "killed", 4)
+    assert (out / "step").read_text() == "4"
+    assert heard == [1, 2, 3, 4]
+    assert (tmp_path / "starts").read_text() == "0 2 "
+
+
+def test_an_error_that_a_retry_cannot_mend_is_raised_at_once(storage: Path, tmp_path: Path) -> None:
+    (tmp_path / "1.error").touch()
+    with pytest.raises(ValueError, match="the recipe is wrong"):
+        counted(tmp_path, "wrong", 3)
+    assert (tmp_path / "starts").read_text() == "0 "
+
+
+def test_a_finished_run_leaves_no_checkpoints_once_it_is_forgotten(storage: Path, tmp_path: Path) -> None:
+    counted(tmp_path, "finished", 2)
+    assert list((storage / "finished").iterdir())
+    cluster.forget("finished")
+    assert not (storage / "finished").exists()
+
+
+DRIVER = """
+    import sys
+    from pathlib import Path
+    from pipeline import cluster
+    from test_cluster import counted
+    with cluster.session():
+        print(*counted(Path(sys.argv[1]), "driven", int(sys.argv[2])), flush=True)
+"""
+
+
+def start_driver(folder: Path, last: int) -> subprocess.Popen[Any]:
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join((str(TESTS.parent), str(TESTS))),
+        "DGUNET_STORAGE": str(folder / "storage"),
+    }
+    command = [sys.executable, "-c", textwrap.dedent(DRIVER), str(folder), str(last)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(1200):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise TimeoutError(path)
+
+
+@pytest.mark.slow
+def test_a_driver_killed_in_the_middle_goes_on_when_started_again(tmp_path: Path) -> None:
+    first = start_driver(tmp_path, 1000)
+    wait_for(tmp_path / "made4")
+    first.kill()
+    first.wait()
+    time.sleep(3)
+    second = start_driver(tmp_path, 8)
+    output, _ = second.communicate(timeout=120)
+    assert second.returncode == 0, output
+    starts = [int(step) for step in (tmp_path / "starts").read_text().split()]
+    assert starts[0] == 0
+    assert starts[-1] >= 2
+    assert int((tmp_path / "out" / "step").read_text()) >= 8
+
+
+@pytest.mark.slow
+def test_a_driver_asked_to_stop_saves_first_and_leaves_no_process(tmp_path: Path) -> None:
+    driver = start_driver(tmp_path, 1000)
+    wait_for(tmp_path / "made3")
+    driver.send_signal(signal.SIGTERM)
+    output, _ = driver.communicate(timeout=120)
+    assert driver.returncode != 0
+    assert "Interrupted" in output
+    steps = len(list(tmp_path.glob("made*")))
+    assert steps < 1000
+    again = start_driver(tmp_path, steps + 2)
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert (tmp_path / "starts").read_text() == f"0 {steps} "
