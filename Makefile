@@ -43,11 +43,18 @@ lint: $(READY)
 look: $(READY)  ## TASK=derain: a contact sheet of the task's degradation, in seconds, to tune it by eye
 	@python -m pipeline.look --task $(TASK)
 
+tune: $(READY)  ## TASK=derain: search the task's recipe on this machine or RAY_ADDRESS; writes reports/TASK/tune
+	@dvc repro --quiet synthesize@$(TASK)
+	@python -m pipeline.tune --task $(TASK) --shards data/shards/$(TASK) --out reports/$(TASK)/tune
+
+adopt: $(READY)  ## RECIPE=infra/recipes/derain.yaml: show what a recipe changes in params.yaml, ask (YES=1: do not), apply
+	@python -m pipeline.adopt $(RECIPE) $(if $(YES),--yes)
+
 ui: $(READY)  ## browse runs and models in MLflow on http://127.0.0.1:5000
 	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port 5000
 
 bench: $(READY)  ## measure network, loader, synthesis on this machine; writes benchmarks/results
-	@for name in network loader synthesis degradations; do python benchmarks/$$name.py; done
+	@for name in network loader synthesis degradations; do python -m benchmarks.$$name; done
 
 lock: $(READY)  ## write constraints.txt from what is installed
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude dgunet | sed -E 's/\+cpu$$//' > constraints.txt
