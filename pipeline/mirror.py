@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt
 from pipeline.evaluation import Evaluate
 from pipeline.params import PARAMS_FILE, ParamsError, Promote, Section, Synthesize, Train, read_params, validated
 from pipeline.sources import Prepare
+from pipeline.space import Tune
 
 
 class Task(Section):
@@ -27,6 +28,7 @@ class General(Section):
     tasks: Annotated[list[str], Field(min_length=1)]
     seed: NonNegativeInt
     prepare: Prepare
+    tune: Tune
 
 
 def check(path: Path = PARAMS_FILE) -> None:

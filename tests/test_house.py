@@ -66,7 +66,7 @@ def test_params_yaml_is_valid_and_names_tasks_that_have_a_section(monkeypatch: p
 
 
 def test_doors_do_not_import_each_other(graph: grimp.ImportGraph) -> None:
-    doors = {f"pipeline.{name}" for name in (*STAGES, "look", "tune", "summary")} & graph.modules
+    doors = {f"pipeline.{name}" for name in (*STAGES, "look", "tune", "adopt", "summary")} & graph.modules
     for door in doors:
         assert not graph.find_modules_directly_imported_by(door) & doors
 
@@ -74,9 +74,9 @@ def test_doors_do_not_import_each_other(graph: grimp.ImportGraph) -> None:
 @pytest.mark.parametrize(
     ("system", "rooms"),
     [
-        ("ray", {"pipeline.cluster"}),
+        ("ray", {"pipeline.cluster", "pipeline.search"}),
         ("webdataset", {"pipeline.shards"}),
-        ("mlflow", {"pipeline.tracking", "pipeline.registry", "pipeline.served", "dgunet.hub"}),
+        ("mlflow", {"pipeline.tracking", "pipeline.registry", "pipeline.served", "pipeline.trials", "dgunet.hub"}),
         ("dvc", set()),
     ],
 )

@@ -1,0 +1,118 @@
+"""Beside the road: search a task's recipe on the val split, and propose values; `make adopt` is for a person to run."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import cluster, findings, space, tracking
+from pipeline.fingerprint import fingerprint
+from pipeline.job import Job
+from pipeline.params import Synthesize, Train, door, load_section
+from pipeline.provenance import commit
+from pipeline.search import FAILURE, METRIC, STEP, Search, forget_trials, search
+from pipeline.shards import INDEX, checksum
+from pipeline.trials import Trial
+
+LOGGED = ("loss", "learning_rate", METRIC, "skipped_steps", "images_per_second")
+STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Values of a trial -> what its workers do: the task's training with these values in its recipe."""
+
+    recipe: Train
+    channels: int
+    shards: Path
+    seed: int
+    card: Mapping[str, Any]
+
+    def __call__(self, values: Mapping[str, Any]) -> Job:
+        """Return the work of a trial."""
+        return Job(space.changed(self.recipe, values), self.channels, self.shards, self.seed, self.card)
+
+
+def main() -> None:
+    """Search one task's recipe."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.tune", description=__doc__)
+    parser.add_argument("--task", required=True, help="a section of params.yaml")
+    parser.add_argument("--shards", required=True, type=Path, help="folder with train/ and val/")
+    parser.add_argument("--out", required=True, type=Path, help="folder for table, figure and proposal")
+    given = parser.parse_args()
+    recipe = load_section(f"{given.task}.train", Train)
+    synthesis = load_section(f"{given.task}.synthesize", Synthesize)
+    settings, seed = load_section("tune", space.Tune), load_section("seed", int)
+    space.check(settings, recipe, given.task)
+    data = {split: checksum(given.shards / split / INDEX) for split in ("train", "val")}
+    card = {"task": given.task, "provenance": {"commit": commit(), "data": data["train"]}}
+    work = Work(recipe, synthesis.channels, given.shards.resolve(), seed, card)
+    name = f"tune-{given.task}-{fingerprint(settings.model_dump(), recipe.model_dump(), data, seed)}"
+    problem = Search(name, settings, recipe.num_steps, seed, work, first=space.current(recipe, settings.space))
+    params = {"tune": settings.model_dump(), "train": recipe.model_dump(), "seed": seed}
+
+    with (
+        cluster.session(dashboard=True),
+        tracking.run(given.task, name, {"fingerprint": name}, params, system_metrics=False) as run,
+    ):
+        watch = _Watch(given.task, problem, run.id)
+        try:
+            trials = search(problem, watch.hear)
+        except BaseException:
+            watch.abandon()
+            raise
+        watch.close(trials)
+        findings.write(given.out, given.task, name, problem.first, trials)
+        run.files(given.out, "tune")
+        if best := findings.best(trials):
+            run.log({METRIC: best.best_psnr}, best.number)
+            forget_trials(name, trials)
+    print(findings.table(trials))
+    if not best:
+        raise ValueError(f"no trial of {len(trials)} has a result; the first says: {trials[0].failure or 'nothing'}")
+    print(f"\nmake adopt RECIPE={given.out / findings.PROPOSAL}    shows what it would change in params.yaml, and asks")
+
+
+class _Watch:
+    """Hears every report: a line for a person, and the trial's run in MLflow."""
+
+    def __init__(self, task: str, problem: Search, parent: str) -> None:
+        self.task, self.problem, self.parent = task, problem, parent
+        self.runs: dict[str, Trial] = {}
+        self.best, self.best_number, self.started = -math.inf, 0, time.monotonic()
+
+    def hear(self, number: int, trial: str, values: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        if trial not in self.runs:
+            tried = space.rounded(self.problem.settings.space, values)
+            self.runs[trial] = Trial(self.task, self.parent, f"{self.problem.name}-{trial}", tried)
+        known = {name: metrics[name] for name in LOGGED if math.isfinite(metrics.get(name, math.nan))}
+        self.runs[trial].log(known, int(metrics[STEP]))
+        if metrics[METRIC] > self.best:
+            self.best, self.best_number = metrics[METRIC], number
+        says = "diverged" if FAILURE in metrics else f"val {metrics[METRIC]:.2f} dB"
+        print(
+            f"tune {self.task}: trial {number}/{self.problem.settings.num_trials} step {metrics[STEP]}/"
+            f"{self.problem.num_steps}, {says}, best {self.best:.2f} dB (trial {self.best_number}), "
+            f"{(time.monotonic() - self.started) / 60:.1f} of {self.problem.settings.time_budget_minutes:g} minutes",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+    def close(self, trials: list[Any]) -> None:
+        for trial in trials:
+            name = f"{self.problem.name}-{trial.id}"
+            run = self.runs.get(trial.id) or Trial(self.task, self.parent, name, trial.values)
+            run.end(STATUS[trial.outcome], {"outcome": trial.outcome, "best_psnr": f"{trial.best_psnr:.4f}"})
+
+    def abandon(self) -> None:
+        for run in self.runs.values():
+            run.end("KILLED", {})
+
+
+if __name__ == "__main__":
+    door(main)
