@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarfloat import ScalarFloat
 
@@ -61,7 +62,7 @@ def adopted(params: str, recipe: str) -> str:
         content, changes = yaml.load(params), yaml.load(recipe)
     except YAMLError as error:
         raise ValueError(f"not YAML: {error}") from None
-    if not isinstance(changes, Mapping) or not all(isinstance(section, str) for section in changes):
+    if not isinstance(changes, CommentedMap) or not all(isinstance(section, str) for section in changes):
         raise ValueError("a recipe is a mapping of sections, as params.yaml: `derain: {train: {...}}`")
     added = [name for name in changes if name not in content]
     if not _merge(content, changes):
@@ -82,14 +83,16 @@ def difference(before: str, after: str, *, coloured: bool) -> str:
     return "".join(f"{COLOURS[line[0]]}{line.rstrip()}{PLAIN}\n" if line[0] in COLOURS else line for line in lines)
 
 
-def _merge(content: Any, changes: Mapping[str, Any]) -> bool:
-    """Write `changes` into the commented mapping `content`; return whether anything became another."""
+def _merge(content: CommentedMap, changes: CommentedMap) -> bool:
+    """Write `changes` into `content`; return whether anything became another."""
     changed = False
     for name, value in changes.items():
         there = content.get(name)
-        if isinstance(there, Mapping) and isinstance(value, Mapping) and _of_one_kind(there, value):
+        if isinstance(there, CommentedMap) and isinstance(value, CommentedMap) and _of_one_kind(there, value):
             changed |= _merge(there, value)
         elif name not in content or not _equal(there, value):
+            if name not in content and name in changes.ca.items:
+                content.ca.items[name] = changes.ca.items[name]  # the comment behind the key
             content[name] = _readable(value)
             changed = True
     return changed
