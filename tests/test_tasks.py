@@ -19,7 +19,7 @@ from dgunet.restore import restore
 from pipeline import loader, loop, tiles
 from pipeline.evaluation import Evaluate, evaluate
 from pipeline.manifest import SPLITS, Entry
-from pipeline.mirror import check
+from pipeline.mirror import General, check
 from pipeline.params import ParamsError, Synthesize, Train, load_section, validated
 from pipeline.prepare import prepare
 from pipeline.shards import Index, write_index, write_shard
@@ -27,7 +27,7 @@ from pipeline.sources import Pairs, Prepare, Split
 
 PARAMS_FILE = PROJECT / "params.yaml"
 PARAMS: dict[str, Any] = yaml.safe_load(PARAMS_FILE.read_text())
-SECTIONS = [name for name in PARAMS if name not in ("tasks", "seed", "prepare")]
+SECTIONS = [name for name in PARAMS if name not in General.model_fields]
 RECIPES = sorted((PROJECT / "infra" / "recipes").glob("*.yaml"))
 SMALL_TILES = {"tile_size": 64, "stride": 64, "held_out_tile_size": 64, "copies": 1}
 SMALL_RUN = {"patch_size": 32, "batch_size": 1, "num_steps": 2, "warmup_steps": 1, "validate_every": 2}
