@@ -3,9 +3,10 @@
 `session` joins the cluster that RAY_ADDRESS names, or starts Ray on this machine. `map_unordered` runs a function
 over items. `fit` runs training workers that survive the death of any of them.
 
-The environment says how large the machine is, never params.yaml: RAY_ADDRESS, DGUNET_WORKERS (default: one per GPU,
-else one), DGUNET_CPUS_PER_WORKER, DGUNET_STORAGE (where checkpoints of running work live: a folder all nodes see, or
-s3://...; default .cache/runs), DGUNET_MAX_FAILURES (how many deaths of workers a run survives, default 3).
+The environment says how large the machine is, never params.yaml: RAY_ADDRESS; DGUNET_WORKERS (default: one per GPU,
+else one; "2:8": as many as the cluster has, between these); DGUNET_CPUS_PER_WORKER; DGUNET_STORAGE (where checkpoints
+of running work live: a folder all nodes see, or s3://...; default .cache/runs); DGUNET_MAX_FAILURES (how many deaths
+of workers a run survives, default 3).
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import fsspec
 import ray
 import ray.train
 import ray.train.torch
@@ -32,6 +35,7 @@ PROJECT = Path(__file__).parents[1]
 POLL_SECONDS = 0.5
 OBJECT_STORE_BYTES = 256 * 2**20  # nothing large goes through it
 COLLECTIVE_TIMEOUT_SECONDS = 600
+SECONDS_BETWEEN_RESIZES = 30.0  # a larger group starts again from its last checkpoint
 
 # Reports wait for the controller's next poll (2 s apart by default); printing is forwarded twice.
 RAY_SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
@@ -49,6 +53,7 @@ class Worker:
     report: (metrics, checkpoint folder or None); every worker calls it equally often. It returns when the checkpoint
         is safe in storage.
     progress: (step, figures), never waits. stop_requested: whether to save and return, never waits.
+    keep: (name, content) of a file to be kept beside the checkpoints; returns where.
     """
 
     rank: int
@@ -58,15 +63,20 @@ class Worker:
     report: Callable[[dict[str, float], Path | None], None]
     progress: Callable[[int, dict[str, float]], None]
     stop_requested: Callable[[], bool]
+    keep: Callable[[str, bytes], str]
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one run uses of the cluster: so many workers, each with so many CPUs and GPUs (a fraction: shared)."""
+    """What one run uses of the cluster: so many workers, each with so many CPUs and GPUs (a fraction: shared).
+
+    at_most: where it is larger than `num_workers`, the run shrinks when a node leaves and grows when one joins.
+    """
 
     num_workers: int
     cpus: float
     gpus: float
+    at_most: int = 0
 
 
 @contextmanager
@@ -185,24 +195,41 @@ def forget(name: str) -> None:
     filesystem.delete_dir(path)
 
 
-def num_workers() -> int:
-    """Return how many training workers there are to be: DGUNET_WORKERS, else one per GPU, else one."""
-    return int(os.environ.get("DGUNET_WORKERS", "0")) or int(ray.cluster_resources().get("GPU", 0)) or 1
+def num_workers() -> tuple[int, int]:
+    """Return the least and the most training workers: DGUNET_WORKERS ("4", "2:8"), else one per GPU, else one."""
+    asked = os.environ.get("DGUNET_WORKERS")
+    if not asked:
+        gpus = int(ray.cluster_resources().get("GPU", 0)) or 1
+        return gpus, gpus
+    try:
+        least, _, most = asked.partition(":")
+        bounds = int(least), int(most or least)
+        if not 1 <= bounds[0] <= bounds[1]:
+            raise ValueError(asked)
+    except ValueError:
+        raise ValueError(f'DGUNET_WORKERS must be a number of workers, or "least:most", not {asked!r}') from None
+    return bounds
 
 
 def _whole_cluster() -> Share:
-    workers, resources = num_workers(), ray.cluster_resources()
-    cpus = int(os.environ.get("DGUNET_CPUS_PER_WORKER", "0")) or max(1, int(resources["CPU"] // workers))
-    return Share(workers, float(cpus), 1.0 if resources.get("GPU", 0) >= workers else 0.0)
+    bounds, resources = num_workers(), ray.cluster_resources()
+    cpus = int(os.environ.get("DGUNET_CPUS_PER_WORKER", "0")) or max(1, int(resources["CPU"] // bounds[1]))
+    return Share(bounds[0], float(cpus), 1.0 if resources.get("GPU", 0) >= bounds[0] else 0.0, at_most=bounds[1])
 
 
 def _trainer(work: Callable[[Worker], None], name: str, line: Any, share: Share) -> ray.train.torch.TorchTrainer:
-    use_gpu = share.gpus > 0
+    use_gpu, elastic = share.gpus > 0, share.at_most > share.num_workers
     return ray.train.torch.TorchTrainer(
         _worker,
-        train_loop_config={"work": work, "line": line, "threads": max(1, int(share.cpus))},
+        train_loop_config={
+            "work": work,
+            "line": line,
+            "threads": max(1, int(share.cpus)),
+            "place": f"{storage()}/{name}",
+        },
         scaling_config=ray.train.ScalingConfig(
-            num_workers=share.num_workers,
+            num_workers=(share.num_workers, share.at_most) if elastic else share.num_workers,
+            elastic_resize_monitor_interval_s=SECONDS_BETWEEN_RESIZES,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": share.cpus} | ({"GPU": share.gpus} if use_gpu else {}),
         ),
@@ -234,12 +261,20 @@ def _worker(config: dict[str, Any]) -> None:
             report=_report,
             progress=mouth.progress,
             stop_requested=mouth.stop_requested,
+            keep=partial(_keep, config["place"]),
         )
         try:
             config["work"](worker)
         except ValueError as error:
             ray.get(config["line"].fail.remote(error))
             raise
+
+
+def _keep(place: str, name: str, content: bytes) -> str:
+    where = f"{place}/{name}"
+    with fsspec.open(where, "wb") as file:
+        file.write(content)
+    return where
 
 
 def _report(metrics: dict[str, float], folder: Path | None) -> None:

@@ -45,5 +45,6 @@ class Job:
             report=worker.report,
             progress=worker.progress,
             stop_requested=worker.stop_requested,
+            keep=worker.keep,
         )  # fmt: skip
         loop.fit(network, recipe, ports, device=worker.device, resume=worker.resume, card=self.card)

@@ -7,6 +7,7 @@ the checkpoint. So a run that was interrupted and resumed has the losses of one 
 
 from __future__ import annotations
 
+import io
 import math
 import tempfile
 import time
@@ -51,6 +52,7 @@ class Ports:
         receiver's to copy before it returns. Only rank 0 has one.
     progress: (step, figures) every few seconds on rank 0, for a person to watch.
     stop_requested: polled at every step on rank 0; when true, all workers save a checkpoint and return.
+    keep: (name, content) of a file worth keeping when training fails; returns where it was put.
     """
 
     batches: Callable[[int], Iterator[Batch]]
@@ -58,6 +60,7 @@ class Ports:
     report: Callable[[dict[str, float], Path | None], None]
     progress: Callable[[int, dict[str, float]], None] = lambda step, figures: None
     stop_requested: Callable[[], bool] = lambda: False
+    keep: Callable[[str, bytes], str] = lambda name, content: "nowhere"
 
 
 class Objective(nn.Module):
@@ -275,14 +278,22 @@ def _read_back(pending: list[_Step], progress: Progress, recipe: Train, ports: P
         progress.skipped += 1
         progress.skipped_in_a_row += 1
         if progress.skipped_in_a_row > recipe.max_skipped_steps:
-            raise TrainingFailed(
-                f"step {step.number}: the loss is {loss}, its gradient's norm {norm}, and so for "
-                f"{progress.skipped_in_a_row} steps in a row. The weights before them are kept in the last checkpoint. "
-                f"Lower train.learning_rate or train.gradient_clip, or look at the pairs: "
-                f"{', '.join(key for part in _gathered(list(step.keys)) for key in part)}"
-            )
+            raise _hopeless(step, loss, norm, progress, ports)
     pending.clear()
     return losses
+
+
+def _hopeless(step: _Step, loss: float, norm: float, progress: Progress, ports: Ports) -> TrainingFailed:
+    """Keep this worker's share of the step's batch, read once more, and say what happened."""
+    content = io.BytesIO()
+    torch.save(next(ports.batches(step.number))._asdict(), content)
+    kept = ports.keep(f"batch-of-step-{step.number}-worker-{_rank()}.pt", content.getvalue())
+    return TrainingFailed(
+        f"step {step.number}: the loss is {loss}, its gradient's norm {norm}, and so for "
+        f"{progress.skipped_in_a_row} steps in a row. The weights before them are in the last checkpoint, the batch is "
+        f"in {kept}. Lower train.learning_rate or train.gradient_clip, or look at the pairs: "
+        f"{', '.join(key for part in _gathered(list(step.keys)) for key in part)}"
+    )
 
 
 def _report(

@@ -180,3 +180,65 @@ def test_a_driver_asked_to_stop_saves_first_and_leaves_no_process(tmp_path: Path
     output, _ = again.communicate(timeout=120)
     assert again.returncode == 0, output
     assert (tmp_path / "starts").read_text() == f"0 {steps} "
+
+
+def count_together(last: int, folder: str, worker: cluster.Worker) -> None:
+    """Counts with everyone who is there; says how many they were."""
+    step = int((worker.resume / "step").read_text()) if worker.resume else 0
+    (Path(folder) / f"{worker.num_workers}-workers-at-{step}").touch()
+    while step < last:
+        step += 1
+        time.sleep(0.3)
+        checkpoint = Path(folder) / f"made{step}"
+        if worker.rank == 0:
+            checkpoint.mkdir(exist_ok=True)
+            (checkpoint / "step").write_text(str(step))
+        worker.report({"step": step}, checkpoint if worker.rank == 0 else None)
+
+
+ELASTIC = """
+    import os, sys, threading, time
+    from functools import partial
+    from pathlib import Path
+    import ray
+    from ray.cluster_utils import Cluster
+    from pipeline import cluster
+    from test_cluster import count_together, wait_for
+    folder = Path(sys.argv[1])
+    os.environ |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    first, second = nodes.add_node(num_cpus=1), nodes.add_node(num_cpus=1)
+    os.environ |= {"RAY_ADDRESS": nodes.address, "DGUNET_WORKERS": "1:2"}
+    with cluster.session():
+        work = partial(count_together, int(sys.argv[2]), str(folder))
+        run = threading.Thread(target=lambda: cluster.fit(
+            work, name="elastic", into=folder / "out", on_report=lambda m: None, on_progress=lambda s, f: None))
+        run.start()
+        wait_for(folder / "made5")
+        nodes.remove_node(second, allow_graceful=False)
+        wait_for(folder / "made12")
+        nodes.add_node(num_cpus=1)
+        run.join()
+    nodes.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_shrinks_when_a_node_leaves_and_grows_when_one_joins(tmp_path: Path) -> None:
+    script = textwrap.dedent(ELASTIC)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join((str(TESTS.parent), str(TESTS))),
+        "DGUNET_STORAGE": str(tmp_path / "storage"),
+        "RAY_AUTH_MODE": "disabled",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), "150"],
+        env=environment, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert (tmp_path / "out" / "step").read_text() == "150", done.stdout + done.stderr
+    assert (tmp_path / "2-workers-at-0").exists()
+    shrunk = [int(path.name.rpartition("-")[2]) for path in tmp_path.glob("1-workers-at-*")]
+    grown = [int(path.name.rpartition("-")[2]) for path in tmp_path.glob("2-workers-at-*")]
+    assert shrunk
+    assert min(shrunk) >= 3
+    assert max(grown) > min(shrunk)

@@ -1,9 +1,12 @@
 """Training: interrupted and resumed equals uninterrupted; what is not finite changes nothing; it learns."""
 
+import io
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from conftest import pair, recipe
 from dgunet.checkpoint import load_model, read_card
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline import loader, loop
-from pipeline.loop import Ports, TrainingFailed, Training, learning_rate
+from pipeline.loop import Ports, Training, TrainingFailed, learning_rate
 from pipeline.params import Train
 from pipeline.shards import Index, Pair, write_index, write_shard
 
@@ -147,10 +150,21 @@ def test_a_skipped_step_leaves_weights_and_optimiser_as_they_were(shards: Path, 
 
 def test_steps_that_stay_not_finite_stop_with_step_and_keys(shards: Path, tmp_path: Path) -> None:
     settings, log = recipe(num_steps=8, max_skipped_steps=1), Log(tmp_path / "log")
+    given, kept = poisoned(shards, settings, log, {2, 3}), []
+
+    def keep(name: str, content: bytes) -> str:
+        kept.append((name, content))
+        return "here"
+
     with pytest.raises(TrainingFailed, match=r"step 3: .*2 steps in a row.*pair00") as failure:
         net = network(settings)
-        loop.fit(net, settings, poisoned(shards, settings, log, {2, 3}), device=CPU, resume=None, card=CARD)
+        loop.fit(net, settings, replace(given, keep=keep), device=CPU, resume=None, card=CARD)
     assert str(failure.value).count("pair00") == settings.batch_size
+    assert kept[0][0] == "batch-of-step-3-worker-0.pt"
+    batch = torch.load(io.BytesIO(kept[0][1]), weights_only=True)
+    assert batch["clean"].shape == (4, 3, 16, 16)
+    assert batch["degraded"].isnan().all()
+    assert all(key in str(failure.value) for key in batch["keys"])
 
 
 def test_the_learning_rate_warms_up_and_falls_to_its_final_value() -> None:
@@ -159,7 +173,7 @@ def test_the_learning_rate_warms_up_and_falls_to_its_final_value() -> None:
     assert rates[0] == pytest.approx(1e-3)
     assert rates[9] == pytest.approx(1e-2)
     assert rates[-1] == pytest.approx(1e-4)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
 def test_there_must_be_something_to_validate_on(shards: Path, tmp_path: Path) -> None:
