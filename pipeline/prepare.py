@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from pipeline.inspection import Inspection, group_scenes, inspect_images
 from pipeline.manifest import SPLITS, Entry, SplitName, check_splits, split_of, write_manifest, write_whole
+from pipeline.mirror import check
 from pipeline.params import door, load_section
 from pipeline.sources import Candidate, LeftOut, Prepare, describe, list_images
 
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--manifest", required=True, type=Path)
     parser.add_argument("--report", required=True, type=Path)
     given = parser.parse_args()
+    check()  # of every section: a mistake that only `promote` reads should not wait for training
     prepared = prepare(load_section("prepare", Prepare), seed=load_section("seed", int), memory=MEMORY)
     content = report(prepared)
     write_whole(given.report, json.dumps(content, indent=1) + "\n")
