@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dgunet.checkpoint import load_model
+import torch
+
+from dgunet.checkpoint import load_model, read_card
 from dgunet.hub import pull
 from pipeline import registry, tracking
+from pipeline.baselines import NoBaseline
 from pipeline.evaluation import Evaluate, evaluate
 from pipeline.loader import pairs
 from pipeline.manifest import write_whole
 from pipeline.params import Promote, door, load_section
+from pipeline.protocol import Protocol
 from pipeline.provenance import commit, digest
+from pipeline.registry import Version
+
+TEST, PSNR = "test", "test.restored.psnr"  # tags: what was measured on and how, mean PSNR in dB
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the candidate is to be the champion, and why."""
+    """Whether the candidate is to be the champion, why, and the mean PSNR in dB of who is champion now."""
 
     crown: bool
     reason: str
     champion_psnr: float | None
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Promote one task's model, if it deserves it, and write a receipt."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.promote", description=__doc__)
     parser.add_argument("--task", required=True, help="a section of params.yaml")
@@ -34,75 +44,108 @@ def main() -> None:
     parser.add_argument("--shards", required=True, type=Path, help="folder of test shards")
     parser.add_argument("--report", required=True, type=Path, help="folder that evaluate wrote")
     parser.add_argument("--receipt", required=True, type=Path, help="JSON to write")
-    given = parser.parse_args()
-    settings = load_section(f"{given.task}.promote", Promote)
-    measuring = load_section(f"{given.task}.evaluate", Evaluate)
+    given = parser.parse_args(arguments)
+    margin_db = load_section(f"{given.task}.promote", Promote).margin_db
+    protocol = load_section(f"{given.task}.evaluate", Evaluate).protocol
     metrics = json.loads((given.report / "metrics.json").read_text())
-    test = f"{metrics['test_index_sha256']} {measuring.protocol}"
-    content = digest(given.model.iterdir())
-    numbers = {f"test.{name}": value for name, value in tracking.flattened(metrics).items()}
+    test, ours = f"{metrics['test_index_sha256']} {protocol}", _psnr(metrics, "restored")
 
-    with tracking.run(given.task, f"{given.task} {content[:8]}", {"model": content}, {}, system_metrics=False) as run:
-        version = registry.registered(given.task, content)
-        if version is None:
-            run.log({name: value for name, value in numbers.items() if isinstance(value, float | int)}, 0)
-            run.files(given.report, "report")
-            tags = {
-                "content": content,
-                "commit": commit(),
-                "data": json.loads((given.model / "config.json").read_text())["provenance"]["data"],
-                "dvc_lock": digest([Path("dvc.lock")]) if Path("dvc.lock").exists() else "none",
-                "test": test,
-                **{name: str(value) for name, value in numbers.items()},
-            }
-            version = registry.register(given.task, given.model, run.id, tags)
+    with tracking.connected():
+        version = _registered(given.task, given.model, given.report, metrics, test)
         champion = registry.champion(given.task)
         if champion is None:
             verdict = first(metrics)
         elif champion.number == version.number:
-            verdict = Verdict(False, champion.tags["champion_because"], metrics["restored"]["psnr"])
+            verdict = Verdict(False, champion.tags.get("champion_because", "made champion by hand"), ours)
         else:
-            psnr = float(champion.tags["test.restored.psnr"])
-            if champion.tags["test"] != test:
-                rival = load_model(pull(champion.uri))
-                psnr = evaluate(rival, pairs(given.shards), measuring.baseline, measuring.protocol).restored.psnr
-            verdict = challenge(metrics["restored"]["psnr"], psnr, settings.margin_db, champion.number)
+            psnr = champion_psnr(champion, given.shards, protocol, test)
+            verdict = challenge(ours, psnr, margin_db, champion.number)
         if verdict.crown:
-            registry.crown(version, verdict.reason)
-    reigning = registry.champion(given.task)
+            registry.crown(version, verdict.reason, champion)
+    reigning = version if verdict.crown else champion
     receipt = {
         "task": given.task,
         "version": version.number,
         "champion_version": reigning.number if reigning else None,
         "alias_moved": reigning is not None and reigning.number == version.number,
         "reason": verdict.reason,
-        "psnr": metrics["restored"]["psnr"],
-        "champion_psnr": verdict.champion_psnr,
-        "margin_db": settings.margin_db,
+        "psnr": _finite(ours),
+        "champion_psnr": _finite(verdict.champion_psnr),
+        "margin_db": margin_db,
     }
-    write_whole(given.receipt, json.dumps(receipt, indent=2, sort_keys=True) + "\n")
+    write_whole(given.receipt, json.dumps(receipt, indent=2, sort_keys=True, allow_nan=False) + "\n")
     title = "is the champion" if receipt["alias_moved"] else "is registered, not promoted"
     print(f"{given.task}: version {version.number} {title}: {verdict.reason}")
 
 
-def first(metrics: dict[str, dict[str, float]]) -> Verdict:
+def first(metrics: Mapping[str, Any]) -> Verdict:
     """Judge the first model of a task: it must beat doing nothing and the classical baseline."""
-    ours = metrics["restored"]["psnr"]
+    ours = _psnr(metrics, "restored")
     for rival in ("degraded", "baseline"):
-        theirs = metrics[rival]["psnr"]
+        theirs = _psnr(metrics, rival)
         if ours <= theirs:
             return Verdict(False, f"{ours:.2f} dB does not beat the {rival} images' {theirs:.2f} dB", None)
     return Verdict(
-        True, f"the first, with {ours:.2f} dB where the baseline has {metrics['baseline']['psnr']:.2f} dB", ours
+        True, f"the first, with {ours:.2f} dB where the baseline has {_psnr(metrics, 'baseline'):.2f} dB", ours
     )
 
 
 def challenge(ours: float, theirs: float, margin_db: float, champion: int) -> Verdict:
     """Judge a candidate by its lead over the champion, mean PSNR in dB on the same test set."""
     comparison = f"{ours:.2f} dB against the {theirs:.2f} dB of version {champion}, margin {margin_db:g} dB"
-    if ours - theirs > margin_db:
+    if theirs < math.inf and ours - theirs > margin_db:
         return Verdict(True, f"beats the champion: {comparison}", ours)
     return Verdict(False, f"does not beat the champion: {comparison}", theirs)
+
+
+def champion_psnr(champion: Version, shards: Path, protocol: Protocol, test: str) -> float:
+    """Return the champion's mean PSNR in dB on the test set `test`: as its tags tell, else measured now on `shards`."""
+    if champion.tags.get(TEST) == test and PSNR in champion.tags:
+        return float(champion.tags[PSNR])
+    try:
+        rival = load_model(pull(champion.uri)).to("cuda" if torch.cuda.is_available() else "cpu")
+        return evaluate(rival, pairs(shards), NoBaseline("none"), protocol).restored.psnr
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"the champion, version {champion.number} of {champion.task}, cannot be measured on {shards} ({error}); "
+            f"if it is of no use any more, remove the alias `{registry.CHAMPION}` in MLflow"
+        ) from error
+
+
+def _registered(task: str, model: Path, report: Path, metrics: Mapping[str, Any], test: str) -> Version:
+    """Return the version that holds the model folder, made if there is none, tagged with where it comes from."""
+    content = digest(model.iterdir())
+    numbers = {
+        f"test.{name}": float(value)
+        for name, value in tracking.flattened(metrics).items()
+        if isinstance(value, float | int)
+    }
+    tags = {TEST: test, **{name: str(value) for name, value in numbers.items()}}
+    version = registry.registered(task, content)
+    if version is not None:
+        if version.tags.get(TEST) != test:
+            registry.describe(version, tags)
+        return version
+    provenance = read_card(model).get("provenance", {})
+    tags |= {
+        "commit": provenance.get("commit") or commit(),
+        "data": provenance.get("data", "unknown"),
+        "dvc_lock": digest([Path("dvc.lock")]) if Path("dvc.lock").exists() else "none",
+    }
+    with tracking.run(task, f"{task} {content[:8]}", {"model": content}, {}, system_metrics=False) as run:
+        run.log(numbers, 0)
+        run.files(report, "report")
+        return registry.register(task, model, content, tags)
+
+
+def _psnr(metrics: Mapping[str, Any], kind: str) -> float:
+    """Return a mean PSNR of metrics.json in dB, where null stands for infinite."""
+    psnr = metrics[kind]["psnr"]
+    return math.inf if psnr is None else float(psnr)
+
+
+def _finite(psnr: float | None) -> float | None:
+    return psnr if psnr is not None and math.isfinite(psnr) else None
 
 
 if __name__ == "__main__":

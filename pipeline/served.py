@@ -23,7 +23,8 @@ class Restorer(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
         """Restore each image of the batch."""
-        return np.stack([dgunet.restore(self.network, image) for image in model_input])
+        restored = [dgunet.restore(self.network, image) for image in model_input]
+        return np.stack(restored) if restored else model_input
 
 
 mlflow.models.set_model(Restorer())
