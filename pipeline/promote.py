@@ -120,7 +120,7 @@ def _registered(task: str, model: Path, report: Path, metrics: Mapping[str, Any]
         for name, value in tracking.flattened(metrics).items()
         if isinstance(value, float | int)
     }
-    tags = {TEST: test, **{name: str(value) for name, value in numbers.items()}}
+    tags = {TEST: test, **{name: str(value) for name, value in numbers.items()}, PSNR: str(_psnr(metrics, "restored"))}
     version = registry.registered(task, content)
     if version is not None:
         if version.tags.get(TEST) != test:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.params import door
+from pipeline.params import door, load_section
 
+PHOTO = "skimage/data/chelsea.png"  # comes with the starter photographs
 HEADER = ("task", "degraded", "baseline", "restored", "gain in dB", "champion")
 
 
@@ -29,11 +32,14 @@ class Result:
         return None if version is None else str(version)
 
 
-def read_results(reports: Path) -> list[Result]:
-    """Return the results in `reports`, by task; ValueError if there is none."""
+def read_results(reports: Path, tasks: Sequence[str] | None = None) -> list[Result]:
+    """Return the results in `reports` of `tasks`, in their order (all by name if None); ValueError if there is none."""
+    if tasks is None:
+        tasks = sorted(path.parent.name for path in reports.glob("*/metrics.json"))
+    folders = [reports / task for task in tasks if (reports / task / "metrics.json").is_file()]
     found = [
-        Result(path.parent.name, json.loads(path.read_text()), _read(path.with_name("promote.json")))
-        for path in sorted(reports.glob("*/metrics.json"))
+        Result(folder.name, json.loads((folder / "metrics.json").read_text()), _read(folder / "promote.json"))
+        for folder in folders
     ]
     if not found:
         raise ValueError(f"no report in {reports}: run `make repro`")
@@ -58,7 +64,7 @@ def summary(results: Sequence[Result], reports: Path) -> str:
             *lines,
             "",
             f"look at it:    open {reports / best.task / 'gallery.html'} in a browser",
-            f"use it:        .venv/bin/dgunet restore PHOTO... OUT/ --model {model}",
+            f"use it:        .venv/bin/dgunet restore {_photo()} restored/ --model {model}",
             "make it yours: name a folder of your photos under prepare.sources in params.yaml, then `make repro`",
         ]
     )
@@ -71,6 +77,14 @@ def _row(result: Result) -> tuple[str, ...]:
     return (result.task, *numbers, "-" if gain is None else f"{gain:+.2f}", result.champion or "none")
 
 
+def _photo() -> str:
+    """Return a photograph that is there, relative to the current directory; a placeholder if there is none."""
+    for folder in map(Path, sys.path):
+        if (folder / PHOTO).is_file():
+            return os.path.relpath(folder / PHOTO)
+    return "PHOTO..."
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
@@ -80,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.summary", description=__doc__)
     parser.add_argument("--reports", type=Path, default=Path("reports"), help="folder of one folder per task")
     given = parser.parse_args(arguments)
-    print(summary(read_results(given.reports), given.reports))
+    print(summary(read_results(given.reports, load_section("tasks", list)), given.reports))
 
 
 if __name__ == "__main__":
