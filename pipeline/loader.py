@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -134,12 +135,13 @@ class Patches(Dataset[tuple[np.ndarray, np.ndarray, str]]):
 
     def _patch(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
         turn, shard, number = self.course.at(*place)
-        pair = _open(self.folder, self.index.shards[shard])[number]
+        pair = _open(self.folder, self.index.shards[shard]).arrays(number)
         rng = np.random.default_rng([self.seed, _number(pair.key), turn])
-        clean, degraded = _in_unit_range(pair, self.degradation, int(rng.integers(2**63)))
-        window = _window(clean.shape[:2], self.patch_size, rng)
+        seed = int(rng.integers(2**63))
+        window = _window(pair.clean.shape[:2], self.patch_size, rng)
         mirror, quarter_turns = bool(rng.integers(2)), int(rng.integers(4))
-        clean, degraded = (_augment(image[window], mirror, quarter_turns) for image in (clean, degraded))
+        clean, degraded = _in_unit_range(pair, self.degradation, seed, window)
+        clean, degraded = (_augment(image, mirror, quarter_turns) for image in (clean, degraded))
         return clean, degraded, pair.key
 
 
@@ -155,8 +157,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield worker `rank`'s share of the global batches `first_step` ... `num_steps` - 1.
 
-    processes: how many loader processes decode; 0 decodes in this one. The patches do not depend on it, nor on
-    `num_workers`: the shares of all workers, laid side by side, are the global batch.
+    processes: how many loader processes decode; 0 decodes in a thread of this one, one batch ahead. The patches do not
+    depend on it, nor on `num_workers`: the shares of all workers, laid side by side, are the global batch.
     """
     streams = share(patches.course.batch_size, rank, num_workers)
     loader = DataLoader(
@@ -170,7 +172,16 @@ def batches(
         prefetch_factor=4 if processes else None,
         multiprocessing_context="forkserver" if processes else None,
     )
-    return iter(loader)
+    return iter(loader) if processes else _one_ahead(iter(loader))
+
+
+def _one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Make the next batch while this one is worked on: torch and NumPy let go of the interpreter."""
+    with ThreadPoolExecutor(1, "loader") as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
 
 
 def share(batch_size: int, rank: int, num_workers: int) -> range:
@@ -181,15 +192,17 @@ def share(batch_size: int, rank: int, num_workers: int) -> range:
 
 
 def pairs(folder: Path, rank: int = 0, num_workers: int = 1) -> Iterator[LoadedPair]:
-    """Yield the whole pairs of a folder of shards in order, of several workers each every `num_workers`-th.
+    """Yield the whole pairs of a folder of shards in order, of several workers each its share, as even as can be.
 
-    Pairs made online are those of pass 0, the same at every call: what a network is validated and measured on.
+    A share is one stretch, so that a worker opens few shards. Pairs made online are those of pass 0, the same at every
+    call: what a network is validated and measured on.
     """
     index = read_index(folder)
     degradation = online_degradation(index)
     seed, number = int(index.recipe["seed"]), 0
+    first, last = (index.samples * worker // num_workers for worker in (rank, rank + 1))
     for entry in index.shards:
-        mine = range((rank - number) % num_workers, entry.samples, num_workers)
+        mine = range(max(first - number, 0), min(last - number, entry.samples))
         number += entry.samples
         if mine:
             shard = Shard(folder, entry)
@@ -219,13 +232,13 @@ class _Places:
 
 
 def _in_unit_range(
-    pair: Pair, degradation: Degradation | None, seed: int
+    pair: Pair, degradation: Degradation | None, seed: int, window: tuple[slice, slice] = (slice(None), slice(None))
 ) -> tuple[Float32[np.ndarray, "H W C"], Float32[np.ndarray, "H W C"]]:
-    clean = to_float(pair.clean)
     if pair.degraded is not None:
-        return clean, to_float(pair.degraded)
+        return to_float(pair.clean[window]), to_float(pair.degraded[window])
     assert degradation is not None, "shards without degraded images are made online"
-    return clean, degrade(clean, degradation, [seed]).image
+    clean = to_float(pair.clean)  # degraded as a whole: what lies outside of the window is seen through a blur
+    return clean[window], degrade(clean, degradation, [seed]).image[window]
 
 
 def _number(key: str) -> int:
@@ -253,4 +266,7 @@ def _collate(samples: Sequence[tuple[np.ndarray, np.ndarray, str]]) -> Batch:
 
 
 def _stack(patches: Sequence[np.ndarray]) -> Float[Tensor, "B C H W"]:
-    return torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2).contiguous()
+    batch = np.empty((len(patches), patches[0].shape[2], *patches[0].shape[:2]), np.float32)
+    for place, patch in zip(batch, patches, strict=True):
+        place[...] = patch.transpose(2, 0, 1)
+    return torch.from_numpy(batch)

@@ -1,39 +1,45 @@
 """Clean images -> shards of pairs, made by Ray tasks, one per shard.
 
 Shards are made in a workshop folder named after all that they depend on; what an interrupted run left there intact is
-kept. Finished shards move to the output at the end, so that it holds all of them or none.
+kept. Finished shards move to the output at the end, so that it holds all of them or none. Where DGUNET_SHARDS names a
+URL the shards go there instead, and the output holds their index alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import math
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
 from tqdm import tqdm
 
-from pipeline import cluster
+from pipeline import cluster, remote
 from pipeline.fingerprint import fingerprint
-from pipeline.manifest import SPLITS, read_manifest
+from pipeline.manifest import SPLITS, Entry, read_manifest
 from pipeline.params import Synthesize, door, load_section, read_params
 from pipeline.shards import Index, ShardEntry, checksum, write_index, write_shard
-from pipeline.tiles import Tile, chosen, pairs, plan
+from pipeline.tiles import Stretch, chosen, num_tiles, pairs, plan
 
 WORKSHOP = Path(".cache/synthesize")
+JOURNAL = "made.jsonl"
 
 
 @dataclass(frozen=True)
 class Order:
-    """One shard to be made."""
+    """One shard to be made: its name below the workshop, and what is known of it if it was made before."""
 
-    path: Path
-    tiles: Sequence[Tile]
-    settings: Synthesize
-    seed: int
+    name: str
+    tiles: Stretch
+    made: ShardEntry | None
 
 
 def main() -> None:
@@ -47,60 +53,76 @@ def main() -> None:
     seed = load_section("seed", int)
     images = chosen(read_manifest(given.manifest), settings)
     recipe = {**read_params()[given.task]["synthesize"], "seed": seed}
-    workshop = (WORKSHOP / fingerprint(recipe, [asdict(image) for image in images])).resolve()
-    orders = {}
+    workshop = (WORKSHOP / fingerprint(recipe, _digest(images), remote.in_use())).resolve()
+    by_split = {split: [image for image in images if image.split == split] for split in SPLITS}
+    num_pairs = {split: sum(num_tiles(image, settings) for image in by_split[split]) for split in SPLITS}
+    names = {
+        split: [f"{split}/{n:06d}.tar" for n in range(math.ceil(num_pairs[split] / settings.tiles_per_shard))]
+        for split in SPLITS
+    }
     for split in SPLITS:
         (workshop / split).mkdir(parents=True, exist_ok=True)
-        shards = plan([image for image in images if image.split == split], settings)
-        orders[split] = [
-            Order(workshop / split / f"{n:06d}.tar", tiles, settings, seed) for n, tiles in enumerate(shards)
-        ]
-    entries = _made([order for split in SPLITS for order in orders[split]], given.task)
+
+    entries = _journal(workshop)
+    stretches = (stretch for split in SPLITS for stretch in plan(by_split[split], settings))
+    every = [name for split in SPLITS for name in names[split]]
+    orders = (Order(name, tiles, entries.get(name)) for name, tiles in zip(every, stretches, strict=True))
+    with (
+        (workshop / JOURNAL).open("a") as journal,
+        cluster.session(),
+        tqdm(desc=f"synthesize {given.task}", total=len(every), unit="shard", disable=None) as bar,
+    ):
+        for name, entry in cluster.map_unordered(partial(make, workshop, seed), orders):
+            entries[name] = entry
+            journal.write(json.dumps({"shard": name, "entry": asdict(entry)}) + "\n")
+            journal.flush()
+            bar.update()
     for split in SPLITS:
-        write_index(workshop / split, Index(recipe, [entries[order.path] for order in orders[split]]))
-        for order in orders[split]:
-            _note(order.path).unlink()
+        write_index(workshop / split, Index(recipe, [entries[name] for name in names[split]]))
+    (workshop / JOURNAL).unlink()
     shutil.rmtree(given.out, ignore_errors=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(workshop, given.out)
-    print(
-        f"{given.task}: " + ", ".join(f"{split} {sum(len(o.tiles) for o in orders[split])}" for split in SPLITS),
-        "pairs",
-    )
+    print(f"{given.task}: " + ", ".join(f"{split} {num_pairs[split]}" for split in SPLITS), "pairs")
 
 
-def make(order: Order) -> tuple[Path, ShardEntry]:
-    """Make one shard and its note; runs on any node that sees the workshop."""
+def make(workshop: Path, seed: int, order: Order) -> tuple[str, ShardEntry]:
+    """Make one shard if it is not there, intact; runs on any node that sees the workshop, or the URL."""
     cv2.setNumThreads(1)  # Ray gives a task one core
-    entry = write_shard(order.path, pairs(order.tiles, order.settings, order.seed))
-    _note(order.path).write_text(json.dumps(asdict(entry)))
-    return order.path, entry
+    path = workshop / order.name
+    if order.made and _is_intact(path, order.made.sha256):
+        return order.name, order.made
+    made = pairs(order.tiles, order.tiles.settings, seed)
+    if not remote.in_use():
+        return order.name, write_shard(path, made)
+    with tempfile.TemporaryDirectory() as folder:
+        entry = write_shard(Path(folder, path.name), made)
+        remote.put(Path(folder, path.name), entry.sha256)
+    return order.name, entry
 
 
-def _made(orders: Sequence[Order], task: str) -> dict[Path, ShardEntry]:
-    """Make what is not there yet and return the entry of every shard."""
-    entries = {order.path: entry for order in orders if (entry := _intact(order.path))}
-    missing = [order for order in orders if order.path not in entries]
-    with tqdm(desc=f"synthesize {task}", total=len(orders), initial=len(entries), unit="shard", disable=None) as bar:
-        if missing:
-            with cluster.session():
-                for path, entry in cluster.map_unordered(make, missing):
-                    entries[path] = entry
-                    bar.update()
-    return entries
+def _is_intact(path: Path, sha256: str) -> bool:
+    if remote.in_use():
+        return remote.is_intact(sha256)
+    return path.exists() and checksum(path) == sha256
 
 
-def _intact(path: Path) -> ShardEntry | None:
-    """Return the entry of a shard that an earlier run finished, None if there is none or it was damaged since."""
-    try:
-        entry = ShardEntry(**json.loads(_note(path).read_text()))
-        return entry if checksum(path) == entry.sha256 else None
-    except (FileNotFoundError, TypeError, json.JSONDecodeError):
-        return None
+def _journal(workshop: Path) -> dict[str, ShardEntry]:
+    """Return what an interrupted run has made, by name; it may have died in the middle of a line."""
+    made = {}
+    path = workshop / JOURNAL
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with suppress(KeyError, TypeError, json.JSONDecodeError):
+            content = json.loads(line)
+            made[content["shard"]] = ShardEntry(**content["entry"])
+    return made
 
 
-def _note(path: Path) -> Path:
-    return path.with_suffix(".json")
+def _digest(images: Iterable[Entry]) -> str:
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(json.dumps(asdict(image)).encode())
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -2,28 +2,33 @@
 
 The plan depends on the manifest alone, not on who works it off: tiles in the order of the images' pixel hashes (as good
 as random), row by row within an image, `copies` degradations each, cut into shards of equal length. Of real pairs a
-clean image comes up once for each of its degraded partners, numbered like copies.
+clean image comes up once for each of its degraded partners, numbered like copies. A shard's tiles are not listed but
+derived, by whoever makes it, from its images and two numbers.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from dgunet.images import quantise, read_photo, to_array, to_float, to_tensor
+from dgunet.images import UnreadableImage, quantise, read_photo, to_array, to_float, to_tensor
 from dgunet.metrics import luma
+from dgunet.photo import Pixels
 from pipeline.degradations import degrade
+from pipeline.inspection import pixel_hash
 from pipeline.manifest import Entry
 from pipeline.params import Synthesize
 from pipeline.shards import Pair
 from pipeline.sources import read_source_image
+from pipeline.storage import UnreadableFile
+
+_LOOK_ANEW = "Run `dvc repro`: prepare looks at changed images anew, and leaves out what cannot be used"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,32 @@ class Tile:
     def key(self) -> str:
         """Name of the pair; says where it comes from."""
         return f"{self.image.sha256[:16]}_{self.top:05d}_{self.left:05d}_{self.copy}"
+
+
+class Numbered(NamedTuple):
+    """An image, and how many real pairs with the same clean image come before it."""
+
+    image: Entry
+    partner: int
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The tiles of one shard: of all tiles of `images`, in order, `length` of them from number `first` on."""
+
+    images: Sequence[Numbered]
+    first: int
+    length: int
+    settings: Synthesize
+
+    def __len__(self) -> int:
+        """Return the number of tiles."""
+        return self.length
+
+    def __iter__(self) -> Iterator[Tile]:
+        """Yield the tiles."""
+        tiles = (tile for source in self.images for tile in _tiles(source, self.settings))
+        return islice(tiles, self.first, self.first + self.length)
 
 
 def chosen(images: Sequence[Entry], settings: Synthesize) -> list[Entry]:
@@ -62,23 +93,35 @@ def chosen(images: Sequence[Entry], settings: Synthesize) -> list[Entry]:
     return [image for image in images if image.degraded is not None and image.source in named]
 
 
-def plan(images: Sequence[Entry], settings: Synthesize) -> Iterator[list[Tile]]:
-    """Yield the tiles of each shard of the `chosen` images of one split."""
-    shard: list[Tile] = []
-    for tile in _tiles(images, settings):
-        shard.append(tile)
-        if len(shard) == settings.tiles_per_shard:
-            yield shard
-            shard = []
-    if shard:
-        yield shard
+def plan(images: Iterable[Entry], settings: Synthesize) -> Iterator[Stretch]:
+    """Yield the tiles of each shard of the `chosen` images of one split, in order; holds one shard's images."""
+    sources: list[Numbered] = []
+    first, length = 0, 0
+    for source in _numbered(images):
+        sources.append(source)
+        length += (added := num_tiles(source.image, settings))
+        while length >= settings.tiles_per_shard:
+            yield Stretch(tuple(sources), first, settings.tiles_per_shard, settings)
+            length -= settings.tiles_per_shard
+            sources, first = ([source], added - length) if length else ([], 0)
+    if length:
+        yield Stretch(tuple(sources), first, length, settings)
 
 
-def pairs(tiles: Sequence[Tile], settings: Synthesize, seed: int) -> Iterator[Pair]:
-    """Yield the pairs of `tiles`, decoding each image once."""
+def num_tiles(image: Entry, settings: Synthesize) -> int:
+    """Return how many pairs an image is good for."""
+    size, stride = _grid(image, settings)
+    return len(_starts(image.height, size, stride)) * len(_starts(image.width, size, stride)) * settings.copies
+
+
+def pairs(tiles: Iterable[Tile], settings: Synthesize, seed: int) -> Iterator[Pair]:
+    """Yield the pairs of `tiles`, decoding each image once.
+
+    Raises ValueError naming an image that cannot be read, or is not the one that the manifest describes any more.
+    """
     for image, group in groupby(tiles, key=lambda tile: tile.image):
-        clean_image = _read(image.where, settings.channels)
-        degraded_image = None if image.degraded is None else _read(image.degraded, settings.channels)
+        clean_image = _read_clean(image, settings.channels)
+        degraded_image = None if image.degraded is None else _read_partner(image, image.degraded, settings.channels)
         for tile in group:
             window = np.s_[tile.top : tile.top + tile.size, tile.left : tile.left + tile.size]
             clean = clean_image[window]
@@ -96,20 +139,27 @@ def seed_of(tile: Tile, seed: int) -> list[int]:
     return [seed, int(tile.image.sha256[:16], 16), tile.top, tile.left, tile.copy]
 
 
-def _tiles(images: Sequence[Entry], settings: Synthesize) -> Iterator[Tile]:
-    num_partners: Counter[str] = Counter()
-    for image in images:
-        copies = range(settings.copies)
-        if image.degraded is not None:
-            number = num_partners[image.sha256]
-            copies, num_partners[image.sha256] = range(number, number + 1), number + 1
-        train = image.split == "train"
-        size = settings.tile_size if train else settings.held_out_tile_size
-        stride = settings.stride if train else size
-        for top in _starts(image.height, size, stride):
-            for left in _starts(image.width, size, stride):
-                for copy in copies:
-                    yield Tile(image, top, left, size, copy)
+def _numbered(images: Iterable[Entry]) -> Iterator[Numbered]:
+    """Number real pairs of one clean image; they stand side by side, as the manifest is sorted by its hash."""
+    for _, group in groupby(images, key=lambda image: image.sha256):
+        for number, image in enumerate(group):
+            yield Numbered(image, number if image.degraded is not None else 0)
+
+
+def _tiles(source: Numbered, settings: Synthesize) -> Iterator[Tile]:
+    image = source.image
+    size, stride = _grid(image, settings)
+    for top in _starts(image.height, size, stride):
+        for left in _starts(image.width, size, stride):
+            for copy in range(source.partner, source.partner + settings.copies):
+                yield Tile(image, top, left, size, copy)
+
+
+def _grid(image: Entry, settings: Synthesize) -> tuple[int, int]:
+    """Return size and stride of the tiles of an image: held out, they do not overlap."""
+    if image.split == "train":
+        return settings.tile_size, settings.stride
+    return settings.held_out_tile_size, settings.held_out_tile_size
 
 
 def _starts(length: int, size: int, stride: int) -> list[int]:
@@ -120,14 +170,45 @@ def _starts(length: int, size: int, stride: int) -> list[int]:
 
 def read_channels(source: str | Path | bytes, channels: int) -> Float32[np.ndarray, "H W C"]:
     """Read an image in [0, 1] as RGB (`channels` 3), or as it is if gray and its luma if colour (1)."""
-    image = to_float(read_photo(source).pixels)
+    return _in_channels(to_float(read_photo(source).pixels), channels)
+
+
+def _in_channels(image: Float32[np.ndarray, "H W C"], channels: int) -> Float32[np.ndarray, "H W D"]:
     if image.shape[2] == channels:
         return image
     return to_array(luma(to_tensor(image))) if channels == 1 else np.repeat(image, 3, axis=2)
 
 
-def _read(where: str, channels: int) -> UInt8[np.ndarray, "H W C"]:
-    return quantise(read_channels(read_source_image(where), channels), np.uint8)
+def _read_clean(image: Entry, channels: int) -> UInt8[np.ndarray, "H W C"]:
+    pixels = _decode(image, image.where)
+    if pixel_hash(_in_channels(to_float(pixels), 3)) != image.sha256:
+        raise _changed(image.where)
+    return _stored(pixels, channels)
+
+
+def _read_partner(image: Entry, where: str, channels: int) -> UInt8[np.ndarray, "H W C"]:
+    pixels = _decode(image, where)
+    if pixels.shape[:2] != (image.height, image.width):
+        raise _changed(where)
+    return _stored(pixels, channels)
+
+
+def _decode(image: Entry, where: str) -> Pixels:
+    try:
+        return read_photo(read_source_image(where), max_pixels=image.height * image.width).pixels
+    except (UnreadableFile, UnreadableImage) as error:
+        reason = str(error).removeprefix("image in memory: ")
+        raise ValueError(f"{where}: {reason}. {_LOOK_ANEW}") from error
+
+
+def _changed(where: str) -> ValueError:
+    return ValueError(f"{where}: it changed since prepare looked at it. {_LOOK_ANEW}")
+
+
+def _stored(pixels: Pixels, channels: int) -> UInt8[np.ndarray, "H W D"]:
+    if pixels.dtype == np.uint8 and pixels.shape[2] == channels:
+        return pixels
+    return quantise(_in_channels(to_float(pixels), channels), np.uint8)
 
 
 def _origin(tile: Tile) -> dict[str, Any]:

@@ -12,12 +12,13 @@ import yaml
 from conftest import PROJECT
 
 from dgunet.checkpoint import load_model
-from dgunet.images import write_image
+from dgunet.images import read_image, write_image
 from dgunet.network import DGUNet, DGUNetConfig
 from dgunet.published import _unused
 from dgunet.restore import restore
 from pipeline import loader, loop, tiles
 from pipeline.evaluation import Evaluate, evaluate
+from pipeline.inspection import pixel_hash
 from pipeline.manifest import SPLITS, Entry
 from pipeline.mirror import General, check
 from pipeline.params import ParamsError, Synthesize, Train, load_section, validated
@@ -64,7 +65,7 @@ def photographs(folder: Path) -> list[Entry]:
     for number, split in enumerate(SPLITS):
         path = folder / f"{split}.png"
         write_image(path, scene(number))
-        sha256 = f"{number:064x}"
+        sha256 = pixel_hash(read_image(path))
         entries.append(
             Entry(where=str(path), sha256=sha256, height=64, width=64, split=split, group=sha256, source="folder:p")
         )
