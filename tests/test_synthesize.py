@@ -1,0 +1,260 @@
+"""Synthesis: the same bytes whoever makes them, in whatever order, interrupted, killed or forced; and lazily."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import PROJECT
+
+from dgunet.images import quantise, read_image, to_float, write_image
+from pipeline import cluster, synthesize, tiles
+from pipeline.degradations import regenerate
+from pipeline.inspection import pixel_hash
+from pipeline.manifest import SPLITS, Entry, write_manifest
+from pipeline.params import Synthesize, validated
+from pipeline.provenance import digest
+from pipeline.shards import Shard, read_index
+
+SETTINGS: dict[str, Any] = {
+    "degradation": {"kind": "jpeg", "quality": [10, 40], "chroma": "4:2:0"}, "real_pairs": [], "channels": 3,
+    "tile_size": 32, "stride": 24, "held_out_tile_size": 48, "copies": 2, "online": False, "tiles_per_shard": 7,
+}  # fmt: skip
+ARGUMENTS = ["synthesize", "--task", "mend", "--manifest", "manifest.jsonl", "--out", "data/shards/mend"]
+OUT = Path("data/shards/mend")
+
+
+def photograph(path: str, number: int, split: str) -> Entry:
+    rng = np.random.default_rng(number)
+    write_image(path, rng.random((61 + number, 90, 3), dtype=np.float32))
+    image = read_image(path)
+    sha256 = pixel_hash(image)
+    height, width = image.shape[:2]
+    return Entry(
+        where=path, sha256=sha256, height=height, width=width, split=split, group=sha256, source="folder:."  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with photographs, manifest and params.yaml; Ray is replaced by a loop."""
+    monkeypatch.chdir(tmp_path)
+    splits = ("train", "train", "train", "val", "test")
+    entries = [photograph(f"{number}.png", number, split) for number, split in enumerate(splits)]
+    write_manifest(Path("manifest.jsonl"), entries)
+    Path("params.yaml").write_text(yaml.safe_dump({"tasks": ["mend"], "seed": 5, "mend": {"synthesize": SETTINGS}}))
+    monkeypatch.setattr(sys, "argv", ARGUMENTS)
+    monkeypatch.setattr(cluster, "session", nullcontext)
+    monkeypatch.setattr(cluster, "map_unordered", map)
+    monkeypatch.delenv("DGUNET_SHARDS", raising=False)
+    return tmp_path
+
+
+def result() -> dict[str, str]:
+    """Checksum of each folder of the output: of names and contents of all that is in it."""
+    assert sorted(path.name for path in OUT.iterdir()) == sorted(SPLITS)
+    return {split: digest((OUT / split).iterdir()) for split in SPLITS}
+
+
+def backwards(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    return map(function, reversed(list(items)))
+
+
+def test_forced_twice_or_made_in_another_order_the_bytes_are_the_same(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synthesize.main()
+    first = result()
+    synthesize.main()
+    assert result() == first
+    monkeypatch.setattr(cluster, "map_unordered", backwards)
+    synthesize.main()
+    assert result() == first
+    assert not list(Path(".cache/synthesize").iterdir())
+
+
+def test_every_pair_is_made_again_from_its_record_bit_for_bit(checkout: Path) -> None:
+    synthesize.main()
+    seen = 0
+    for split in SPLITS:
+        for entry in read_index(OUT / split).shards:
+            shard = Shard(OUT / split, entry)
+            for pair in (shard[i] for i in range(len(shard))):
+                record = pair.record
+                height, width = pair.clean.shape[:2]
+                rows, columns = (
+                    slice(record["top"], record["top"] + height),
+                    slice(record["left"], record["left"] + width),
+                )
+                clean = quantise(read_image(record["where"])[rows, columns], np.uint8)
+                np.testing.assert_array_equal(pair.clean, clean)
+                again = quantise(regenerate(to_float(clean), record["degradation"]), np.uint8)
+                np.testing.assert_array_equal(pair.degraded, again)
+                seen += 1
+    assert seen > 50
+
+
+def interrupted_after(number: int) -> Callable[..., Iterator[Any]]:
+    def work(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        for done, item in enumerate(items):
+            if done == number:
+                raise KeyboardInterrupt
+            yield function(item)
+
+    return work
+
+
+def test_an_interrupted_run_goes_on_with_what_is_missing_or_damaged(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synthesize.main()
+    expected = result()
+    monkeypatch.setattr(cluster, "map_unordered", interrupted_after(4))
+    with pytest.raises(KeyboardInterrupt):
+        synthesize.main()
+    assert result() == expected, "what was there stays until all is made anew"
+    (workshop,) = Path(".cache/synthesize").iterdir()
+    with (workshop / synthesize.JOURNAL).open("a") as journal:
+        journal.write('{"shard": "train/00')  # the line at which the run was killed
+    damaged = workshop / "train/000001.tar"
+    damaged.chmod(0o644)
+    content = bytearray(damaged.read_bytes())
+    content[900] ^= 1
+    damaged.write_bytes(content)
+    (workshop / "train/000002.tar").unlink()
+    written: list[str] = []
+    monkeypatch.setattr(cluster, "map_unordered", map)
+    original = synthesize.write_shard
+    monkeypatch.setattr(synthesize, "write_shard", lambda path, made: written.append(path.name) or original(path, made))
+    synthesize.main()
+    assert result() == expected
+    assert written[:2] == ["000001.tar", "000002.tar"]
+    assert len(written) == sum(len(read_index(OUT / split).shards) for split in SPLITS) - 2
+
+
+@pytest.mark.parametrize("change", ["other pixels", "other size", "gone", "cut"])
+def test_a_source_that_changed_since_it_was_listed_is_named_and_never_used(checkout: Path, change: str) -> None:
+    image = read_image("1.png")
+    if change == "other pixels":
+        image[5, 5] = 1 - image[5, 5]
+        write_image("1.png", image)
+    elif change == "other size":
+        write_image("1.png", np.tile(image, (2, 1, 1)))
+    elif change == "gone":
+        Path("1.png").unlink()
+    else:
+        Path("1.png").write_bytes(Path("1.png").read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"1\.png: .*dvc repro"):
+        synthesize.main()
+    assert not OUT.exists()
+
+
+def listed(number: int, height: int = 480, width: int = 320) -> Entry:
+    sha256 = f"{number:016x}" * 4
+    return Entry(where=f"{number}.png", sha256=sha256, height=height, width=width, split="train", group="", source="s")
+
+
+@pytest.mark.parametrize("per_shard", [1, 3, 7, 1000])
+def test_shards_hold_all_tiles_once_in_order_and_are_full_but_for_the_last(per_shard: int) -> None:
+    settings = validated({**SETTINGS, "tiles_per_shard": per_shard}, Synthesize)
+    images = [listed(number, *size) for number, size in enumerate([(32, 32), (90, 61), (10, 200), (33, 31), (56, 80)])]
+    shards = list(tiles.plan(images, settings))
+    whole = [tile for stretch in shards for tile in stretch]
+    (alone,) = tiles.plan(images, validated({**SETTINGS, "tiles_per_shard": 10**6}, Synthesize))
+    assert whole == list(alone)
+    assert len({tile.key for tile in whole}) == len(whole) == sum(tiles.num_tiles(image, settings) for image in images)
+    assert [len(stretch) for stretch in shards[:-1]] == [per_shard] * (len(shards) - 1)
+    assert all(len(list(stretch)) == len(stretch) for stretch in shards)
+
+
+def test_planning_takes_no_more_memory_for_more_tiles() -> None:
+    settings = validated({**SETTINGS, "tiles_per_shard": 64}, Synthesize)
+
+    def peak(num_images: int) -> int:
+        tracemalloc.start()
+        total = sum(len(stretch) for stretch in tiles.plan((listed(number) for number in range(num_images)), settings))
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert total == num_images * tiles.num_tiles(listed(0), settings)
+        return found
+
+    assert peak(1000) < peak(100) + 20_000
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def killed_once(workshop: Path, seed: int, order: synthesize.Order) -> tuple[str, Any]:
+    mark = Path(os.environ["DGUNET_TEST_MARK"])
+    if order.name == "train/000003.tar" and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _make(workshop, seed, order)
+
+
+_make = synthesize.make
+
+
+@pytest.mark.cluster
+@pytest.mark.filterwarnings("ignore")
+def test_workers_of_ray_one_of_them_killed_make_the_same_bytes_as_a_loop(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synthesize.main()
+    expected = result()
+    monkeypatch.undo()
+    monkeypatch.chdir(checkout)
+    monkeypatch.setattr(sys, "argv", ARGUMENTS)
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT / "tests"))
+    monkeypatch.setenv("DGUNET_TEST_MARK", str(checkout / "killed"))
+    monkeypatch.setattr(synthesize, "make", killed_once)
+    synthesize.main()
+    assert (checkout / "killed").exists()
+    assert result() == expected
+
+
+@pytest.mark.cluster
+def test_a_driver_killed_in_the_middle_goes_on_where_it_was(checkout: Path) -> None:
+    synthesize.main()
+    expected = result()
+    many = {**SETTINGS, "stride": 5, "copies": 1, "tiles_per_shard": 12}
+    content = {"tasks": ["mend"], "seed": 5, "mend": {"synthesize": many}}
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "pipeline.synthesize", *ARGUMENTS[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: len(journal()) >= 3 or first.poll() is not None)
+    finally:
+        first.kill()
+        first.wait()
+    assert result() == expected, "the old output stays until the new one is whole"
+    (workshop,) = Path(".cache/synthesize").iterdir()
+    kept = {line["shard"]: (workshop / line["shard"]).stat().st_mtime_ns for line in journal()}
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
+    assert kept
+    assert all((OUT / name).stat().st_mtime_ns == time_ns for name, time_ns in kept.items())
+    continued = result()
+    synthesize.main()
+    assert result() == continued
+
+
+def journal() -> list[dict[str, Any]]:
+    files = Path(".cache/synthesize").glob(f"*/{synthesize.JOURNAL}")
+    return [
+        json.loads(line) for path in files for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"
+    ]
