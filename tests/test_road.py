@@ -1,0 +1,140 @@
+"""The road end to end, as a newcomer takes it: `dvc repro` in a fresh checkout, tiny, with real Ray and MLflow."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import PROJECT
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
+
+
+class Checkout:
+    """A copy of the project's tracked files, committed, with tiny values."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True)
+        for name in listed.stdout.splitlines():
+            if (PROJECT / name).is_file() and name != "dvc.lock":
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(PROJECT / name, folder / name)
+        self.change(shrink)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DGUNET_", "RAY_", "GIT_"))}
+        self.environment = environment | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "DVC_NO_ANALYTICS": "true",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+        }
+        self.run("git", "init", "--quiet")
+        self.run("git", "add", ".")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "-m", "start")
+
+    def change(self, edit: Any) -> None:
+        path = self.folder / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        edit(params)
+        path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def run(self, *command: str, fails: bool = False) -> str:
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def digests(self) -> dict[str, str]:
+        made = [path for name in ("data", "models", "reports") for path in (self.folder / name).rglob("*")]
+        return {
+            str(p.relative_to(self.folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in made if p.is_file()
+        }
+
+    def read(self, name: str) -> Any:
+        return json.loads((self.folder / name).read_text())
+
+
+def shrink(params: dict[str, Any]) -> None:
+    params["tasks"] = ["denoise"]
+    params["denoise"]["synthesize"] |= {"tile_size": 64, "stride": 256, "held_out_tile_size": 160}
+    params["denoise"]["train"] |= {
+        "num_steps": 12,
+        "warmup_steps": 2,
+        "validate_every": 6,
+        "patch_size": 32,
+        "batch_size": 2,
+    }
+    params["denoise"]["train"]["network"] |= {"width": 8, "growth": 4, "num_stages": 2}
+    params["denoise"]["evaluate"]["gallery_images"] = 2
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    made = Checkout(tmp_path_factory.mktemp("checkout"))
+    made.run("dvc", "repro")
+    return made
+
+
+def test_the_road_ends_with_a_model_a_report_and_a_receipt(checkout: Checkout) -> None:
+    assert checkout.read("reports/denoise/promote.json")["version"] == 1
+    assert checkout.read("models/denoise/config.json")["task"] == "denoise"
+    assert checkout.read("reports/denoise/metrics.json")["num_images"] >= 1
+    assert (checkout.folder / "reports/denoise/gallery.html").stat().st_size > 50_000
+    assert (checkout.folder / "mlflow.db").exists()
+    assert not list((checkout.folder / ".cache" / "runs").iterdir())
+    shown = checkout.run(sys.executable, "-m", "pipeline.summary")
+    assert "denoise" in shown
+
+
+def test_when_nothing_changed_only_prepare_looks_again(checkout: Checkout) -> None:
+    said = checkout.run("dvc", "repro")
+    assert "Running stage 'prepare'" in said
+    assert said.count("Running stage") == 1
+
+
+def test_forcing_everything_twice_gives_the_same_bytes_and_lock(checkout: Checkout) -> None:
+    before, lock = checkout.digests(), (checkout.folder / "dvc.lock").read_text()
+    checkout.run("dvc", "repro", "--force")
+    assert checkout.digests() == before
+    assert (checkout.folder / "dvc.lock").read_text() == lock
+    assert checkout.read("reports/denoise/promote.json")["version"] == 1
+
+
+def test_touching_the_code_of_a_stage_runs_it_and_what_follows(checkout: Checkout) -> None:
+    with (checkout.folder / "pipeline" / "promote.py").open("a") as file:
+        file.write("# touched\n")
+    said = checkout.run("dvc", "repro")
+    assert "Running stage 'promote@denoise'" in said
+    assert "Running stage 'train@denoise'" not in said
+
+
+def test_training_killed_in_the_middle_goes_on_from_its_checkpoint(checkout: Checkout) -> None:
+    checkout.change(lambda params: params["denoise"]["train"].update(num_steps=400, validate_every=4))
+    command = ["dvc", "repro", "train@denoise"]
+    with subprocess.Popen(command, cwd=checkout.folder, env=checkout.environment, start_new_session=True) as first:
+        runs = checkout.folder / ".cache" / "runs"
+        for _ in range(1200):
+            if len(list(runs.glob("denoise-*/checkpoint_2*"))) >= 2:
+                break
+            time.sleep(0.1)
+        os.killpg(first.pid, signal.SIGKILL)
+    time.sleep(2)
+    checkout.run(*command)
+    curve = (checkout.folder / "reports/denoise/train.csv").read_text().splitlines()
+    assert [int(line.split(",")[0]) for line in curve[1:]] == list(range(4, 404, 4))
+
+
+def test_a_typo_stops_before_anything_is_built_and_loses_nothing(checkout: Checkout) -> None:
+    before = checkout.digests()
+    checkout.change(lambda params: params["denoise"]["promote"].update(margindb=1))
+    said = checkout.run("dvc", "repro", fails=True)
+    assert "denoise.promote.margindb: no such key" in said
+    assert checkout.digests() == before
