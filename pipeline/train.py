@@ -54,6 +54,7 @@ def main() -> None:
                 on_report=lambda metrics: run.log(metrics, int(metrics["step"])),
             )  # fmt: skip
         history = loop.history(Path(folder))
+        run.complete(history)
         shutil.copytree(Path(folder) / loop.BEST, given.model, dirs_exist_ok=True)
         _write_curve(given.curve, history)
         run.tag({"model": digest(given.model.iterdir()), "commit": card["provenance"]["commit"], "data": data["train"]})
