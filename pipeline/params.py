@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -22,6 +21,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from ruamel.yaml import YAML  # YAML 1.2, as DVC reads and writes it: PyYAML takes 1e-06 for a string
+from ruamel.yaml.error import YAMLError
 
 from pipeline.degradations import Degradation
 
@@ -126,10 +127,10 @@ _DEGRADATION: TypeAdapter[Degradation] = TypeAdapter(Annotated[Degradation, Fiel
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
     """Return params.yaml as it stands; ParamsError when it is missing or no mapping."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing: run from the root of the checkout") from None
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         raise ParamsError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ParamsError(f"{path} must be a mapping of sections")

@@ -102,7 +102,7 @@ def test_it_learns_what_one_pair_shows(tmp_path: Path) -> None:
         (tmp_path / "s" / split).mkdir(parents=True)
         entry = write_shard(tmp_path / "s" / split / "000000.tar", [Pair("negative", clean, 255 - clean, {})])
         write_index(tmp_path / "s" / split, Index({"online": False, "seed": 1}, (entry,)))
-    settings = recipe(batch_size=1, num_steps=150, validate_every=50, learning_rate=5e-3, patch_size=24)
+    settings = recipe(batch_size=1, num_steps=300, validate_every=100, learning_rate=1e-2, patch_size=24)
     log = Log(tmp_path / "log")
     trained(tmp_path / "s", settings, log)
     assert log.lines[-1]["val_psnr"] > log.lines[0]["val_psnr"] + 3

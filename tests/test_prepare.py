@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import small_params
 from jaxtyping import Float32
 from PIL import Image
 
@@ -238,7 +239,7 @@ def test_the_door_writes_the_same_bytes_twice_and_tells_the_counts(
     album("photos", range(12))
     sources = [{"kind": "starter"}, {"kind": "folder", "path": "photos"}]
     settings = {"sources": sources, "min_side": 64, "max_megapixels": 50.0, "split": {"val": 0.2, "test": 0.2}}
-    Path("params.yaml").write_text(json.dumps({"seed": 1, "prepare": settings}))
+    Path("params.yaml").write_text(json.dumps(small_params() | {"seed": 1, "prepare": settings}))
     arguments = ["prepare", "--manifest", "data/manifest.jsonl", "--report", "reports/prepare.json"]
     monkeypatch.setattr(sys, "argv", arguments)
     main()
