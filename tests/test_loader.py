@@ -1,6 +1,7 @@
 """The order of samples: a function of data, seed and batch size alone, however many workers, resumed or not."""
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ def course(sizes: list[int], batch_size: int, seed: int = 1) -> Course:
     return Course(index, batch_size, seed)
 
 
-def keys(folder: Path, rank: int, num_workers: int, first: int, last: int, processes: int = 0) -> list[Batch]:
+def keys(folder: Path, rank: int, num_workers: int, first: int, last: int, *, processes: int = 0) -> list[Batch]:
     patches = Patches(folder, batch_size=4, patch_size=16, seed=1)
     return list(
         batches(
@@ -70,7 +71,7 @@ def test_a_stream_opens_few_shards_at_a_time() -> None:
     order = course([10] * 32, 16)
     for stream in range(16):
         opened = [order.at(step, stream)[1] for step in range(order.steps_per_pass)]
-        assert sum(a != b for a, b in zip(opened, opened[1:], strict=False)) <= 2
+        assert sum(a != b for a, b in pairwise(opened)) <= 2
 
 
 @pytest.mark.parametrize("num_workers", [2, 3, 4])
@@ -110,7 +111,7 @@ def test_pairs_made_online_are_new_in_each_pass_and_unclipped(tmp_path: Path) ->
         noise = batch.degraded - batch.clean
         assert noise.std() == pytest.approx(25 / 255, rel=0.1)
         assert batch.degraded.min() < 0 and batch.degraded.max() > 1
-        noises[turn] = {key: n for key, n in zip(batch.keys, noise, strict=True)}
+        noises[turn] = dict(zip(batch.keys, noise, strict=True))
     assert all(not torch.equal(noises[0][key], noises[1][key]) for key in noises[0])
 
 
@@ -175,7 +176,7 @@ def test_a_mixed_pair_lies_between_two_of_its_batch_clean_and_degraded_alike(tmp
             partner = int(left.argmin())
             assert left[partner] < 1e-4
             weights.append(float(share[partner]))
-    assert -1e-4 < min(weights) and max(weights) < 1 + 1e-4
+    assert min(weights) > -1e-4 and max(weights) < 1 + 1e-4
     assert max(weights) > 0.7
 
 
