@@ -21,7 +21,7 @@ $(READY): constraints.txt pyproject.toml
 	@command -v git >/dev/null || { echo "git is needed: apt-get install git"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "pip>=25.1"
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet --constraint constraints.txt --group pipeline --group dev --editable .
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet --constraint constraints.txt --group pipeline --group dev --config-settings editable_mode=compat --editable .
 	@test -d .git || git init --quiet
 	@test -f .dvc/config || $(BIN)/dvc init --quiet
 	@touch $(READY)
@@ -30,7 +30,7 @@ repro: $(READY)  ## photographs -> shards -> trained, measured, promoted models;
 	@dvc repro
 	@python -m pipeline.summary
 
-test: $(READY)  ## the tests: fast ones, some with real Ray and MLflow (about five minutes)
+test: $(READY)  ## the tests, some with real Ray and MLflow (about four minutes)
 	@pytest
 
 test-all: $(READY)  ## all tests that can run on this machine, also the slow ones
