@@ -14,6 +14,7 @@ from typing import Any
 import boto3
 import numpy as np
 import pytest
+import s3fs
 from botocore.exceptions import EndpointConnectionError
 from PIL import Image
 
@@ -140,6 +141,7 @@ def test_a_bucket_is_listed_and_read_like_a_folder_and_its_loss_is_no_fault_of_a
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # another test's server had another port
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
