@@ -1,0 +1,186 @@
+"""The loader beside a plain dataset of PNG files that decodes whole images and crops; and its part of a training step.
+
+    python -m benchmarks.loader [--photos FOLDER] [--rounds 8]
+
+Both read the same pairs, made by the derain section of params.yaml, and cut patches of the same size; rounds of both
+take turns. Processor time counts, of the best round. The answer goes to benchmarks/results/loader.md.
+"""
+
+import argparse
+import math
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import cv2
+import numpy as np
+import torch
+
+from dgunet.images import read_photo, to_float, write_image
+from dgunet.network import DGUNet, DGUNetConfig
+from pipeline import loader, tiles
+from pipeline.degradations import degrade
+from pipeline.inspection import inspect_image
+from pipeline.loop import Training
+from pipeline.manifest import Entry, read_manifest
+from pipeline.params import Synthesize, Train, load_section, read_params
+from pipeline.shards import Index, write_index, write_shard
+from pipeline.sources import Candidate, Folder, list_images, read_source_image
+
+RESULTS = Path(__file__).parent / "results" / "loader.md"
+SAMPLES, STEPS = 64, 25
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--photos", help="folder of photographs; default: those of data/manifest.jsonl")
+    parser.add_argument("--rounds", type=int, default=8)
+    given = parser.parse_args()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    images = of_folder(given.photos) if given.photos else [i for i in manifest() if i.split == "train"]
+    pixels = statistics.mean(image.height * image.width for image in images) / 1e6
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        patch = load_section("derain.train", Train).patch_size
+        lay_pngs(images, place / "png")
+        lay_shards("derain", images, place / "derain")
+        lay_shards("denoise", images, place / "denoise")
+        ours, theirs = samples_of_shards(place / "derain", patch), samples_of_pngs(place / "png", patch)
+        speed = alternating({"ours": ours, "theirs": theirs}, given.rounds)
+        cost, step, waiting = share_of_a_step(place / "denoise")
+    ratio = speed["theirs"] / speed["ours"]
+    report = [
+        "# The loader",
+        "",
+        f"`python -m benchmarks.loader{' --photos ' + given.photos if given.photos else ''}`, {platform.machine()}, "
+        f"one core, processor time, best of {given.rounds} "
+        f"alternating rounds of {SAMPLES} samples.",
+        f"{len(images)} photographs of {pixels:.2f} megapixels on average; pairs of rain, patches of {patch}².",
+        "",
+        "| | ms per sample | samples/s per core |",
+        "|---|---:|---:|",
+        f"| PNG files: decode both whole images, crop | {1e3 * speed['theirs']:.2f} | {1 / speed['theirs']:.0f} |",
+        f"| shards of tiles, `pipeline.loader` | {1e3 * speed['ours']:.3f} | {1 / speed['ours']:.0f} |",
+        f"| ratio | {ratio:.0f} × | |",
+        "",
+        "Beside a training step at the default of `denoise` (8 patches of 48², noise drawn for whole tiles of 128²),",
+        f"medians of {STEPS} steps on one core:",
+        "",
+        "| | ms | of a step |",
+        "|---|---:|---:|",
+        f"| training step, processor time | {1e3 * step:.0f} | |",
+        f"| making a batch, processor time | {1e3 * cost:.1f} | {100 * cost / step:.1f} % |",
+        f"| waiting for a batch (made one ahead in a thread) | {1e3 * waiting:.2f} | {100 * waiting / step:.1f} % |",
+    ]
+    RESULTS.write_text("\n".join(report) + "\n")
+    print("\n".join(report))
+
+
+def manifest() -> list[Entry]:
+    return tiles.chosen(read_manifest(Path("data/manifest.jsonl")), load_section("denoise.synthesize", Synthesize))
+
+
+def of_folder(path: str) -> list[Entry]:
+    entries = []
+    for found in list_images(Folder(path=path)):
+        if isinstance(found, Candidate):
+            seen = inspect_image(found, max_pixels=10**8)
+            size = {"height": seen.height, "width": seen.width}
+            entries.append(
+                Entry(where=found.where, sha256=seen.sha256, split="train", group="", source=found.source, **size)
+            )
+    return entries
+
+
+def lay_pngs(images: list[Entry], folder: Path) -> None:
+    degradation = load_section("derain.synthesize", Synthesize).degradation
+    for side in ("clean", "degraded"):
+        (folder / side).mkdir(parents=True)
+    for number, image in enumerate(images):
+        clean = to_float(read_photo(read_source_image(image.where)).pixels)
+        write_image(folder / "clean" / f"{number}.png", clean)
+        write_image(folder / "degraded" / f"{number}.png", np.clip(degrade(clean, degradation, [number]).image, 0, 1))
+
+
+def lay_shards(task: str, images: list[Entry], folder: Path) -> None:
+    settings = load_section(f"{task}.synthesize", Synthesize).model_copy(update={"copies": 1})
+    folder.mkdir()
+    entries = [
+        write_shard(folder / f"{number:06d}.tar", tiles.pairs(stretch, settings, 1))
+        for number, stretch in enumerate(tiles.plan(images, settings))
+    ]
+    write_index(folder, Index({**read_params()[task]["synthesize"], "seed": 1}, entries))
+
+
+def samples_of_shards(folder: Path, patch: int) -> Iterator[object]:
+    patches = loader.Patches(folder, batch_size=8, patch_size=patch, seed=1)
+    for step in range(10**9):
+        for stream in range(8):
+            clean, degraded, _ = patches[step, stream]
+            yield (
+                torch.from_numpy(clean.transpose(2, 0, 1).copy()),
+                torch.from_numpy(degraded.transpose(2, 0, 1).copy()),
+            )
+
+
+def samples_of_pngs(folder: Path, patch: int) -> Iterator[object]:
+    names = sorted(path.name for path in (folder / "clean").iterdir())
+    rng = np.random.default_rng(1)
+    while True:
+        name = names[rng.integers(len(names))]
+        clean, degraded = (cv2.imread(str(folder / side / name))[:, :, ::-1] for side in ("clean", "degraded"))
+        top, left = (int(rng.integers(side - patch + 1)) for side in clean.shape[:2])
+        window, turns = np.s_[top : top + patch, left : left + patch], int(rng.integers(4))
+        yield tuple(
+            torch.from_numpy(np.rot90(to_float(image[window]), turns).transpose(2, 0, 1).copy())
+            for image in (clean, degraded)
+        )
+
+
+def alternating(sides: dict[str, Iterator[object]], rounds: int) -> dict[str, float]:
+    """Seconds of processor time per sample of each side; a first round, not counted, opens the files."""
+    best = dict.fromkeys(sides, math.inf)
+    for number in range(rounds + 1):
+        for name, samples in sides.items():
+            seconds = taken(lambda samples=samples: [next(samples) for _ in range(SAMPLES)])
+            if number:
+                best[name] = min(best[name], seconds / SAMPLES)
+    return best
+
+
+def taken(work: Callable[[], object], clock: Callable[[], float] = time.process_time) -> float:
+    started = clock()
+    work()
+    return clock() - started
+
+
+def share_of_a_step(folder: Path) -> tuple[float, float, float]:
+    """Seconds to make a batch and to take a step (processor), and those a step waits for its batch (clock)."""
+    recipe = load_section("denoise.train", Train)
+    patches = loader.Patches(folder, recipe.batch_size, recipe.patch_size, seed=1)
+    steps = {"rank": 0, "num_workers": 1, "num_steps": 10**6, "processes": 0, "pin_memory": False}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        training = Training(DGUNet(DGUNetConfig(**recipe.network.model_dump())), recipe, torch.device("cpu"))
+    costs, took, waits = [], [], []
+    for step in range(STEPS):
+        made = lambda step=step: loader._collate([patches[step, stream] for stream in range(recipe.batch_size)])  # noqa: E731
+        costs.append(taken(made))
+        took.append(taken(lambda made=made: training.step(made())) - costs[-1])
+    batches = loader.batches(patches, first_step=STEPS, **steps)
+    for _ in range(STEPS):
+        got = []
+        waits.append(taken(lambda got=got: got.append(next(batches)), time.perf_counter))
+        training.step(got[0])
+    return statistics.median(costs), statistics.median(took), statistics.median(waits)
+
+
+if __name__ == "__main__":
+    main()
