@@ -1,0 +1,208 @@
+"""Synthesis: pairs per second for 1 and 2 Ray workers, where the time goes, and memory for many tiles.
+
+    python -m benchmarks.synthesis [--tiles 100000]
+
+The derain section of params.yaml on the train photographs of data/manifest.jsonl; run `make repro` first. The answer
+goes to benchmarks/results/synthesis.md.
+"""
+
+import argparse
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import cv2
+import numpy as np
+import ray
+
+from dgunet.images import quantise, read_photo, to_float
+from pipeline import cluster, synthesize, tiles
+from pipeline.degradations import degrade
+from pipeline.inspection import pixel_hash
+from pipeline.manifest import Entry, read_manifest, write_manifest
+from pipeline.params import Synthesize, load_section
+from pipeline.shards import Pair, ShardEntry, write_shard
+from pipeline.sources import read_source_image
+
+PROJECT = Path(__file__).parents[1]
+RESULTS = PROJECT / "benchmarks" / "results" / "synthesis.md"
+TASK = "derain"
+SHARDS, ROUNDS, TIMED = 12, 3, 2  # shards per measurement; alternating rounds; shards in which stages are timed
+MEMORY = {"width": 480, "height": 320}  # pixels of the images that are only listed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiles", type=int, default=100_000, help="for how many tiles memory is measured")
+    parser.add_argument("--measure", choices=("driver", "worker"), help="used by the benchmark itself")
+    parser.add_argument("--number", type=int, default=0)
+    given = parser.parse_args()
+    if given.measure:
+        {"driver": measure_driver, "worker": measure_worker}[given.measure](given.number)
+        print(peak_megabytes())
+        return
+    cv2.setNumThreads(1)
+    stages = where_time_goes()
+    speed = pairs_per_second()
+    memory = {f"driver, {number} tiles": peak("driver", number) for number in (0, given.tiles // 10, given.tiles)} | {
+        f"worker, {number} shards": peak("worker", number) for number in (0, 1, 16)
+    }
+    whole = sum(stages.values())
+    settings = load_section(f"{TASK}.synthesize", Synthesize)
+    report = [
+        "# Synthesis",
+        "",
+        f"`python -m benchmarks.synthesis`, {platform.machine()}, {os.cpu_count()} cores. Section `{TASK}` of "
+        f"params.yaml: rain on RGB tiles of {settings.tile_size}², {settings.copies} copies, "
+        f"{settings.tiles_per_shard} pairs per shard.",
+        "",
+        f"Clock time over {SHARDS} shards, workers warm, best of {ROUNDS} alternating rounds:",
+        "",
+        "| Ray workers | pairs/s | ratio |",
+        "|---:|---:|---:|",
+        *(f"| {n} | {speed[n]:.0f} | {speed[n] / speed[1]:.2f} |" for n in speed),
+        "",
+        f"Where a worker's time goes (processor time, {TIMED} shards, images decoded once per shard):",
+        "",
+        "| | ms per pair | share |",
+        "|---|---:|---:|",
+        *(f"| {name} | {1e3 * each:.2f} | {100 * each / whole:.0f} % |" for name, each in stages.items()),
+        "",
+        "Peak of resident memory, each in a process of its own. Driver: plans a manifest of images of 480 × 320 that",
+        "are only listed, hands out orders, keeps journal and index; 0 tiles: Python with all that it imports. Worker:",
+        "makes shards for real. What Ray itself takes comes on top (about 0.4 GB idle).",
+        "",
+        "| | MB |",
+        "|---|---:|",
+        *(f"| {name} | {megabytes:.0f} |" for name, megabytes in memory.items()),
+    ]
+    RESULTS.write_text("\n".join(report) + "\n")
+    print("\n".join(report))
+
+
+def sources() -> tuple[list[Entry], Synthesize]:
+    settings = load_section(f"{TASK}.synthesize", Synthesize)
+    images = tiles.chosen(read_manifest(Path("data/manifest.jsonl")), settings)
+    return [image for image in images if image.split == "train"], settings
+
+
+def orders(number: int) -> list[synthesize.Order]:
+    """So many full shards."""
+    images, settings = sources()
+    full = [stretch for stretch in tiles.plan(images, settings) if len(stretch) == settings.tiles_per_shard]
+    return [synthesize.Order(f"{n:06d}.tar", stretch, None) for n, stretch in enumerate(islice(cycle(full), number))]
+
+
+def where_time_goes() -> dict[str, float]:
+    """Seconds of processor time per pair of each part of making a shard."""
+    settings = load_section(f"{TASK}.synthesize", Synthesize)
+    spent = dict.fromkeys(("decode the image", "check its hash", "degrade", "write the shard"), 0.0)
+    count = 0
+    for order in orders(TIMED):
+        made: list[Pair] = []
+        for source in order.tiles.images:
+            photo = clocked(
+                spent, "decode the image", lambda s=source: read_photo(read_source_image(s.image.where)).pixels
+            )
+            clocked(spent, "check its hash", lambda p=photo: pixel_hash(to_float(p)))
+            for tile in (tile for tile in order.tiles if tile.image == source.image):
+                clean = photo[tile.top : tile.top + tile.size, tile.left : tile.left + tile.size]
+                seed = tiles.seed_of(tile, 1)
+                result = clocked(
+                    spent, "degrade",
+                    lambda c=clean, s=seed: (d := degrade(to_float(c), settings.degradation, s))._replace(
+                        image=quantise(d.image, np.uint8)
+                    ),
+                )  # fmt: skip
+                made.append(Pair(tile.key, clean, result.image, result.record))
+        count += len(made)
+        with tempfile.TemporaryDirectory() as folder:
+            clocked(spent, "write the shard", lambda f=folder, m=made: write_shard(Path(f, "0.tar"), m))
+    return {name: seconds / count for name, seconds in spent.items()}
+
+
+def clocked(spent: dict[str, float], name: str, work: Callable[[], Any]) -> Any:
+    started = time.process_time()
+    result = work()
+    spent[name] += time.process_time() - started
+    return result
+
+
+def pairs_per_second() -> dict[int, float]:
+    os.environ.update(PYTHONPATH=str(PROJECT), RAY_AUTH_MODE="disabled")
+    best = dict.fromkeys((1, 2), math.inf)
+    work = orders(SHARDS)
+    for _ in range(ROUNDS):
+        for workers in (1, 2):
+            ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            with tempfile.TemporaryDirectory() as folder:
+                make = partial(synthesize.make, Path(folder), 1)
+                list(cluster.map_unordered(make, work[: 2 * workers]))  # processes started, code imported
+                started = time.perf_counter()
+                list(cluster.map_unordered(make, work))
+                best[workers] = min(best[workers], time.perf_counter() - started)
+            ray.shutdown()
+    pairs = sum(len(order.tiles) for order in work)
+    return {workers: pairs / seconds for workers, seconds in best.items()}
+
+
+def peak(who: str, number: int) -> float:
+    """Megabytes that a process of its own takes at most."""
+    command = [sys.executable, "-m", "benchmarks.synthesis", "--measure", who, "--number", str(number)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def peak_megabytes() -> float:
+    """Peak of resident memory since this program was loaded; getrusage would tell the parent's where that is higher."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+
+def measure_worker(number: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for order in orders(number):
+            synthesize.make(Path(folder), 1, order)
+
+
+def measure_driver(number: int) -> None:
+    """The door itself, with workers that claim to have made what they are asked for."""
+    if number == 0:
+        return
+    settings = load_section(f"{TASK}.synthesize", Synthesize)
+    params = Path("params.yaml").read_text()
+    entry = Entry(where="", sha256="", split="train", group="", source="listed", **MEMORY)
+    images = math.ceil(number / tiles.num_tiles(entry, settings))
+
+    def pretend(function: object, wanted: Iterable[synthesize.Order]) -> Iterator[tuple[str, ShardEntry]]:
+        for order in wanted:
+            yield order.name, ShardEntry(Path(order.name).name, len(order.tiles), 2**20, f"{hash(order.name):064x}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        Path("params.yaml").write_text(params)
+        write_manifest(
+            Path("manifest.jsonl"),
+            (replace(entry, where=f"photographs/{n:08d}.png", sha256=f"{n:016x}" * 4) for n in range(images)),
+        )
+        cluster.session, cluster.map_unordered = nullcontext, pretend
+        sys.argv = ["synthesize", "--task", TASK, "--manifest", "manifest.jsonl", "--out", "out"]
+        synthesize.main()
+        os.chdir("/")
+
+
+if __name__ == "__main__":
+    main()
