@@ -98,8 +98,7 @@ def _open_cached(path: Path, sha256: str) -> BinaryIO | None:
         file.close()
         path.unlink(missing_ok=True)
         return None
-    os.utime(file.fileno())  # the time of last use
-    return file
+    return _used(file)
 
 
 def _bring(path: Path, sha256: str) -> BinaryIO:
@@ -117,13 +116,19 @@ def _bring(path: Path, sha256: str) -> BinaryIO:
                 raise NotThere(f"has other content than its name says at {_url(sha256)}")
             _make_room(path.parent, partial.stat().st_size)
             partial.replace(path)
-            return file
+            return _used(file)
         except FileNotFoundError:
             raise NotThere(f"is missing at {_url(sha256)}") from None
         finally:
             partial.unlink(missing_ok=True)
 
     return _persist(attempt, sha256)
+
+
+def _used(file: BinaryIO) -> BinaryIO:
+    now = time.time_ns()  # finer than the clock by which the system dates files
+    os.utime(file.fileno(), ns=(now, now))
+    return file
 
 
 def _make_room(folder: Path, num_bytes: int) -> None:

@@ -1,5 +1,6 @@
 """The order of samples: a function of data, seed and batch size alone, however many workers, resumed or not."""
 
+import threading
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 import torch
 from conftest import write_folder
 
+from pipeline import loader
 from pipeline.loader import Batch, Course, Patches, batches, pairs, share
-from pipeline.shards import Index, ShardEntry
+from pipeline.shards import DamagedShard, Index, ShardEntry
 
 
 def course(sizes: list[int], batch_size: int, seed: int = 1) -> Course:
@@ -113,6 +115,31 @@ def test_pairs_made_online_are_new_in_each_pass_and_unclipped(tmp_path: Path) ->
         assert batch.degraded.min() < 0 and batch.degraded.max() > 1
         noises[turn] = dict(zip(batch.keys, noise, strict=True))
     assert all(not torch.equal(noises[0][key], noises[1][key]) for key in noises[0])
+
+
+def test_a_patch_is_cut_from_the_degraded_tile_so_that_a_blur_sees_beyond_its_border(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "s", [4], online=True)
+    seen: list[tuple[int, ...]] = []
+    original = loader.degrade
+    monkeypatch.setattr(loader, "degrade", lambda clean, *rest: seen.append(clean.shape) or original(clean, *rest))
+    keys(tmp_path / "s", 0, 1, 0, 1)
+    assert seen == [(24, 24, 3)] * 4
+
+
+def test_batches_made_ahead_raise_what_went_wrong_and_end_when_they_are_left(tmp_path: Path, shards: Path) -> None:
+    patches = Patches(shards / "train", batch_size=4, patch_size=16, seed=1)
+    world = {"rank": 0, "num_workers": 1, "num_steps": 100, "processes": 0, "pin_memory": False}
+    before = threading.active_count()
+    made = batches(patches, first_step=0, **world)
+    next(made)
+    made.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+    write_folder(tmp_path / "t", [8])
+    (tmp_path / "t" / "000000.tar").unlink()
+    with pytest.raises(DamagedShard, match=r"000000\.tar is missing"):
+        list(batches(Patches(tmp_path / "t", batch_size=4, patch_size=16, seed=2), first_step=0, **world))
 
 
 def test_validation_sees_each_pair_exactly_once_and_the_same_each_time(tmp_path: Path) -> None:

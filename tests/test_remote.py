@@ -190,9 +190,11 @@ def test_the_cache_keeps_what_was_used_last_and_no_more_than_it_may(
     index = moved_away(tmp_path / "s", [4, 4, 4, 4])
     size = index.shards[0].bytes
     monkeypatch.setenv("DGUNET_SHARD_CACHE_GB", str(2.5 * size / 1e9))
-    shards = [Shard(tmp_path / "s", index.shards[n]) for n in (0, 1, 0, 2, 3)]
-    assert [shard[0].key for shard in shards] == ["pair0000", "pair0004", "pair0000", "pair0008", "pair0012"]
+    shards = [Shard(tmp_path / "s", index.shards[n]) for n in (0, 1, 0, 3)]
+    assert {path.name for path in cache.glob("*.tar")} == {f"{index.shards[n].sha256}.tar" for n in (0, 3)}
+    shards.append(Shard(tmp_path / "s", index.shards[2]))
     assert {path.name for path in cache.glob("*.tar")} == {f"{index.shards[n].sha256}.tar" for n in (2, 3)}
+    assert [shard[0].key for shard in shards] == ["pair0000", "pair0004", "pair0000", "pair0012", "pair0008"]
     for path in place.iterdir():
         path.unlink()
     Shard(tmp_path / "s", index.shards[3])
