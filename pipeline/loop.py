@@ -47,7 +47,7 @@ class Ports:
     """What the loop needs of the world.
 
     batches: first step -> this worker's batches from there to the last step.
-    validation: -> this worker's share of the validation pairs, every `num_workers`-th.
+    validation: -> this worker's share of the validation pairs, a stretch of them.
     report: (metrics, checkpoint folder or None), called by every worker at the same steps; the folder is the
         receiver's to copy before it returns. Only rank 0 has one.
     progress: (step, figures) every few seconds on rank 0, for a person to watch.
