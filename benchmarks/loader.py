@@ -27,11 +27,11 @@ from dgunet.network import DGUNet, DGUNetConfig
 from pipeline import loader, tiles
 from pipeline.degradations import degrade
 from pipeline.inspection import inspect_image
-from pipeline.loop import Training
 from pipeline.manifest import Entry, read_manifest
 from pipeline.params import Synthesize, Train, load_section, read_params
 from pipeline.shards import Index, write_index, write_shard
 from pipeline.sources import Candidate, Folder, list_images, read_source_image
+from pipeline.training import Training
 
 RESULTS = Path(__file__).parent / "results" / "loader.md"
 SAMPLES, STEPS = 64, 25

@@ -22,7 +22,7 @@ from dgunet.checkpoint import load_model
 from dgunet.gradient import BLOCK_SIZE, lowest_frequencies
 from dgunet.images import to_tensor
 from dgunet.network import DGUNet, DGUNetConfig
-from pipeline import loader, loop, tiles
+from pipeline import loader, loop, tiles, training
 from pipeline.baselines import PseudoInverse
 from pipeline.evaluation import Evaluate, evaluate
 from pipeline.manifest import read_manifest
@@ -110,7 +110,7 @@ def train(network: DGUNet, recipe: Train, shards: Path) -> DGUNet:
     def report(metrics: dict[str, float], folder: Path | None) -> None:
         assert folder is not None
         print(f"step {metrics['step']}: val {metrics['val_psnr']:.2f} dB", flush=True)
-        shutil.copytree(folder / loop.BEST, shards / "model", dirs_exist_ok=True)
+        shutil.copytree(folder / training.BEST, shards / "model", dirs_exist_ok=True)
 
     ports = loop.Ports(
         batches=lambda step: loader.batches(

@@ -11,9 +11,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from dgunet.blocks import ATTENTION_REDUCTION, ShallowFeatures, conv3x3
 from dgunet.fusion import Concatenation, GatedFusion, PlainFusion, StageFeatures, SubspaceProjection
@@ -135,11 +137,18 @@ class LastStage(nn.Module):
 
 
 class DGUNet(nn.Module):
-    """Deep generalized unfolding network: `model(degraded)` returns all K estimates, the last is the restored image."""
+    """Deep generalized unfolding network: `model(degraded)` returns all K estimates, the last is the restored image.
+
+    Attributes:
+        config: the sizes.
+        recompute: set it to True to train with the activations of one stage in memory instead of all K: they are
+            computed again in the backward pass (activation checkpointing, Chen et al. 2016, arXiv 1604.06174).
+    """
 
     def __init__(self, config: DGUNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         num_between = config.num_stages - 2
         self.sensing = SensingMatrix(config.num_measurements) if config.num_measurements else None
         self.first = Stage(config, first=True)
@@ -203,7 +212,11 @@ class DGUNet(nn.Module):
         features: StageFeatures | None = None
         estimates = []
         for stage in self.stages():
-            estimate, features = stage(estimate, degraded, features, self.sensing)
+            inputs = (estimate, degraded, features, self.sensing)
+            if self.recompute and torch.is_grad_enabled():
+                estimate, features = checkpoint(stage, *inputs, use_reentrant=False, preserve_rng_state=False)
+            else:
+                estimate, features = stage(*inputs)
             estimates.append(estimate)
         return estimates
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dgunet.network import DGUNet, DGUNetConfig
-from pipeline import cluster, loader, loop
+from pipeline import loader, loop, workers
 from pipeline.params import Train
 
 
@@ -25,7 +25,7 @@ class Job:
     seed: int
     card: Mapping[str, Any]
 
-    def __call__(self, worker: cluster.Worker) -> None:
+    def __call__(self, worker: workers.Worker) -> None:
         """Train as one of the workers."""
         recipe, world = self.recipe, {"rank": worker.rank, "num_workers": worker.num_workers}
         config = DGUNetConfig(image_channels=self.channels, **recipe.network.model_dump())

@@ -1,4 +1,4 @@
-"""Training steps, validation, checkpoint and resume: plain torch, told where to report.
+"""The course of a training: steps, validation, checkpoints; told where to report.
 
 The loop knows the world as four callables (`Ports`) and, when torch.distributed is initialised, its other workers.
 Whatever is random in training is a function of (seed, step), see `pipeline.loader`; whatever else has a state is in
@@ -12,30 +12,23 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
-from dgunet.checkpoint import assemble, save_model
-from dgunet.losses import LossKind, stage_loss
-from dgunet.metrics import psnr
 from dgunet.network import DGUNet
+from pipeline import peers
 from pipeline.loader import Batch, LoadedPair
 from pipeline.params import Train
+from pipeline.training import Progress, Training, learning_rate
 
-STATE, BEST = "state.pt", "best"
 PROGRESS_SECONDS = 2.0
-STEPS_BETWEEN_SYNCHRONISATIONS = {
-    "cpu": 1,
-    "cuda": 20,
-}  # reading a loss back makes the host wait for the device
+STEPS_BETWEEN_SYNCHRONISATIONS = {"cpu": 1, "cuda": 20}  # reading a loss back makes the host wait for the device
 
 
 class TrainingFailed(ValueError):
@@ -63,32 +56,6 @@ class Ports:
     keep: Callable[[str, bytes], str] = lambda name, content: "nowhere"
 
 
-class Objective(nn.Module):
-    """The loss of a network on a batch, as one module: what DistributedDataParallel wraps."""
-
-    def __init__(self, network: DGUNet, loss: LossKind) -> None:
-        super().__init__()
-        self.network, self.loss = network, loss
-
-    def forward(self, clean: Tensor, degraded: Tensor) -> Tensor:
-        """Return the scalar loss; a sensing network measures the clean patch itself."""
-        sensing = self.network.config.sensing_ratio_percent is not None
-        estimates = self.network(self.network.sense(clean) if sensing else degraded)
-        return stage_loss(estimates, clean, kind=self.loss)
-
-
-@dataclass
-class Progress:
-    """How far training has come: part of the checkpoint, and the same for equal runs (so no times)."""
-
-    step: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    best_psnr: float = -math.inf
-    best_step: int = 0
-    history: list[dict[str, float | int]] = field(default_factory=list)
-
-
 class _Step(NamedTuple):
     """A step whose figures the host has not read yet."""
 
@@ -96,107 +63,6 @@ class _Step(NamedTuple):
     keys: Sequence[str]
     loss: Tensor
     gradient_norm: Tensor
-
-
-class Training:
-    """A network in training: what a checkpoint holds, and the step that changes it."""
-
-    def __init__(self, network: DGUNet, recipe: Train, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
-        self.network = network.to(device)
-        averaging = get_ema_multi_avg_fn(recipe.average_decay)  # type: ignore[no-untyped-call]
-        self.averaged = AveragedModel(self.network, multi_avg_fn=averaging)
-        self.best: dict[str, Tensor] = _on_cpu(self.averaged.module)
-        self.progress = Progress()
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-        )
-        self.objective: nn.Module = Objective(self.network, recipe.loss)
-        if _num_workers() > 1:
-            self.objective = DistributedDataParallel(
-                self.objective,
-                device_ids=[device] if device.type == "cuda" else None,
-                static_graph=True,
-                gradient_as_bucket_view=True,
-            )
-
-    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Take one step; return its loss (mean over the global batch) and gradient norm, both on the device.
-
-        Where the gradient is not finite the weights stay as they are: fused optimisers decide that on the device.
-        """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.progress.step, self.recipe)
-        self.optimizer.zero_grad(set_to_none=True)
-        clean, degraded = (t.to(self.device, non_blocking=True) for t in (batch.clean, batch.degraded))
-        # DistributedDataParallel averages over workers; their shares of the batch may differ by one.
-        weight = len(batch.keys) * _num_workers() / self.recipe.batch_size
-        with self._autocast():
-            loss = self.objective(clean, degraded) * weight
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
-        self.optimizer.found_inf = (~torch.isfinite(norm)).float().reshape(())  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.averaged.update_parameters(self.network)
-        self.progress.step += 1
-        return loss.detach(), norm.detach()
-
-    @torch.no_grad()
-    def validate(self, pairs: Iterator[LoadedPair]) -> float:
-        """Return the mean PSNR in dB of the averaged network over all workers' pairs, each counted once."""
-        network = cast(DGUNet, self.averaged.module).eval()
-        sensing = self.network.config.sensing_ratio_percent is not None
-        scores: list[tuple[str, float]] = []
-        for pair in pairs:
-            clean, degraded = (
-                torch.from_numpy(image).permute(2, 0, 1)[None].to(self.device) for image in (pair.clean, pair.degraded)
-            )
-            with self._autocast():
-                restored = network(network.sense(clean) if sensing else degraded)[-1]
-            scores.append((pair.key, float(psnr(restored.float().clamp(0, 1), clean))))
-        scores = sorted(score for part in _gathered(scores) for score in part)
-        if not scores:
-            raise ValueError("there is no validation pair: raise prepare.split.val, or add images")
-        return math.fsum(score for _, score in scores) / len(scores)
-
-    def keep_best(self, val_psnr: float) -> None:
-        """Remember the averaged weights if `val_psnr` is the highest so far."""
-        if val_psnr > self.progress.best_psnr:
-            self.progress.best_psnr, self.progress.best_step = val_psnr, self.progress.step
-            self.best = _on_cpu(self.averaged.module)
-
-    def save(self, folder: Path, card: Mapping[str, Any]) -> None:
-        """Write the whole state, and the best weights so far as a model folder, into the empty `folder`."""
-        state = {
-            "progress": asdict(self.progress),
-            "network": self.network.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
-        }
-        torch.save(state, folder / STATE)
-        best = assemble(self.network.config, self.best, "best weights so far")
-        metrics = {"steps": self.progress.best_step, "val_psnr": self.progress.best_psnr}
-        save_model(best, folder / BEST, {**card, "provenance": {**card["provenance"], "metrics": metrics}})
-
-    def load(self, folder: Path) -> None:
-        """Continue from the checkpoint in `folder`."""
-        state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
-        self.progress = Progress(**state["progress"])
-        self.network.load_state_dict(state["network"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.best = state["best"]
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.recipe.precision == "bfloat16" and has_bfloat16_units(self.device):
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
-
-
-def has_bfloat16_units(device: torch.device) -> bool:
-    """Return whether products in bfloat16 are faster there than in float32: GPUs, and CPUs with matrix units (AMX)."""
-    return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def fit(
@@ -235,9 +101,9 @@ def fit(
             "val_psnr": progress.best_psnr,
             **watch.figures(progress.step, recipe),
         }
-        if _rank() == 0 and watch.due():
+        if peers.rank() == 0 and watch.due():
             ports.progress(progress.step, figures)
-        stop = _agreed(ports.stop_requested() if _rank() == 0 else False)
+        stop = peers.agreed(ports.stop_requested() if peers.rank() == 0 else False)
         if due or stop:
             _report(training, losses, figures, ports, card)
             losses = []
@@ -246,29 +112,13 @@ def fit(
     return progress
 
 
-def history(folder: Path) -> list[dict[str, float | int]]:
-    """Return a checkpoint's reports, first to last."""
-    state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
-    lines: list[dict[str, float | int]] = state["progress"]["history"]
-    return lines
-
-
-def learning_rate(step: int, recipe: Train) -> float:
-    """Return the learning rate of step `step` (from 0): linear warm-up, then a cosine to the final one."""
-    if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    done = (step - recipe.warmup_steps) / max(1, recipe.num_steps - 1 - recipe.warmup_steps)
-    final = recipe.final_learning_rate
-    return final + (recipe.learning_rate - final) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
-
-
 def _read_back(pending: list[_Step], progress: Progress, recipe: Train, ports: Ports) -> list[float]:
     """Read the figures of the pending steps, count those that were skipped, and empty the list."""
     losses = []
     total = torch.stack([step.loss for step in pending])
-    if _num_workers() > 1:
+    if peers.count() > 1:
         dist.all_reduce(total, op=dist.ReduceOp.AVG if total.is_cuda else dist.ReduceOp.SUM)
-        total = total if total.is_cuda else total / _num_workers()
+        total = total if total.is_cuda else total / peers.count()
     norms = torch.stack([step.gradient_norm for step in pending]).tolist()
     for step, loss, norm in zip(pending, total.tolist(), norms, strict=True):
         if math.isfinite(norm):
@@ -287,12 +137,12 @@ def _hopeless(step: _Step, loss: float, norm: float, progress: Progress, ports: 
     """Keep this worker's share of the step's batch, read once more, and say what happened."""
     content = io.BytesIO()
     torch.save(next(ports.batches(step.number))._asdict(), content)
-    kept = ports.keep(f"batch-of-step-{step.number}-worker-{_rank()}.pt", content.getvalue())
+    kept = ports.keep(f"batch-of-step-{step.number}-worker-{peers.rank()}.pt", content.getvalue())
     return TrainingFailed(
         f"step {step.number}: the loss is {loss}, its gradient's norm {norm}, and so for "
         f"{progress.skipped_in_a_row} steps in a row. The weights before them are in the last checkpoint, the batch is "
         f"in {kept}. Lower train.learning_rate or train.gradient_clip, or look at the pairs: "
-        f"{', '.join(key for part in _gathered(list(step.keys)) for key in part)}"
+        f"{', '.join(key for part in peers.gathered(list(step.keys)) for key in part)}"
     )
 
 
@@ -316,7 +166,7 @@ def _report(
     }
     progress.history.append(line)
     speed = {name: figures[name] for name in ("images_per_second", "waiting_for_data")}
-    if _rank() != 0:
+    if peers.rank() != 0:
         ports.report(line | speed, None)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -360,32 +210,3 @@ class _Stopwatch(AbstractContextManager[None]):
 
     def __exit__(self, *_: object) -> None:
         self.watch.waited += time.monotonic() - self.started
-
-
-def _on_cpu(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _num_workers() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _gathered(mine: list[Any]) -> list[list[Any]]:
-    if _num_workers() == 1:
-        return [mine]
-    everyones: list[list[Any]] = [[] for _ in range(_num_workers())]
-    dist.all_gather_object(everyones, mine)
-    return everyones
-
-
-def _agreed(flag: bool) -> bool:
-    """Return rank 0's flag on every worker."""
-    if _num_workers() == 1:
-        return flag
-    flags = [flag]
-    dist.broadcast_object_list(flags, src=0)
-    return flags[0]

@@ -82,6 +82,22 @@ class Network(Section):
     full_image: bool
 
 
+class Compute(Section):
+    """How a training step is computed: its speed and memory, its result but for rounding.
+
+    precision: `bfloat16` is autocast where the device has units for it, float32 elsewhere.
+    accumulate: a worker's share of the batch goes through the network in so many parts: less memory, the same step.
+    recompute_activations: those inside of a stage are computed again in the backward pass instead of kept (activation
+        checkpointing, Chen et al. 2016): memory of one stage instead of all, for a second forward pass.
+    compile: by torch.compile; needs a C++ compiler, on a GPU Triton, and some minutes at the start.
+    """
+
+    precision: Literal["float32", "bfloat16"]
+    accumulate: PositiveInt
+    recompute_activations: bool
+    compile: bool
+
+
 class Train(Section):
     """The recipe; `batch_size` is global, each worker's share is derived.
 
@@ -103,7 +119,7 @@ class Train(Section):
     average_decay: Fraction
     validate_every: PositiveInt
     max_skipped_steps: Annotated[int, Field(ge=0)]
-    precision: Literal["float32", "bfloat16"]
+    compute: Compute
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Train:

@@ -1,4 +1,4 @@
-"""A search on the cluster: Ray Tune's trials, each of them a run of `cluster.fit`; the other half of the room of Ray.
+"""A search on the cluster: Ray Tune's trials, each of them a run of `workers.fit`; the other half of the room of Ray.
 
 Optuna's sampler draws, asynchronous successive halving (Li et al., MLSys 2020) stops what lags behind. What the
 trials reported lies in DGUNET_STORAGE: a search that was killed goes on by its name, its trials from their last
@@ -28,7 +28,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from pipeline import cluster, loop
+from pipeline import loop, training, workers
 from pipeline.space import Choice, Dimension, Integer, LogUniform, Tune, rounded
 
 METRIC, STEP, FAILURE, SECONDS = "val_psnr", "step", "failure", "time_total_s"
@@ -70,14 +70,14 @@ class Search:
     settings: Tune
     num_steps: int
     seed: int
-    work_of: Callable[[Values], Callable[[cluster.Worker], None]]
+    work_of: Callable[[Values], Callable[[workers.Worker], None]]
     first: Values | None
 
 
 def search(problem: Search, listener: Listener) -> list[Trial]:
     """Run the search, or go on with the one of the same name; return its trials in the order they were begun.
 
-    On SIGTERM and Ctrl-C the state is saved, and cluster.Interrupted raised.
+    On SIGTERM and Ctrl-C the state is saved, and workers.Interrupted raised.
     """
     share = share_of_a_trial(problem.settings)
     at_once = trials_at_once(share, [node["Resources"] for node in ray.nodes() if node["Alive"]])
@@ -85,7 +85,7 @@ def search(problem: Search, listener: Listener) -> list[Trial]:
     waiting = tune.PlacementGroupFactory([{"memory": 1}])
     trainable = tune.with_resources(_Driver(problem.name, share, problem), waiting)
     heard = _Heard(listener)
-    folder = f"{cluster.storage()}/{problem.name}"
+    folder = f"{workers.storage()}/{problem.name}"
     if tune.Tuner.can_restore(folder):
         tuner = tune.Tuner.restore(folder, trainable, resume_errored=True)
         _refresh(tuner, at_once, heard)
@@ -96,7 +96,7 @@ def search(problem: Search, listener: Listener) -> list[Trial]:
         warnings.filterwarnings("ignore", message="The reported value is ignored", category=UserWarning)
         grid = tuner.fit()
     if stopped:
-        raise cluster.Interrupted
+        raise workers.Interrupted
     return sorted((_trial(result, heard.reports, problem) for result in grid), key=lambda trial: trial.number)
 
 
@@ -104,16 +104,16 @@ def forget_trials(name: str, trials: list[Trial]) -> None:
     """Remove the checkpoints of the trials of the search `name`; what they reported stays."""
     for trial in trials:
         with suppress(FileNotFoundError):  # it came to nothing, or is forgotten already
-            cluster.forget(f"{name}-{trial.id}")
+            workers.forget(f"{name}-{trial.id}")
 
 
-def share_of_a_trial(settings: Tune) -> cluster.Share:
+def share_of_a_trial(settings: Tune) -> workers.Share:
     """Return what one trial uses: one worker per whole GPU, else one worker."""
-    workers = max(1, math.floor(settings.gpus_per_trial))
-    return cluster.Share(workers, settings.cpus_per_trial / workers, settings.gpus_per_trial / workers)
+    count = max(1, math.floor(settings.gpus_per_trial))
+    return workers.Share(count, settings.cpus_per_trial / count, settings.gpus_per_trial / count)
 
 
-def trials_at_once(share: cluster.Share, nodes: list[dict[str, float]]) -> int:
+def trials_at_once(share: workers.Share, nodes: list[dict[str, float]]) -> int:
     """Return how many trials fit on `nodes`, each given by its resources; ValueError when it is none.
 
     More at once would hold part of what they need and wait for each other.
@@ -152,7 +152,7 @@ def _tuner(problem: Search, trainable: Any, at_once: int, heard: _Heard) -> tune
             trial_dirname_creator=_folder,
         ),
         run_config=tune.RunConfig(
-            name=problem.name, storage_path=cluster.storage(), verbose=0, callbacks=[heard],
+            name=problem.name, storage_path=workers.storage(), verbose=0, callbacks=[heard],
             failure_config=tune.FailureConfig(max_failures=int(os.environ.get("DGUNET_MAX_FAILURES", "3"))),
         ),
     )  # fmt: skip
@@ -177,7 +177,7 @@ def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution
 class _Driver:
     """What Tune runs for each trial: training by the cluster, under a name of its own."""
 
-    def __init__(self, name: str, share: cluster.Share, problem: Search) -> None:
+    def __init__(self, name: str, share: workers.Share, problem: Search) -> None:
         self.__name__ = "trial"
         self.name, self.share, self.problem = name, share, problem
 
@@ -192,11 +192,11 @@ class _Driver:
         run = f"{self.name}-{tune.get_context().get_trial_id()}"
         with tempfile.TemporaryDirectory() as folder:
             try:
-                cluster.fit(work, name=run, into=Path(folder), on_report=report, on_progress=_nobody, share=self.share)
+                workers.fit(work, name=run, into=Path(folder), ears=workers.Ears(report), share=self.share)
             except loop.TrainingFailed as error:
                 tune.report({STEP: self.problem.num_steps, METRIC: WORST_PSNR, FAILURE: str(error)})
                 return
-            last = loop.history(Path(folder))[-1]
+            last = training.history(Path(folder))[-1]
         if last[STEP] not in heard:  # it was finished, and the search killed before it heard of it
             tune.report(dict(last))
 
@@ -246,10 +246,6 @@ class _Heard(tune.Callback):  # type: ignore[misc]
 def _folder(trial: Any) -> str:
     """Name a trial's folder by its number, from 1, and its id: the order in Tune's lists changes when it goes on."""
     return f"{trial.experiment_tag.partition('_')[0]}-{trial.trial_id}"
-
-
-def _nobody(step: int, figures: dict[str, float]) -> None:
-    """Watch the progress of a trial."""
 
 
 def _trial(result: Any, reports: Reports, problem: Search) -> Trial:

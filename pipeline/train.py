@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline import cluster, loop, tracking
+from pipeline import cluster, tracking, training, workers
 from pipeline.fingerprint import fingerprint
 from pipeline.job import Job
 from pipeline.params import Synthesize, Train, door, load_section, read_params
@@ -49,16 +49,14 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
     ):
         with closing(_Display(given.task, recipe.num_steps)) as display:
-            cluster.fit(
-                job, name=name, into=Path(folder), on_progress=display.show,
-                on_report=lambda metrics: run.log(metrics, int(metrics["step"])),
-            )  # fmt: skip
-        history = loop.history(Path(folder))
+            ears = workers.Ears(lambda metrics: run.log(metrics, int(metrics["step"])), display.show, display.tell)
+            workers.fit(job, name=name, into=Path(folder), ears=ears)
+        history = training.history(Path(folder))
         run.complete(history)
-        shutil.copytree(Path(folder) / loop.BEST, given.model, dirs_exist_ok=True)
+        shutil.copytree(Path(folder) / training.BEST, given.model, dirs_exist_ok=True)
         _write_curve(given.curve, history)
         run.tag({"model": digest(given.model.iterdir()), "commit": card["provenance"]["commit"], "data": data["train"]})
-        cluster.forget(name)
+        workers.forget(name)
 
 
 class _Display:
@@ -85,6 +83,9 @@ class _Display:
         elif time.monotonic() >= self.next_line or step == self.num_steps:
             self.next_line = time.monotonic() + SECONDS_BETWEEN_LINES
             print(f"train {self.task}: step {step}/{self.num_steps}, {text}", file=sys.stderr, flush=True)
+
+    def tell(self, line: str) -> None:
+        self.bar.write(f"train {self.task}: {line}", file=sys.stderr)
 
     def close(self) -> None:
         self.bar.close()

@@ -87,7 +87,7 @@ def test_null_is_written_as_null() -> None:
 
 
 def test_equal_values_change_nothing() -> None:
-    assert adopted(PARAMS, "derain: {train: {learning_rate: 2.0e-3, precision: bfloat16}}") == PARAMS
+    assert adopted(PARAMS, "derain: {train: {learning_rate: 2.0e-3, compute: {precision: bfloat16}}}") == PARAMS
 
 
 def test_zero_becomes_false_and_not_nothing() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import cluster
+from pipeline import cluster, workers
 
 TESTS = Path(__file__).parent
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings are not ours to mend
@@ -65,7 +65,7 @@ def test_the_error_of_a_task_is_raised_as_it_was(storage: Path) -> None:
         list(cluster.map_unordered(refuse, [7]))
 
 
-def count(last: int, folder: str, worker: cluster.Worker) -> None:
+def count(last: int, folder: str, worker: workers.Worker) -> None:
     """Counts to `last`, a checkpoint each; a file in `folder` says what befalls it on the way."""
     wounds = Path(folder)
     step = int((worker.resume / "step").read_text()) if worker.resume else 0
@@ -92,9 +92,9 @@ def count(last: int, folder: str, worker: cluster.Worker) -> None:
 def counted(folder: Path, name: str, last: int) -> tuple[list[int], Path]:
     heard: list[int] = []
     folder.mkdir(exist_ok=True)
-    cluster.fit(
+    workers.fit(
         partial(count, last, str(folder)), name=name, into=folder / "out",
-        on_report=lambda metrics: heard.append(int(metrics["step"])), on_progress=lambda step, figures: None,
+        ears=workers.Ears(lambda metrics: heard.append(int(metrics["step"]))),
     )  # fmt: skip
     return heard, folder / "out"
 
@@ -119,7 +119,7 @@ def test_an_error_that_a_retry_cannot_mend_is_raised_at_once(storage: Path, tmp_
 def test_a_finished_run_leaves_no_checkpoints_once_it_is_forgotten(storage: Path, tmp_path: Path) -> None:
     counted(tmp_path, "finished", 2)
     assert list((storage / "finished").iterdir())
-    cluster.forget("finished")
+    workers.forget("finished")
     assert not (storage / "finished").exists()
 
 
@@ -182,7 +182,7 @@ def test_a_driver_asked_to_stop_saves_first_and_leaves_no_process(tmp_path: Path
     assert (tmp_path / "starts").read_text() == f"0 {steps} "
 
 
-def count_together(last: int, folder: str, worker: cluster.Worker) -> None:
+def count_together(last: int, folder: str, worker: workers.Worker) -> None:
     """Counts with everyone who is there; says how many they were."""
     step = int((worker.resume / "step").read_text()) if worker.resume else 0
     (Path(folder) / f"{worker.num_workers}-workers-at-{step}").touch()
@@ -202,7 +202,7 @@ ELASTIC = """
     from pathlib import Path
     import ray
     from ray.cluster_utils import Cluster
-    from pipeline import cluster
+    from pipeline import cluster, workers
     from test_cluster import count_together, wait_for
     folder = Path(sys.argv[1])
     os.environ |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
@@ -211,8 +211,8 @@ ELASTIC = """
     os.environ |= {"RAY_ADDRESS": nodes.address, "DGUNET_WORKERS": "1:2"}
     with cluster.session():
         work = partial(count_together, int(sys.argv[2]), str(folder))
-        run = threading.Thread(target=lambda: cluster.fit(
-            work, name="elastic", into=folder / "out", on_report=lambda m: None, on_progress=lambda s, f: None))
+        run = threading.Thread(target=lambda: workers.fit(
+            work, name="elastic", into=folder / "out", ears=workers.Ears()))
         run.start()
         wait_for(folder / "made5")
         nodes.remove_node(second, allow_graceful=False)
@@ -235,7 +235,8 @@ def test_a_run_shrinks_when_a_node_leaves_and_grows_when_one_joins(tmp_path: Pat
         [sys.executable, "-c", script, str(tmp_path), "150"],
         env=environment, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
-    assert (tmp_path / "out" / "step").read_text() == "150", done.stdout + done.stderr
+    assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr}"
+    assert (tmp_path / "out" / "step").read_text() == "150"
     assert (tmp_path / "2-workers-at-0").exists()
     shrunk = [int(path.name.rpartition("-")[2]) for path in tmp_path.glob("1-workers-at-*")]
     grown = [int(path.name.rpartition("-")[2]) for path in tmp_path.glob("2-workers-at-*")]

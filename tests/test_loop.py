@@ -2,7 +2,11 @@
 
 import io
 import math
+import os
 import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,10 +20,11 @@ from conftest import pair, recipe
 
 from dgunet.checkpoint import load_model, read_card
 from dgunet.network import DGUNet, DGUNetConfig
-from pipeline import loader, loop
-from pipeline.loop import Ports, Training, TrainingFailed, learning_rate
+from pipeline import loader, loop, training
+from pipeline.loop import Ports, TrainingFailed
 from pipeline.params import Train
 from pipeline.shards import Index, Pair, write_index, write_shard
+from pipeline.training import Training, learning_rate
 
 CARD = {"task": "test", "provenance": {"commit": "none", "data": "none"}}
 CPU = torch.device("cpu")
@@ -74,14 +79,14 @@ def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(shards: 
 
     calls = iter(range(100))
     trained(shards, settings, parts, stop_requested=lambda: next(calls) >= 4)  # stops after step 5, between reports
-    assert torch.load(parts.checkpoints[-1] / loop.STATE, weights_only=True)["progress"]["step"] == 5
+    assert torch.load(parts.checkpoints[-1] / training.STATE, weights_only=True)["progress"]["step"] == 5
     resumed = trained(shards, settings, parts, resume=parts.checkpoints[-1])
 
     for ours, theirs in zip(weights(resumed), weights(uninterrupted), strict=True):
         assert torch.equal(ours, theirs)
     at_steps = {int(line["step"]): line["val_psnr"] for line in parts.lines}
     assert all(at_steps[int(line["step"])] == line["val_psnr"] for line in whole.lines if line["step"] != 6)
-    best = [load_model(log.checkpoints[-1] / loop.BEST) for log in (whole, parts)]
+    best = [load_model(log.checkpoints[-1] / training.BEST) for log in (whole, parts)]
     assert all(torch.equal(a, b) for a, b in zip(weights(best[0]), weights(best[1]), strict=True))
 
 
@@ -89,7 +94,7 @@ def test_equal_runs_have_equal_checkpoints_and_another_seed_has_not(shards: Path
     logs = [Log(tmp_path / str(n)) for n in range(2)]
     for log in logs:
         trained(shards, recipe(), log)
-    first, second = ((log.checkpoints[-1] / loop.BEST / "model.safetensors").read_bytes() for log in logs)
+    first, second = ((log.checkpoints[-1] / training.BEST / "model.safetensors").read_bytes() for log in logs)
     assert first == second
     assert [{k: v for k, v in line.items() if "second" not in k and "waiting" not in k} for line in logs[0].lines] == [
         {k: v for k, v in line.items() if "second" not in k and "waiting" not in k} for line in logs[1].lines
@@ -112,7 +117,7 @@ def test_the_best_weights_are_kept_and_told_in_the_card(shards: Path, tmp_path: 
     log = Log(tmp_path / "log")
     trained(shards, recipe(num_steps=12, validate_every=3), log)
     best = max(log.lines, key=lambda line: line["val_psnr"])
-    told = read_card(log.checkpoints[-1] / loop.BEST)["provenance"]["metrics"]
+    told = read_card(log.checkpoints[-1] / training.BEST)["provenance"]["metrics"]
     assert told == {"steps": best["step"], "val_psnr": best["val_psnr"]}
 
 
@@ -181,13 +186,58 @@ def test_there_must_be_something_to_validate_on(shards: Path, tmp_path: Path) ->
         trained(shards, recipe(), Log(tmp_path), validation=lambda: iter(()))
 
 
+COMPUTE = {"precision": "float32", "accumulate": 1, "recompute_activations": False, "compile": False}
+
+
+def losses_of(shards: Path, folder: Path, **compute: Any) -> list[float]:
+    log = Log(folder)
+    trained(shards, recipe(num_steps=6, validate_every=2, compute=COMPUTE | compute), log)
+    return [line["loss"] for line in log.lines]
+
+
+def test_a_batch_in_parts_is_the_same_step(shards: Path, tmp_path: Path) -> None:
+    whole = losses_of(shards, tmp_path / "1")
+    assert losses_of(shards, tmp_path / "3", accumulate=3) == pytest.approx(whole, rel=1e-4)  # 4 pairs: 2, 2
+    assert losses_of(shards, tmp_path / "9", accumulate=9) == pytest.approx(whole, rel=1e-4)  # more than there are
+
+
+def test_recomputed_activations_are_the_same_activations(shards: Path, tmp_path: Path) -> None:
+    assert losses_of(shards, tmp_path / "1", recompute_activations=True) == losses_of(shards, tmp_path / "0")
+
+
+COMPILED = """
+    import sys
+    from pathlib import Path
+    from test_loop import losses_of
+    print(*losses_of(Path(sys.argv[1]), Path(sys.argv[2]), compile=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+def test_a_compiled_step_is_the_same_step(shards: Path, tmp_path: Path) -> None:
+    # In a process of its own: the checks of array shapes that run in tests cannot be compiled.
+    tests = Path(__file__).parent
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join((str(tests.parent), str(tests))),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled"),
+    }
+    command = [sys.executable, "-c", textwrap.dedent(COMPILED), str(shards), str(tmp_path / "1")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    assert any((tmp_path / "compiled").iterdir())
+    compiled = [float(loss) for loss in done.stdout.split()]
+    assert compiled == pytest.approx(losses_of(shards, tmp_path / "0"), rel=1e-3)
+
+
 def _as_worker(rank: int, num_workers: int, shards: str, out: str) -> None:
-    """One of several workers, joined by gloo through a file."""
+    """One of several workers, joined by gloo through a file, which take their shares in parts."""
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{out}/meeting{num_workers}", rank=rank, world_size=num_workers)
-    settings = recipe(num_steps=6, validate_every=2)
+    compute = COMPUTE | {"accumulate": num_workers, "recompute_activations": num_workers == 2}
+    settings = recipe(num_steps=6, validate_every=2, compute=compute)
     patches = loader.Patches(Path(shards) / "train", settings.batch_size, settings.patch_size, 1)
     lines: list[dict[str, float]] = []
     given = Ports(

@@ -299,3 +299,26 @@ def test_sensing_starts_with_orthonormal_waves_that_hold_the_energy_of_smooth_im
     smooth = (0.5 + 0.2 * rows - 0.1 * columns**2)[None, None]
     kept = sensing.degrade(smooth).square().sum() / smooth.square().sum()
     assert kept > (0.95 if count == 1 else 0.999)
+
+
+def test_recomputing_keeps_the_activations_of_one_stage(network):
+    def kept(recompute):
+        """Bytes that are kept for the backward pass, and the gradients."""
+        network.recompute = recompute
+        stored = {}
+
+        def pack(tensor):
+            stored[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        clean = torch.rand(1, network.config.image_channels, 32, 32, generator=torch.Generator().manual_seed(0))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            estimates = network(clean if network.sensing is None else network.sense(clean))
+            total = sum(stored.values())
+        gradients = torch.autograd.grad(sum(e.square().sum() for e in estimates), list(network.parameters()))
+        return total, gradients
+
+    everything, plain = kept(False)
+    little, again = kept(True)
+    assert little < everything / 2
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))

@@ -19,10 +19,10 @@ import yaml
 from conftest import PROJECT, RECIPE, recipe, small_params
 
 from pipeline import findings, space
-from pipeline.cluster import Share
 from pipeline.params import ParamsError, validated
 from pipeline.search import Trial, _Halving, share_of_a_trial, trials_at_once
 from pipeline.shards import Index, Pair, write_index, write_shard
+from pipeline.workers import Share
 
 RATE = {"kind": "log_uniform", "low": 1e-6, "high": 1e-2}
 TUNE: dict[str, Any] = {

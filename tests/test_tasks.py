@@ -16,7 +16,7 @@ from dgunet.images import read_image, write_image
 from dgunet.network import DGUNet, DGUNetConfig
 from dgunet.published import _unused
 from dgunet.restore import restore
-from pipeline import loader, loop, tiles
+from pipeline import loader, loop, tiles, training
 from pipeline.evaluation import Evaluate, evaluate
 from pipeline.inspection import pixel_hash
 from pipeline.manifest import SPLITS, Entry
@@ -97,7 +97,7 @@ def train(settings: Train, channels: int, shards: Path, model: Path) -> list[flo
     def report(metrics: dict[str, float], folder: Path | None) -> None:
         assert folder is not None
         losses.append(metrics["loss"])
-        (folder / loop.BEST).rename(model)
+        (folder / training.BEST).rename(model)
 
     ports = loop.Ports(
         batches=lambda step: loader.batches(

@@ -1,0 +1,35 @@
+"""The other workers of a training run, asked through torch.distributed; alone where it is not initialised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+
+
+def rank() -> int:
+    """Return this worker's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    """Return how many workers there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gathered(mine: list[Any]) -> list[list[Any]]:
+    """Return every worker's list, by rank, on every worker."""
+    if count() == 1:
+        return [mine]
+    everyones: list[list[Any]] = [[] for _ in range(count())]
+    dist.all_gather_object(everyones, mine)
+    return everyones
+
+
+def agreed(flag: bool) -> bool:
+    """Return rank 0's flag on every worker."""
+    if count() == 1:
+        return flag
+    flags = [flag]
+    dist.broadcast_object_list(flags, src=0)
+    return flags[0]

@@ -1,0 +1,185 @@
+"""A network in training: the state that a checkpoint holds, and the step that changes it; on any device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dgunet.checkpoint import assemble, save_model
+from dgunet.losses import LossKind, stage_loss
+from dgunet.metrics import psnr
+from dgunet.network import DGUNet
+from pipeline import peers
+from pipeline.loader import Batch, LoadedPair
+from pipeline.params import Train
+
+STATE, BEST = "state.pt", "best"
+
+
+class Objective(nn.Module):
+    """The loss of a network on a batch, as one module: what DistributedDataParallel wraps."""
+
+    def __init__(self, network: DGUNet, loss: LossKind) -> None:
+        super().__init__()
+        self.network, self.loss = network, loss
+
+    def forward(self, clean: Tensor, degraded: Tensor) -> Tensor:
+        """Return the scalar loss; a sensing network measures the clean patch itself."""
+        sensing = self.network.config.sensing_ratio_percent is not None
+        estimates = self.network(self.network.sense(clean) if sensing else degraded)
+        return stage_loss(estimates, clean, kind=self.loss)
+
+
+@dataclass
+class Progress:
+    """How far training has come: part of the checkpoint, and the same for equal runs (so no times)."""
+
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best_psnr: float = -math.inf
+    best_step: int = 0
+    history: list[dict[str, float | int]] = field(default_factory=list)
+
+
+class Training:
+    """A network in training: what a checkpoint holds, and the step that changes it."""
+
+    def __init__(self, network: DGUNet, recipe: Train, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        self.network = network.to(device)
+        averaging = get_ema_multi_avg_fn(recipe.average_decay)  # type: ignore[no-untyped-call]
+        self.averaged = AveragedModel(self.network, multi_avg_fn=averaging)
+        self.best: dict[str, Tensor] = _on_cpu(self.averaged.module)
+        self.progress = Progress()
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
+        compute = recipe.compute
+        self.network.recompute = compute.recompute_activations
+        self.objective: nn.Module = Objective(self.network, recipe.loss)
+        if compute.compile:
+            self.objective.compile()
+        if peers.count() > 1:
+            self.objective = DistributedDataParallel(
+                self.objective,
+                device_ids=[device] if device.type == "cuda" else None,
+                static_graph=True,
+                gradient_as_bucket_view=True,
+            )
+
+    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Take one step; return its loss (mean over the global batch) and gradient norm, both on the device.
+
+        Where the gradient is not finite the weights stay as they are: fused optimisers decide that on the device.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.progress.step, self.recipe)
+        self.optimizer.zero_grad(set_to_none=True)
+        clean, degraded = (t.to(self.device, non_blocking=True) for t in (batch.clean, batch.degraded))
+        parts = list(zip(*(t.chunk(self.recipe.compute.accumulate) for t in (clean, degraded)), strict=True))
+        losses = []
+        for number, (clean_part, degraded_part) in enumerate(parts, 1):
+            # DistributedDataParallel averages over workers; their shares of the batch may differ by one.
+            weight = len(clean_part) * peers.count() / self.recipe.batch_size
+            with self._gradients_stay_here() if number < len(parts) else nullcontext():
+                with self._autocast():
+                    loss = self.objective(clean_part, degraded_part) * weight
+                loss.backward()
+            losses.append(loss.detach())
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float().reshape(())  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.averaged.update_parameters(self.network)
+        self.progress.step += 1
+        return torch.stack(losses).sum(), norm.detach()
+
+    @torch.no_grad()
+    def validate(self, pairs: Iterator[LoadedPair]) -> float:
+        """Return the mean PSNR in dB of the averaged network over all workers' pairs, each counted once."""
+        network = cast(DGUNet, self.averaged.module).eval()
+        sensing = self.network.config.sensing_ratio_percent is not None
+        scores: list[tuple[str, float]] = []
+        for pair in pairs:
+            clean, degraded = (
+                torch.from_numpy(image).permute(2, 0, 1)[None].to(self.device) for image in (pair.clean, pair.degraded)
+            )
+            with self._autocast():
+                restored = network(network.sense(clean) if sensing else degraded)[-1]
+            scores.append((pair.key, float(psnr(restored.float().clamp(0, 1), clean))))
+        scores = sorted(score for part in peers.gathered(scores) for score in part)
+        if not scores:
+            raise ValueError("there is no validation pair: raise prepare.split.val, or add images")
+        return math.fsum(score for _, score in scores) / len(scores)
+
+    def keep_best(self, val_psnr: float) -> None:
+        """Remember the averaged weights if `val_psnr` is the highest so far."""
+        if val_psnr > self.progress.best_psnr:
+            self.progress.best_psnr, self.progress.best_step = val_psnr, self.progress.step
+            self.best = _on_cpu(self.averaged.module)
+
+    def save(self, folder: Path, card: Mapping[str, Any]) -> None:
+        """Write the whole state, and the best weights so far as a model folder, into the empty `folder`."""
+        state = {
+            "progress": asdict(self.progress),
+            "network": self.network.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+        }
+        torch.save(state, folder / STATE)
+        best = assemble(self.network.config, self.best, "best weights so far")
+        metrics = {"steps": self.progress.best_step, "val_psnr": self.progress.best_psnr}
+        save_model(best, folder / BEST, {**card, "provenance": {**card["provenance"], "metrics": metrics}})
+
+    def load(self, folder: Path) -> None:
+        """Continue from the checkpoint in `folder`."""
+        state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+        self.progress = Progress(**state["progress"])
+        self.network.load_state_dict(state["network"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = state["best"]
+
+    def _gradients_stay_here(self) -> AbstractContextManager[Any]:
+        """Gradients are added up on this worker; only the last part of a batch has them averaged over all."""
+        return self.objective.no_sync() if isinstance(self.objective, DistributedDataParallel) else nullcontext()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.recipe.compute.precision == "bfloat16" and has_bfloat16_units(self.device):
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+
+def learning_rate(step: int, recipe: Train) -> float:
+    """Return the learning rate of step `step` (from 0): linear warm-up, then a cosine to the final one."""
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    done = (step - recipe.warmup_steps) / max(1, recipe.num_steps - 1 - recipe.warmup_steps)
+    final = recipe.final_learning_rate
+    return final + (recipe.learning_rate - final) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Return whether products in bfloat16 are faster there than in float32: GPUs, and CPUs with matrix units (AMX)."""
+    return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def history(folder: Path) -> list[dict[str, float | int]]:
+    """Return a checkpoint's reports, first to last."""
+    state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+    lines: list[dict[str, float | int]] = state["progress"]["history"]
+    return lines
+
+
+def _on_cpu(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}

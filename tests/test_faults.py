@@ -1,0 +1,166 @@
+"""What befalls a long training, done to real processes: workers killed twenty times, one that hangs, a full storage."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import recipe
+
+from pipeline import cluster, training, workers
+from pipeline.job import Job
+
+TESTS = Path(__file__).parent
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
+
+
+@pytest.fixture
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setenv("DGUNET_STORAGE", str(tmp_path / "storage"))
+    monkeypatch.setenv("DGUNET_PATIENCE", "20")
+    yield tmp_path / "storage"
+
+
+def add_up(last: int, folder: str, worker: workers.Worker) -> None:
+    """Adds ranks up with all others, a checkpoint each step; a file in `folder` says what befalls it on the way."""
+    wounds = Path(folder)
+    step = int((worker.resume / "step").read_text()) if worker.resume else 0
+    if worker.rank == 0:
+        with (wounds / "starts").open("a") as file:
+            file.write(f"{step} ")
+    while step < last:
+        step += 1
+        wound = wounds / f"{step}.stop.{worker.rank}"
+        if wound.exists():
+            wound.unlink()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        total = torch.tensor(float(worker.rank))
+        dist.all_reduce(total)
+        checkpoint = wounds / f"made{step}"
+        if worker.rank == 0:
+            checkpoint.mkdir(exist_ok=True)
+            (checkpoint / "step").write_text(str(step))
+            (checkpoint / "ballast").write_bytes(bytes(300_000))
+        worker.report({"step": step, "total": float(total)}, checkpoint if worker.rank == 0 else None)
+
+
+def run(
+    work: Callable[[workers.Worker], None],
+    folder: Path,
+    name: str,
+    num_workers: int,
+    on_notice: Callable[[str], None] = lambda line: None,
+) -> tuple[list[int], list[str]]:
+    """Run `work`; return the steps that were reported, and the notices."""
+    heard: list[int] = []
+    notices: list[str] = []
+
+    def note(line: str) -> None:
+        notices.append(line)
+        on_notice(line)
+
+    ears = workers.Ears(lambda metrics: heard.append(int(metrics["step"])), notice=note)
+    share = workers.Share(num_workers, 0.5, 0.0)
+    with cluster.session():
+        workers.fit(work, name=name, into=folder / "out", ears=ears, share=share)
+    return heard, notices
+
+
+def test_a_worker_that_hangs_is_started_again(storage: Path, tmp_path: Path) -> None:
+    (tmp_path / "3.stop.1").touch()
+    heard, notices = run(partial(add_up, 5, str(tmp_path)), tmp_path, "hangs", 2)
+    assert notices == [
+        "worker 0 waited in vain for another; worker 1 hung and was killed; going on from the last checkpoint"
+    ]
+    assert heard == [1, 2, 3, 4, 5]
+    assert (tmp_path / "starts").read_text() == "0 2 "
+
+
+@pytest.fixture
+def small_disk(storage: Path) -> Iterator[Path]:
+    """The storage is a disk of 4 MB."""
+    storage.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(storage)], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("needs to mount a small disk")
+    yield storage
+    subprocess.run(["umount", "--lazy", str(storage)], check=True)
+
+
+def test_training_waits_for_a_full_storage(small_disk: Path, tmp_path: Path) -> None:
+    freed = threading.Event()
+
+    def fill() -> None:
+        while not (tmp_path / "made3").exists():
+            time.sleep(0.01)
+        with (small_disk / "others").open("wb", buffering=0) as file:
+            while not freed.wait(0.01):
+                try:
+                    file.write(bytes(100_000))
+                except OSError:
+                    continue
+        (small_disk / "others").unlink()
+
+    def free(line: str) -> None:
+        if "No space left" in line:
+            freed.set()
+
+    filler = threading.Thread(target=fill)
+    filler.start()
+    heard, _ = run(partial(add_up, 8, str(tmp_path)), tmp_path, "full", 1, free)
+    filler.join()
+    assert heard == list(range(1, 9))
+    assert (tmp_path / "starts").read_text() == "0 "
+    assert (tmp_path / "out" / "step").read_text() == "8"
+
+
+def mortal(job: Job, folder: str, worker: workers.Worker) -> None:
+    """The job, by a worker whose process can be found."""
+    (Path(folder) / f"worker{worker.rank}.new").write_text(str(os.getpid()))
+    (Path(folder) / f"worker{worker.rank}.new").rename(Path(folder) / f"worker{worker.rank}")
+    job(worker)
+
+
+def kill(folder: Path, times: int, killed: list[int]) -> None:
+    """Kill a worker chosen at random, at random moments of its life, so many times."""
+    rng = np.random.default_rng(0)
+    while len(killed) < times:
+        victim = folder / f"worker{rng.integers(2)}"
+        if not victim.exists() or (process := int(victim.read_text())) in killed:
+            time.sleep(0.05)
+            continue
+        time.sleep(rng.uniform(0, 3))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+        killed.append(process)
+
+
+@pytest.mark.timeout(900)
+def test_a_run_killed_twenty_times_ends_where_one_ends_that_was_left_alone(
+    storage: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DGUNET_MAX_FAILURES", "100")
+    settings = recipe(num_steps=600, validate_every=10, warmup_steps=10)
+    job = Job(settings, 3, shards, 1, {"task": "test", "provenance": {"commit": "none", "data": "none"}})
+    run(job, tmp_path, "alone", 2)
+    (tmp_path / "out").rename(tmp_path / "alone")
+    killed: list[int] = []
+    killer = threading.Thread(target=kill, args=(tmp_path, 20, killed), daemon=True)
+    killer.start()
+    heard, notices = run(partial(mortal, job, str(tmp_path)), tmp_path, "killed", 2)
+    assert len(killed) == 20
+    assert sum("died" in line for line in notices) >= 5  # several kills may end the same life of the group
+    assert heard == list(range(10, 601, 10))
+    ours, theirs = (torch.load(tmp_path / name / training.STATE, weights_only=True) for name in ("out", "alone"))
+    assert ours["progress"] == theirs["progress"]
+    assert all(torch.equal(ours["network"][name], tensor) for name, tensor in theirs["network"].items())
