@@ -56,6 +56,9 @@ ui: $(READY)  ## browse runs and models in MLflow on http://127.0.0.1:5000
 bench: $(READY)  ## measure network, loader, synthesis on this machine; writes benchmarks/results
 	@for name in network loader synthesis degradations; do python -m benchmarks.$$name; done
 
+bench-gpu: $(READY)  ## measure the ways to compute a training step on this machine's GPU; writes benchmarks/results/gpu.md
+	@python -m benchmarks.gpu
+
 lock: $(READY)  ## write constraints.txt from what is installed
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude dgunet | sed -E 's/\+cpu$$//' > constraints.txt
 

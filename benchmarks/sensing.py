@@ -141,7 +141,7 @@ def linear(matrix: torch.Tensor, images: list[loader.LoadedPair]) -> float:
     network = DGUNet(DGUNetConfig(1, 4, 0, 0, 2, sensing_ratio_percent=percent))
     assert network.sensing is not None
     network.sensing.matrix.copy_(matrix)
-    protocol = Protocol("luma", quantise=False, crop=None)
+    protocol = Protocol("luma", quantise=False, crop=None, border=0)
     return fmean(
         protocol.measure(LINEAR.reconstruct(network.sense(to_tensor(image.clean)), matrix), image.clean).psnr
         for image in images

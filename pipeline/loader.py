@@ -165,7 +165,7 @@ def batches(
         patches,
         batch_sampler=_Places(first_step, num_steps, streams),
         num_workers=processes,
-        collate_fn=_collate,
+        collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=False,
         generator=torch.Generator(),  # DataLoader draws a seed for its processes; not from the global generator
@@ -260,7 +260,8 @@ def _augment(patch: Float32[np.ndarray, "H W C"], mirror: bool, quarter_turns: i
     return turned
 
 
-def _collate(samples: Sequence[tuple[np.ndarray, np.ndarray, str]]) -> Batch:
+def collate(samples: Sequence[tuple[np.ndarray, np.ndarray, str]]) -> Batch:
+    """Lay patches side by side."""
     clean, degraded, keys = zip(*samples, strict=True)
     return Batch(_stack(clean), _stack(degraded), keys)
 

@@ -6,6 +6,7 @@ results of another stale. `pipeline.mirror` is the whole file.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -192,7 +193,10 @@ def door(main: Callable[[], None]) -> None:
     """Run a door: what the user can mend is told without a traceback and exits with 1; Ctrl-C exits with 130."""
     try:
         main()
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        sys.exit(f"error: {error}" + (": make room, then run the same command again" if full else ""))
+    except ValueError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

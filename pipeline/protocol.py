@@ -36,22 +36,26 @@ class Protocol:
     nor quantised (Gaussian denoising, as the field does it), so must the degraded image not be.
     crop: (height, width) in pixels of the top left part that is measured, given for landscape images: a portrait one
     is cropped to (width, height). null measures all of it.
+    border: pixels at every side that are left out, as super-resolution leaves out as many as its scale.
     """
 
     colour: Literal["rgb", "luma"]
     quantise: bool
     crop: tuple[int, int] | None
+    border: int
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         if self.crop is not None and min(self.crop) < 1:
             raise ValueError(f"crop must be [height, width], both at least 1, not {list(self.crop)}")
+        if self.border < 0:
+            raise ValueError(f"border must be at least 0, not {self.border}")
 
     def measure(self, image: Float32[np.ndarray, "H W C"], clean: Float32[np.ndarray, "H W C"]) -> Quality:
         """Return the quality of `image` against `clean`."""
         ours, theirs = self._view(image), self._view(clean)
-        return Quality(float(psnr(ours, theirs)), float(ssim(ours, theirs)))
+        return Quality(float(psnr(ours, theirs, crop=self.border)), float(ssim(ours, theirs, crop=self.border)))
 
     def __str__(self) -> str:
         """Say it in a sentence."""
@@ -62,7 +66,8 @@ class Protocol:
             else "degraded images as the network saw them, restored ones clipped, none rounded"
         )
         part = "the whole image" if self.crop is None else f"the top left {self.crop[0]} × {self.crop[1]} pixels"
-        return f"PSNR and SSIM of {channels}, {rounding}, over {part}."
+        within = f", but for {self.border} at every side" if self.border else ""
+        return f"PSNR and SSIM of {channels}, {rounding}, over {part}{within}."
 
     def _view(self, image: Float32[np.ndarray, "H W C"]) -> Tensor:
         if self.crop is not None:

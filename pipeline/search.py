@@ -29,6 +29,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from pipeline import loop, training, workers
+from pipeline.line import Ears
 from pipeline.space import Choice, Dimension, Integer, LogUniform, Tune, rounded
 
 METRIC, STEP, FAILURE, SECONDS = "val_psnr", "step", "failure", "time_total_s"
@@ -192,7 +193,7 @@ class _Driver:
         run = f"{self.name}-{tune.get_context().get_trial_id()}"
         with tempfile.TemporaryDirectory() as folder:
             try:
-                workers.fit(work, name=run, into=Path(folder), ears=workers.Ears(report), share=self.share)
+                workers.fit(work, name=run, into=Path(folder), ears=Ears(report), share=self.share)
             except loop.TrainingFailed as error:
                 tune.report({STEP: self.problem.num_steps, METRIC: WORST_PSNR, FAILURE: str(error)})
                 return

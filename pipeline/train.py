@@ -18,6 +18,7 @@ from tqdm import tqdm
 from pipeline import cluster, tracking, training, workers
 from pipeline.fingerprint import fingerprint
 from pipeline.job import Job
+from pipeline.line import Ears
 from pipeline.params import Synthesize, Train, door, load_section, read_params
 from pipeline.provenance import commit, digest
 from pipeline.shards import INDEX, checksum
@@ -49,7 +50,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
     ):
         with closing(_Display(given.task, recipe.num_steps)) as display:
-            ears = workers.Ears(lambda metrics: run.log(metrics, int(metrics["step"])), display.show, display.tell)
+            ears = Ears(lambda metrics: run.log(metrics, int(metrics["step"])), display.show, display.tell)
             workers.fit(job, name=name, into=Path(folder), ears=ears)
         history = training.history(Path(folder))
         run.complete(history)

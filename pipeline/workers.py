@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ import ray.train.torch
 import torch
 
 from pipeline.cluster import PROJECT
+from pipeline.line import Ears, Heard, Line, Mouth, relay, told
 
 POLL_SECONDS = 0.5
 SECONDS_BETWEEN_RESIZES = 30.0  # a larger group starts again from its last checkpoint
@@ -67,19 +68,6 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Ears:
-    """Who listens to a run, in the driver.
-
-    report: each report once, when its checkpoint is safe. progress: (step, figures). notice: a line for a person, when
-    workers were lost or something is waited for.
-    """
-
-    report: Callable[[dict[str, float]], None] = lambda metrics: None
-    progress: Callable[[int, dict[str, float]], None] = lambda step, figures: None
-    notice: Callable[[str], None] = lambda line: None
-
-
-@dataclass(frozen=True)
 class Share:
     """What one run uses of the cluster: so many workers, each with so many CPUs and GPUs (a fraction: shared).
 
@@ -97,9 +85,17 @@ def storage() -> str:
     return os.environ.get("DGUNET_STORAGE", str(PROJECT / ".cache" / "runs"))
 
 
-def patience() -> float:
+def patience() -> int:
     """Return for how many seconds a run waits for a worker or a storage that does not answer: DGUNET_PATIENCE."""
-    return float(os.environ.get("DGUNET_PATIENCE", "600"))
+    return _number("DGUNET_PATIENCE", 600)
+
+
+def _number(name: str, default: int) -> int:
+    """Return the whole number that the environment gives `name`."""
+    try:
+        return int(os.environ.get(name, default))
+    except ValueError:
+        raise ValueError(f"{name} must be a whole number, not {os.environ[name]!r}") from None
 
 
 def fit(work: Callable[[Worker], None], *, name: str, into: Path, ears: Ears, share: Share | None = None) -> None:
@@ -111,7 +107,7 @@ def fit(work: Callable[[Worker], None], *, name: str, into: Path, ears: Ears, sh
     `work` is final, and raised here, as is StorageLost.
     share: what the run may use of the cluster; default: all of it.
     """
-    line = ray.remote(num_cpus=0)(_Line).remote()
+    line = ray.remote(num_cpus=0)(Line).remote()
     outcome: list[ray.train.Result | BaseException] = []
     trainer = _trainer(work, name, line, share or _whole_cluster())
 
@@ -129,11 +125,11 @@ def fit(work: Callable[[Worker], None], *, name: str, into: Path, ears: Ears, sh
             thread.join(POLL_SECONDS)
             if stop.is_set() and not asked:
                 asked = bool(ray.get(line.stop.remote()))
-            _relay(line, ears)
-    _relay(line, ears)
+            relay(line, ears)
+    relay(line, ears)
     if isinstance(outcome[0], ray.train.TrainingFailedError):
         raise WorkersLost(
-            f"training stopped: {_told(outcome[0])}. What was done up to the last checkpoint is kept: the same command "
+            f"training stopped: {told(outcome[0])}. What was done up to the last checkpoint is kept: the same command "
             "goes on from there. DGUNET_MAX_FAILURES sets how many losses a run survives"
         ) from outcome[0]
     if isinstance(outcome[0], BaseException):
@@ -168,7 +164,7 @@ def num_workers() -> tuple[int, int]:
 
 def _whole_cluster() -> Share:
     bounds, resources = num_workers(), ray.cluster_resources()
-    cpus = int(os.environ.get("DGUNET_CPUS_PER_WORKER", "0")) or max(1, int(resources["CPU"] // bounds[1]))
+    cpus = _number("DGUNET_CPUS_PER_WORKER", 0) or max(1, int(resources["CPU"] // bounds[1]))
     return Share(bounds[0], float(cpus), 1.0 if resources.get("GPU", 0) >= bounds[0] else 0.0, at_most=bounds[1])
 
 
@@ -190,13 +186,13 @@ def _trainer(work: Callable[[Worker], None], name: str, line: Any, share: Share)
             use_gpu=use_gpu,
             resources_per_worker={"CPU": share.cpus} | ({"GPU": share.gpus} if use_gpu else {}),
         ),
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(patience())),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=patience()),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=storage(),
-            failure_config=ray.train.FailureConfig(max_failures=int(os.environ.get("DGUNET_MAX_FAILURES", "3"))),
+            failure_config=ray.train.FailureConfig(max_failures=_number("DGUNET_MAX_FAILURES", 3)),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            callbacks=[_Heard(line)],
+            callbacks=[Heard(line)],
         ),
     )
 
@@ -206,7 +202,7 @@ def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     checkpoint = ray.train.get_checkpoint()
-    mouth = _Mouth(config["line"])
+    mouth = Mouth(config["line"])
     with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
         worker = Worker(
             rank=context.get_world_rank(),
@@ -256,108 +252,6 @@ def _upload(line: Any, patience: float, checkpoint: Any, name: str) -> Any:
             line.notice.remote(f"the checkpoint cannot be stored, trying again for {patience - waited:.0f} s: {error}")
         time.sleep(pause)
         pause = min(2 * pause, MOST_SECONDS_BETWEEN_TRIES)
-
-
-class _Line:
-    """The telephone between the workers, the controller and the driver."""
-
-    def __init__(self) -> None:
-        self.latest: tuple[int, dict[str, float]] | None = None
-        self.reports: list[dict[str, float]] = []
-        self.notices: list[str] = []
-        self.failure: Exception | None = None
-        self.stopping = False
-
-    def progress(self, step: int, figures: dict[str, float]) -> bool:
-        self.latest = step, figures
-        return self.stopping
-
-    def report(self, metrics: dict[str, float]) -> None:
-        self.reports.append(metrics)
-
-    def notice(self, text: str) -> None:
-        self.notices.append(text)
-
-    def fail(self, error: Exception) -> None:
-        self.failure = error
-
-    def stop(self) -> bool:
-        self.stopping = True
-        return True
-
-    def listen(self) -> dict[str, Any]:
-        heard = {
-            "latest": self.latest, "reports": self.reports, "notices": self.notices, "failure": self.failure,
-        }  # fmt: skip
-        self.reports, self.notices = [], []
-        return heard
-
-
-class _Heard(ray.train.UserCallback):  # type: ignore[misc]
-    """Passes on each report once, when its checkpoint is committed, and each loss; lives in Ray's controller."""
-
-    def __init__(self, line: Any) -> None:
-        self.line = line
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, float]], checkpoint: Any) -> None:
-        self.line.report.remote(metrics[0])
-
-    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-        self.line.notice.remote(f"{_losses(worker_exceptions)}; going on from the last checkpoint")
-
-
-class _Mouth:
-    """A worker's end of the line; never waits for an answer, only looks whether one has come."""
-
-    def __init__(self, line: Any) -> None:
-        self.line, self.answer, self.stopping = line, None, False
-
-    def progress(self, step: int, figures: dict[str, float]) -> None:
-        self.answer = self.line.progress.remote(step, figures)
-
-    def stop_requested(self) -> bool:
-        if self.answer is not None and ray.wait([self.answer], timeout=0)[0]:
-            self.stopping, self.answer = ray.get(self.answer), None
-        return self.stopping
-
-
-def _relay(line: Any, ears: Ears) -> None:
-    heard = ray.get(line.listen.remote())
-    if heard["latest"]:
-        ears.progress(*heard["latest"])
-    for metrics in heard["reports"]:
-        ears.report(metrics)
-    for text in heard["notices"]:
-        ears.notice(text)
-    if heard["failure"]:
-        raise heard["failure"]
-
-
-def _told(error: Exception) -> str:
-    if isinstance(error, ray.train.WorkerGroupError):
-        return _losses(error.worker_failures)
-    return str(error).strip().splitlines()[-1]
-
-
-def _losses(errors: Mapping[int, Exception]) -> str:
-    """Say in one line what befell which worker."""
-    ranks: dict[str, list[str]] = {}
-    for rank, error in sorted(errors.items()):
-        ranks.setdefault(_loss(error), []).append(str(rank))
-    return "; ".join(f"worker {', '.join(numbers)} {what}" for what, numbers in ranks.items())
-
-
-def _loss(error: Exception) -> str:
-    kind, text = type(error).__name__, str(error)
-    if "HealthCheckTimeout" in kind:
-        return "hung and was killed"
-    if "HealthCheckFailed" in kind:
-        return "died"
-    if "Timed out" in text or "timeout" in text:
-        return "waited in vain for another"
-    if "Connection" in text:
-        return "lost touch with another"
-    return f"failed with {text.strip().splitlines()[-1]}"
 
 
 @contextmanager

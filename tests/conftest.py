@@ -1,14 +1,20 @@
 """What many tests need: small shards and a small recipe, made in a moment."""
 
+import io
+import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from pipeline.params import Train
 from pipeline.shards import Index, Pair, write_index, write_shard
@@ -67,6 +73,18 @@ def small_params() -> dict[str, Any]:
     return content
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main() -> Iterator[None]:
+    """Leave with pytest's verdict, without tearing the interpreter down.
+
+    Threads of Ray, Arrow and gRPC may outlive it: a run crashed there, after all tests had passed.
+    """
+    status = yield
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(status))
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without content: making one takes seconds, copying it none."""
@@ -83,3 +101,89 @@ def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address := f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return address
+
+
+def png(value: int = 0) -> bytes:
+    """A small gray picture as a file's bytes."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def lay(*names: str) -> None:
+    """Put pictures, each another, below the working directory."""
+    for number, name in enumerate(names):
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number))
+
+
+class S3Server:
+    """A bucket on an S3 server of our own."""
+
+    bucket = "bucket"
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def client(self) -> Any:
+        """A client of the server, which has started, with the bucket made."""
+        import boto3
+        from botocore.exceptions import EndpointConnectionError
+
+        client = boto3.client("s3")
+        for _ in range(100):
+            try:
+                client.create_bucket(Bucket=self.bucket)
+                return client
+            except EndpointConnectionError:
+                time.sleep(0.2)
+        raise TimeoutError("the S3 server did not start")
+
+
+@pytest.fixture
+def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """An S3 server that the environment names."""
+    server = S3Server()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+SmallDisk = Callable[[Path, str], None]
+"""Mounts a disk of so many bytes ("200k", "4m") at a folder, or gives the one that is there another size."""
+
+
+@pytest.fixture
+def small_disk() -> Iterator[SmallDisk]:
+    """A way to fill a disk; skips where this process must not mount one."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, size: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        options = f"size={size}" + (",remount" if folder in mounted else "")
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=False)
+        if done.returncode != 0:
+            pytest.skip("needs to mount a small disk: root, and a container that allows it")
+        mounted.append(folder)
+
+    yield mount
+    for folder in set(mounted):
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

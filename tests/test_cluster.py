@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline import cluster, workers
+from pipeline.line import Ears
 
 TESTS = Path(__file__).parent
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings are not ours to mend
@@ -61,8 +62,9 @@ def test_items_are_drawn_as_they_are_worked_off(storage: Path, tmp_path: Path) -
 
 
 def test_the_error_of_a_task_is_raised_as_it_was(storage: Path) -> None:
-    with pytest.raises(ValueError, match="no square of 7"):
+    with pytest.raises(ValueError, match="no square of 7") as error:
         list(cluster.map_unordered(refuse, [7]))
+    assert str(error.value) == "no square of 7"  # and not Ray's traceback
 
 
 def count(last: int, folder: str, worker: workers.Worker) -> None:
@@ -94,7 +96,7 @@ def counted(folder: Path, name: str, last: int) -> tuple[list[int], Path]:
     folder.mkdir(exist_ok=True)
     workers.fit(
         partial(count, last, str(folder)), name=name, into=folder / "out",
-        ears=workers.Ears(lambda metrics: heard.append(int(metrics["step"]))),
+        ears=Ears(lambda metrics: heard.append(int(metrics["step"]))),
     )  # fmt: skip
     return heard, folder / "out"
 
@@ -114,6 +116,13 @@ def test_an_error_that_a_retry_cannot_mend_is_raised_at_once(storage: Path, tmp_
     with pytest.raises(ValueError, match="the recipe is wrong"):
         counted(tmp_path, "wrong", 3)
     assert (tmp_path / "starts").read_text() == "0 "
+
+
+def test_losses_too_many_are_told_in_a_line(storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DGUNET_MAX_FAILURES", "0")
+    (tmp_path / "1.kill").touch()
+    with pytest.raises(workers.WorkersLost, match=r"^training stopped: worker 0 died\. .*DGUNET_MAX_FAILURES"):
+        counted(tmp_path, "lost", 3)
 
 
 def test_a_finished_run_leaves_no_checkpoints_once_it_is_forgotten(storage: Path, tmp_path: Path) -> None:
@@ -203,6 +212,7 @@ ELASTIC = """
     import ray
     from ray.cluster_utils import Cluster
     from pipeline import cluster, workers
+    from pipeline.line import Ears
     from test_cluster import count_together, wait_for
     folder = Path(sys.argv[1])
     os.environ |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
@@ -212,7 +222,7 @@ ELASTIC = """
     with cluster.session():
         work = partial(count_together, int(sys.argv[2]), str(folder))
         run = threading.Thread(target=lambda: workers.fit(
-            work, name="elastic", into=folder / "out", ears=workers.Ears()))
+            work, name="elastic", into=folder / "out", ears=Ears()))
         run.start()
         wait_for(folder / "made5")
         nodes.remove_node(second, allow_graceful=False)

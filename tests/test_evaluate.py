@@ -20,7 +20,7 @@ from pipeline.loader import LoadedPair
 from pipeline.protocol import Protocol, Quality, gain
 from pipeline.reports import metrics, read_curve, replacing, write_tables
 
-RGB = Protocol("rgb", quantise=False, crop=None)
+RGB = Protocol("rgb", quantise=False, crop=None, border=0)
 NOISE = GaussianNoise(sigma=(25.0, 25.0), per_channel=True)
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -54,14 +54,14 @@ def test_psnr_is_minus_ten_log_of_the_mean_square_over_all_channels():
 
 def test_quantising_clips_and_rounds_both_images():
     clean, image = np.full((16, 16, 3), 0.5, np.float32), np.full((16, 16, 3), 1.7, np.float32)
-    quality = Protocol("rgb", quantise=True, crop=None).measure(image, clean)
+    quality = Protocol("rgb", quantise=True, crop=None, border=0).measure(image, clean)
     assert quality.psnr == pytest.approx(-20 * math.log10((255 - 128) / 255))
 
 
 def test_luma_weighs_the_channels_as_matlab_does_and_leaves_gray_alone():
     clean, image = np.zeros((16, 16, 3), np.float32), np.zeros((16, 16, 3), np.float32)
     image[..., 1] = 0.5
-    luma = Protocol("luma", quantise=False, crop=None)
+    luma = Protocol("luma", quantise=False, crop=None, border=0)
     assert luma.measure(image, clean).psnr == pytest.approx(-20 * math.log10(0.5 * 128.553 / 255), abs=1e-4)
     gray = pair("2", (16, 16, 1))
     assert luma.measure(gray.degraded, gray.clean) == RGB.measure(gray.degraded, gray.clean)
@@ -71,13 +71,21 @@ def test_luma_weighs_the_channels_as_matlab_does_and_leaves_gray_alone():
 def test_the_crop_turns_with_the_image(size):
     one = pair("3", size)
     rows, columns = (16, 24) if size[0] < size[1] else (24, 16)
-    quality = Protocol("rgb", quantise=False, crop=(16, 24)).measure(one.degraded, one.clean)
+    quality = Protocol("rgb", quantise=False, crop=(16, 24), border=0).measure(one.degraded, one.clean)
     assert quality.psnr == pytest.approx(by_hand(one.degraded[:rows, :columns], one.clean[:rows, :columns]))
+
+
+def test_the_border_is_left_out():
+    one = pair("5", (20, 30, 3))
+    quality = Protocol("rgb", quantise=False, crop=None, border=4).measure(one.degraded, one.clean)
+    assert quality.psnr == pytest.approx(by_hand(one.degraded[4:-4, 4:-4], one.clean[4:-4, 4:-4]))
 
 
 def test_a_crop_without_pixels_is_refused():
     with pytest.raises(ValueError, match="crop"):
-        Protocol("rgb", quantise=False, crop=(0, 4))
+        Protocol("rgb", quantise=False, crop=(0, 4), border=0)
+    with pytest.raises(ValueError, match="border must be at least 0"):
+        Protocol("rgb", quantise=False, crop=None, border=-1)
 
 
 def test_an_image_without_error_is_infinitely_good_and_gains_nothing():
@@ -240,7 +248,7 @@ def test_the_input_of_rain100l_measures_as_published(crop, psnr, ssim):
     folder = SHARED / "data" / "Rain100L"
     if not folder.is_dir():
         pytest.skip("needs ../shared/data/Rain100L")
-    protocol = Protocol("luma", quantise=True, crop=crop)
+    protocol = Protocol("luma", quantise=True, crop=crop, border=0)
     rain = Benchmark("Rain100L", str(folder / "target"), str(folder / "input"), None, protocol)
     found = [protocol.measure(one.degraded, one.clean) for one in rain.pairs(NOISE, 3, 0)]
     assert np.mean([quality.psnr for quality in found]) == pytest.approx(psnr, abs=5e-4)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import recipe
+from conftest import S3Server, SmallDisk, recipe
+from test_cluster import wait_for
 
 from pipeline import cluster, training, workers
 from pipeline.job import Job
+from pipeline.line import Ears
 
 TESTS = Path(__file__).parent
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
@@ -69,7 +70,7 @@ def run(
         notices.append(line)
         on_notice(line)
 
-    ears = workers.Ears(lambda metrics: heard.append(int(metrics["step"])), notice=note)
+    ears = Ears(lambda metrics: heard.append(int(metrics["step"])), notice=note)
     share = workers.Share(num_workers, 0.5, 0.0)
     with cluster.session():
         workers.fit(work, name=name, into=folder / "out", ears=ears, share=share)
@@ -79,37 +80,25 @@ def run(
 def test_a_worker_that_hangs_is_started_again(storage: Path, tmp_path: Path) -> None:
     (tmp_path / "3.stop.1").touch()
     heard, notices = run(partial(add_up, 5, str(tmp_path)), tmp_path, "hangs", 2)
-    assert notices == [
-        "worker 0 waited in vain for another; worker 1 hung and was killed; going on from the last checkpoint"
-    ]
+    assert notices == ["worker 0 waited in vain for another; worker 1 hung and was killed; back to the last checkpoint"]
     assert heard == [1, 2, 3, 4, 5]
     assert (tmp_path / "starts").read_text() == "0 2 "
 
 
-@pytest.fixture
-def small_disk(storage: Path) -> Iterator[Path]:
-    """The storage is a disk of 4 MB."""
-    storage.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(storage)], check=False)
-    if mounted.returncode != 0:
-        pytest.skip("needs to mount a small disk")
-    yield storage
-    subprocess.run(["umount", "--lazy", str(storage)], check=True)
-
-
-def test_training_waits_for_a_full_storage(small_disk: Path, tmp_path: Path) -> None:
+def test_training_waits_for_a_full_storage(storage: Path, small_disk: SmallDisk, tmp_path: Path) -> None:
+    small_disk(storage, "4m")
     freed = threading.Event()
 
     def fill() -> None:
         while not (tmp_path / "made3").exists():
             time.sleep(0.01)
-        with (small_disk / "others").open("wb", buffering=0) as file:
+        with (storage / "others").open("wb", buffering=0) as file:
             while not freed.wait(0.01):
                 try:
                     file.write(bytes(100_000))
                 except OSError:
                     continue
-        (small_disk / "others").unlink()
+        (storage / "others").unlink()
 
     def free(line: str) -> None:
         if "No space left" in line:
@@ -122,6 +111,27 @@ def test_training_waits_for_a_full_storage(small_disk: Path, tmp_path: Path) -> 
     assert heard == list(range(1, 9))
     assert (tmp_path / "starts").read_text() == "0 "
     assert (tmp_path / "out" / "step").read_text() == "8"
+
+
+def test_training_waits_for_a_storage_that_does_not_answer(
+    storage: Path, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3_server.client()
+    monkeypatch.setenv("DGUNET_STORAGE", f"s3://{s3_server.bucket}/runs")
+    monkeypatch.setenv("DGUNET_PATIENCE", "120")
+
+    def hang() -> None:
+        wait_for(tmp_path / "made3")
+        s3_server.process.send_signal(signal.SIGSTOP)
+
+    def answer(line: str) -> None:
+        s3_server.process.send_signal(signal.SIGCONT)
+
+    threading.Thread(target=hang).start()
+    heard, notices = run(partial(add_up, 6, str(tmp_path)), tmp_path, "away", 1, answer)
+    assert any("cannot be stored, trying again" in line for line in notices)
+    assert heard == [1, 2, 3, 4, 5, 6]
+    assert (tmp_path / "starts").read_text() == "0 "
 
 
 def mortal(job: Job, folder: str, worker: workers.Worker) -> None:

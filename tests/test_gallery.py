@@ -24,7 +24,7 @@ from pipeline.protocol import Protocol, Quality
 from pipeline.shards import Index, Pair, write_index, write_shard
 from pipeline.summary import read_results, summary
 
-RGB = Protocol("rgb", quantise=False, crop=None)
+RGB = Protocol("rgb", quantise=False, crop=None, border=0)
 BASELINE = NonLocalMeans("non_local_means", 0.9)
 CURVE = [
     {"step": float(n), "loss": 1 / n, "learning_rate": 1e-3, "val_psnr": 20.0 + n if n % 2 else None} for n in (1, 2, 3)
@@ -159,7 +159,7 @@ def test_the_detail_is_where_network_and_baseline_differ_most():
 
 
 SETTINGS = {
-    "protocol": {"colour": "rgb", "quantise": False, "crop": [16, 16]},
+    "protocol": {"colour": "rgb", "quantise": False, "crop": [16, 16], "border": 0},
     "baseline": {"kind": "non_local_means", "strength_per_sigma": 0.9},
     "gallery_images": 3,
     "benchmarks": [
@@ -168,7 +168,7 @@ SETTINGS = {
             "clean": "no/such/folder",
             "degraded": None,
             "degradation": {"kind": "gaussian_noise", "sigma": [25, 25], "per_channel": True},
-            "protocol": {"colour": "luma", "quantise": True, "crop": None},
+            "protocol": {"colour": "luma", "quantise": True, "crop": None, "border": 0},
         }
     ],
 }  # fmt: skip
@@ -177,12 +177,12 @@ SETTINGS = {
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("protocol", {"colour": "ycc", "quantise": False, "crop": None}, "evaluate.protocol.colour"),
-        ("protocol", {"colour": "rgb", "quantise": False}, "evaluate.protocol.crop: missing"),
+        ("protocol", {"colour": "ycc", "quantise": False, "crop": None, "border": 0}, "evaluate.protocol.colour"),
+        ("protocol", {"colour": "rgb", "quantise": False, "border": 0}, "evaluate.protocol.crop: missing"),
         (
             "protocol",
-            {"colour": "rgb", "quantise": False, "crop": None, "border": 4},
-            "evaluate.protocol.border: no such",
+            {"colour": "rgb", "quantise": False, "crop": None, "border": 0, "shave": 4},
+            "evaluate.protocol.shave: no such",
         ),
         ("baseline", {"kind": "median", "size": 4}, "evaluate.baseline.median.size"),
         ("baseline", {"kind": "bm3d"}, "evaluate.baseline"),

@@ -1,56 +1,18 @@
 """Shards at a URL: a local S3 server that loses, damages and refuses them; and a cache with little room."""
 
 import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import boto3
 import numpy as np
 import pytest
 import s3fs
-from botocore.exceptions import EndpointConnectionError
-from conftest import pair, write_folder
+from conftest import S3Server, pair, write_folder
 from test_synthesize import OUT, SPLITS, checkout, interrupted_after  # noqa: F401 (a fixture)
 
 from pipeline import cluster, remote, synthesize
 from pipeline.loader import Patches, pairs
 from pipeline.shards import DamagedShard, Index, Shard, read_index
-
-BUCKET = "shards"
-
-
-class Server:
-    """A bucket on an S3 server of our own."""
-
-    def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def bucket(self) -> Any:
-        client = boto3.client("s3")
-        for _ in range(100):
-            try:
-                client.create_bucket(Bucket=BUCKET)
-                return client
-            except EndpointConnectionError:
-                time.sleep(0.2)
-        raise TimeoutError("the S3 server did not start")
 
 
 @pytest.fixture
@@ -61,18 +23,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    server = Server()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1", "DGUNET_SHARDS": f"s3://{BUCKET}/here/",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
+def server(cache: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """An S3 server where shards lie."""
+    monkeypatch.setenv("DGUNET_SHARDS", f"s3://{s3_server.bucket}/here/")
     s3fs.S3FileSystem.clear_instance_cache()  # those of the server of another test
-    try:
-        yield server
-    finally:
-        server.stop()
+    return s3_server
 
 
 @pytest.fixture
@@ -92,26 +47,28 @@ def moved_away(folder: Path, sizes: list[int]) -> Index:
 
 
 @pytest.mark.slow
-def test_shards_in_a_bucket_are_read_and_what_befalls_them_is_told(server: Server, cache: Path, tmp_path: Path) -> None:
-    client = server.bucket()
+def test_shards_in_a_bucket_are_read_and_what_befalls_them_is_told(
+    server: S3Server, cache: Path, tmp_path: Path
+) -> None:
+    client = server.client()
     folder = tmp_path / "train"
     index = moved_away(folder, [3, 4, 2, 2])
-    keys = [item["Key"] for item in client.list_objects_v2(Bucket=BUCKET)["Contents"]]
+    keys = [item["Key"] for item in client.list_objects_v2(Bucket=server.bucket)["Contents"]]
     assert sorted(keys) == sorted(f"here/{entry.sha256}.tar" for entry in index.shards)
     assert all(remote.is_intact(entry.sha256) for entry in index.shards)
     np.testing.assert_array_equal(Shard(folder, index.shards[0])[1].clean, pair(1).clean)
 
     lost, damaged, late = (f"here/{entry.sha256}.tar" for entry in index.shards[1:])
-    client.delete_object(Bucket=BUCKET, Key=lost)
-    client.put_object(Bucket=BUCKET, Key=damaged, Body=b"x" * index.shards[2].bytes)
+    client.delete_object(Bucket=server.bucket, Key=lost)
+    client.put_object(Bucket=server.bucket, Key=damaged, Body=b"x" * index.shards[2].bytes)
     assert [remote.is_intact(entry.sha256) for entry in index.shards] == [True, False, False, True]
-    with pytest.raises(DamagedShard, match=r"train/000001\.tar is missing at s3://shards/here/.*dvc repro --force"):
+    with pytest.raises(DamagedShard, match=r"train/000001\.tar is missing at s3://bucket/here/.*dvc repro --force"):
         Shard(folder, index.shards[1])
     with pytest.raises(DamagedShard, match=r"train/000002\.tar has other content .*dvc repro --force"):
         Shard(folder, index.shards[2])
 
     server.stop()
-    with pytest.raises(remote.OutOfReach, match=rf"s3://shards/{late}: cannot be reached, tried 3 times"):
+    with pytest.raises(remote.OutOfReach, match=rf"s3://bucket/{late}: cannot be reached, tried 3 times"):
         Shard(folder, index.shards[3])
     assert len(Shard(folder, index.shards[0])) == 3, "what is in the cache needs no server"
     assert not list(cache.glob("*.partial"))
@@ -119,9 +76,9 @@ def test_shards_in_a_bucket_are_read_and_what_befalls_them_is_told(server: Serve
 
 @pytest.mark.slow
 def test_a_server_stopped_in_the_middle_of_a_shard_is_told_and_waited_for(
-    server: Server, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: S3Server, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.bucket()
+    server.client()
     index = moved_away(tmp_path / "train", [4])
     filesystem, _ = remote._place(index.shards[0].sha256)
 
@@ -139,19 +96,19 @@ def test_a_server_stopped_in_the_middle_of_a_shard_is_told_and_waited_for(
 @pytest.mark.slow
 def test_synthesis_writes_to_a_bucket_and_what_dvc_tracks_is_the_index(
     checkout: Path,  # noqa: F811
-    server: Server,
+    server: S3Server,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    client = server.bucket()
+    client = server.client()
     synthesize.main()
     there = {split: (OUT / split / "index.json").read_bytes() for split in SPLITS}
     assert all(os.listdir(OUT / split) == ["index.json"] for split in SPLITS)  # noqa: PTH208
     read = [p.clean for split in SPLITS for p in pairs(OUT / split)]
-    (one, *_) = client.list_objects_v2(Bucket=BUCKET)["Contents"]
-    client.put_object(Bucket=BUCKET, Key=one["Key"], Body=b"damaged")
+    (one, *_) = client.list_objects_v2(Bucket=server.bucket)["Contents"]
+    client.put_object(Bucket=server.bucket, Key=one["Key"], Body=b"damaged")
     synthesize.main()  # as `dvc repro --force` does
     assert {split: (OUT / split / "index.json").read_bytes() for split in SPLITS} == there
-    assert client.head_object(Bucket=BUCKET, Key=one["Key"])["ContentLength"] == one["Size"]
+    assert client.head_object(Bucket=server.bucket, Key=one["Key"])["ContentLength"] == one["Size"]
     monkeypatch.delenv("DGUNET_SHARDS")
     synthesize.main()
     assert {split: (OUT / split / "index.json").read_bytes() for split in SPLITS} == there, (

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from conftest import PROJECT
@@ -105,6 +106,22 @@ def test_forcing_everything_twice_gives_the_same_bytes_and_lock(checkout: Checko
     checkout.run("dvc", "repro", "--force")
     assert checkout.digests() == before
     assert (checkout.folder / "dvc.lock").read_text() == lock
+    assert checkout.read("reports/denoise/promote.json")["version"] == 1
+
+
+def test_killed_in_any_stage_the_next_run_ends_as_if_nothing_had_been(checkout: Checkout) -> None:
+    before = checkout.digests()
+    for stage in ("prepare", "synthesize@denoise", "train@denoise", "evaluate@denoise", "promote@denoise"):
+        command = ["dvc", "repro", "--force", "--single-item", stage]
+        with subprocess.Popen(command, cwd=checkout.folder, env=checkout.environment, start_new_session=True) as dvc:
+            door = f"pipeline.{stage.partition('@')[0]}"
+            while not any(door in process.cmdline() for process in psutil.Process(dvc.pid).children(recursive=True)):
+                assert dvc.poll() is None, "the stage was over before it could be killed"
+                time.sleep(0.05)
+            time.sleep(2.5)  # libraries are loaded, work has begun
+            os.killpg(dvc.pid, signal.SIGKILL)
+        checkout.run("dvc", "repro")
+        assert checkout.digests() == before, stage
     assert checkout.read("reports/denoise/promote.json")["version"] == 1
 
 

@@ -7,9 +7,8 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from conftest import lay, png
 
 from pipeline.sources import Candidate, Folder, LeftOut, Pairs, Source, Starter, list_images, read_source_image
 from pipeline.storage import UnreadableFile, read
@@ -18,19 +17,6 @@ from pipeline.storage import UnreadableFile, read
 @pytest.fixture(autouse=True)
 def _in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def png(value: int = 0) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def lay(*names: str) -> None:
-    for number, name in enumerate(names):
-        path = Path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(number))
 
 
 def candidates(source: Source) -> list[Candidate]:

@@ -2,21 +2,14 @@
 
 import io
 import os
-import socket
-import subprocess
-import sys
 import tarfile
-import time
 import zipfile
 from pathlib import Path
-from typing import Any
 
-import boto3
 import numpy as np
 import pytest
 import s3fs
-from botocore.exceptions import EndpointConnectionError
-from PIL import Image
+from conftest import S3Server, lay, png
 
 from pipeline.storage import File, StorageError, UnreadableFile, list_files, read
 
@@ -24,19 +17,6 @@ from pipeline.storage import File, StorageError, UnreadableFile, list_files, rea
 @pytest.fixture(autouse=True)
 def _in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def png(value: int = 0) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def lay(*names: str) -> None:
-    for number, name in enumerate(names):
-        path = Path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(number))
 
 
 def listed(place: str) -> dict[str, File]:
@@ -130,40 +110,25 @@ def test_a_cut_zip_is_an_error() -> None:
 
 
 @pytest.mark.slow
-def test_a_bucket_is_listed_and_read_like_a_folder_and_its_loss_is_no_fault_of_an_image(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    port = _free_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "x",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
+def test_a_bucket_is_listed_and_read_like_a_folder_and_its_loss_is_no_fault_of_an_image(s3_server: S3Server) -> None:
     s3fs.S3FileSystem.clear_instance_cache()  # another test's server had another port
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        bucket = _bucket()
-        write_zip("a.zip", {"in/a.png": png(1)})
-        bucket.put_object(Bucket="photos", Key="p/a.png", Body=png(2))
-        bucket.put_object(Bucket="photos", Key="a.zip", Body=Path("a.zip").read_bytes())
-        file = listed("s3://photos/p")["a.png"]
-        assert file.where == "s3://photos/p/a.png" and file.stamp and read(file.where) == png(2)
-        assert read(listed("s3://photos/a.zip")["in/a.png"].where) == png(1)
-        with pytest.raises(UnreadableFile):
-            read("s3://photos/p/b.png")
-        with pytest.raises(StorageError, match="nothing there"):
-            list(list_files("s3://photos/q"))
-        bucket.put_object(Bucket="photos", Key="large.zip", Body=_large_zip())
-        (large,) = listed("s3://photos/large.zip").values()
-    finally:
-        server.kill()
-        server.wait()
-    with pytest.raises(StorageError, match=r"s3://photos/p/a\.png: cannot be reached"):
-        read("s3://photos/p/a.png")
-    with pytest.raises(StorageError, match=r"s3://photos/large\.zip: cannot be reached"):
+    client = s3_server.client()
+    write_zip("a.zip", {"in/a.png": png(1)})
+    client.put_object(Bucket="bucket", Key="p/a.png", Body=png(2))
+    client.put_object(Bucket="bucket", Key="a.zip", Body=Path("a.zip").read_bytes())
+    file = listed("s3://bucket/p")["a.png"]
+    assert file.where == "s3://bucket/p/a.png" and file.stamp and read(file.where) == png(2)
+    assert read(listed("s3://bucket/a.zip")["in/a.png"].where) == png(1)
+    with pytest.raises(UnreadableFile):
+        read("s3://bucket/p/b.png")
+    with pytest.raises(StorageError, match="nothing there"):
+        list(list_files("s3://bucket/q"))
+    client.put_object(Bucket="bucket", Key="large.zip", Body=_large_zip())
+    (large,) = listed("s3://bucket/large.zip").values()
+    s3_server.stop()
+    with pytest.raises(StorageError, match=r"s3://bucket/p/a\.png: cannot be reached"):
+        read("s3://bucket/p/a.png")
+    with pytest.raises(StorageError, match=r"s3://bucket/large\.zip: cannot be reached"):
         read(large.where)
 
 
@@ -171,21 +136,3 @@ def _large_zip() -> bytes:
     """An archive of more than the 5 MB that are fetched (and kept) at a time."""
     write_zip("large.zip", {"a.png": np.random.default_rng(0).bytes(30_000_000)})
     return Path("large.zip").read_bytes()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def _bucket() -> Any:
-    client = boto3.client("s3")
-    for _ in range(100):
-        try:
-            client.create_bucket(Bucket="photos")
-            return client
-        except EndpointConnectionError:
-            time.sleep(0.2)
-    raise TimeoutError("the S3 server did not start")

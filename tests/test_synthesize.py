@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import PROJECT
+from conftest import PROJECT, SmallDisk
 
 from dgunet.images import quantise, read_image, to_float, write_image
 from pipeline import cluster, synthesize, tiles
@@ -140,6 +140,22 @@ def test_an_interrupted_run_goes_on_with_what_is_missing_or_damaged(
     assert result() == expected
     assert written[:2] == ["000001.tar", "000002.tar"]
     assert len(written) == sum(len(read_index(OUT / split).shards) for split in SPLITS) - 2
+
+
+def test_a_full_disk_is_told_and_the_next_run_goes_on(checkout: Path, small_disk: SmallDisk) -> None:
+    synthesize.main()
+    expected = result()
+    workshops = (checkout / ".cache").resolve()
+    small_disk(workshops, "200k")
+    with pytest.raises(OSError, match="No space left"):
+        synthesize.main()
+    assert result() == expected
+    (workshop,) = (workshops / "synthesize").iterdir()
+    made = list(workshop.rglob("*.tar"))
+    assert made
+    small_disk(workshops, "16m")
+    synthesize.main()
+    assert result() == expected
 
 
 @pytest.mark.parametrize("change", ["other pixels", "other size", "gone", "cut"])

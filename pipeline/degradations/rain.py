@@ -11,6 +11,7 @@ merges into a veil (Garg and Nayar, "Vision and Rain", IJCV 2007). Blending is d
 the sets that the field trains on.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,9 @@ from pipeline.degradations.drawing import (
     draw_uniform,
     generator,
 )
+
+Layer = Callable[[int, int, Drawn, float, np.random.Generator], Float32[np.ndarray, "H W"]]
+"""Height, width, drawn parameters, distance, rng -> optical depth of what falls at that distance."""
 
 DENSITY_AREA = 100.0 * 100.0
 FWHM_OF_GAUSSIAN = 2.3548
@@ -68,16 +72,10 @@ class RainStreaks:
     veil: Range
 
     def __post_init__(self) -> None:
-        check_number(self, "layers", 1, 8)
-        check_range(self, "depth", 1, 20)
-        check_range(self, "angle", -90, 90)
+        check_layers(self)
         check_range(self, "angle_spread", 0, 45)
         check_range(self, "length", 1, 400)
         check_range(self, "width", 0.2, 20)
-        check_range(self, "density", 0, 100)
-        check_range(self, "opacity", 0, 0.99)
-        check_range(self, "brightness", 0, 1)
-        check_range(self, "veil", 0, 0.99)
 
     def draw(self, rng: np.random.Generator) -> list[Drawn]:
         """The weather of this picture; where the drops are follows from the seed."""
@@ -98,12 +96,28 @@ class RainStreaks:
     @staticmethod
     def apply(clean: Image, drawn: Drawn) -> Image:
         """y = x + (L − x)·(1 − e^{−τ}); within [0, 1] if clean is."""
-        rng = generator(drawn["seed"])
-        optical_depth = np.full(clean.shape[:2], -np.log1p(-drawn["veil"]), dtype=np.float32)
-        for distance in np.geomspace(drawn["depth"], 1.0, drawn["layers"]):
-            optical_depth += streak_layer(clean.shape[0], clean.shape[1], drawn, float(distance), rng)
-        hidden = -np.expm1(-optical_depth)[:, :, None]
-        return clean + (np.float32(drawn["brightness"]) - clean) * hidden
+        return behind_layers(clean, drawn, streak_layer)
+
+
+def check_layers(weather: object) -> None:
+    """Check what all that falls in layers has in common."""
+    check_number(weather, "layers", 1, 8)
+    check_range(weather, "depth", 1, 20)
+    check_range(weather, "angle", -90, 90)
+    check_range(weather, "density", 0, 100)
+    check_range(weather, "opacity", 0, 0.99)
+    check_range(weather, "brightness", 0, 1)
+    check_range(weather, "veil", 0, 0.99)
+
+
+def behind_layers(clean: Image, drawn: Drawn, layer: Layer) -> Image:
+    """`clean` seen through a veil and through layers at several distances: y = x + (L − x)·(1 − e^{−τ})."""
+    rng = generator(drawn["seed"])
+    optical_depth = np.full(clean.shape[:2], -np.log1p(-drawn["veil"]), dtype=np.float32)
+    for distance in np.geomspace(drawn["depth"], 1.0, drawn["layers"]):
+        optical_depth += layer(clean.shape[0], clean.shape[1], drawn, float(distance), rng)
+    hidden = -np.expm1(-optical_depth)[:, :, None]
+    return clean + (np.float32(drawn["brightness"]) - clean) * hidden
 
 
 def streak_layer(

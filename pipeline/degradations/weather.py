@@ -18,14 +18,13 @@ from pipeline.degradations.drawing import (
     Drawn,
     Image,
     Range,
-    check_number,
     check_range,
     draw_seed,
     draw_uniform,
     generator,
 )
 from pipeline.degradations.light import to_display, to_linear
-from pipeline.degradations.rain import DENSITY_AREA, FWHM_OF_GAUSSIAN
+from pipeline.degradations.rain import DENSITY_AREA, FWHM_OF_GAUSSIAN, behind_layers, check_layers
 
 CLUMPS_PER_FLAKE = 5
 SAMPLES_PER_FLAKE = 6  # along the way it falls during the exposure
@@ -100,15 +99,9 @@ class Snow:
     veil: Range
 
     def __post_init__(self) -> None:
-        check_number(self, "layers", 1, 8)
-        check_range(self, "depth", 1, 20)
-        check_range(self, "angle", -90, 90)
+        check_layers(self)
         check_range(self, "size", 0.5, 40)
         check_range(self, "motion", 0, 100)
-        check_range(self, "density", 0, 100)
-        check_range(self, "opacity", 0, 0.99)
-        check_range(self, "brightness", 0, 1)
-        check_range(self, "veil", 0, 0.99)
 
     def draw(self, rng: np.random.Generator) -> list[Drawn]:
         """The weather of this picture; where the flakes are follows from the seed."""
@@ -119,12 +112,7 @@ class Snow:
     @staticmethod
     def apply(clean: Image, drawn: Drawn) -> Image:
         """y = x + (L − x)·(1 − e^{−τ}); within [0, 1] if clean is."""
-        rng = generator(drawn["seed"])
-        optical_depth = np.full(clean.shape[:2], -np.log1p(-drawn["veil"]), dtype=np.float32)
-        for away in np.geomspace(drawn["depth"], 1.0, drawn["layers"]):
-            optical_depth += flake_layer(clean.shape[0], clean.shape[1], drawn, float(away), rng)
-        hidden = -np.expm1(-optical_depth)[:, :, None]
-        return clean + (np.float32(drawn["brightness"]) - clean) * hidden
+        return behind_layers(clean, drawn, flake_layer)
 
 
 def distance(height: int, width: int, relief: float, rng: np.random.Generator) -> Float32[np.ndarray, "H W"]:

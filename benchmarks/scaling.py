@@ -1,0 +1,147 @@
+"""Weak scaling on simulated nodes: the cost of talking, and what it would be on 64 GPUs.
+
+    python -m benchmarks.scaling [--steps 30]
+
+1, 2 and 4 Ray nodes of one CPU each on this machine, one training worker per node, the default derain recipe with its
+batch per worker. Each worker takes steps with and without the exchange of gradients in turn (`no_sync`); the difference
+is what talking costs, whatever else shares the cores. The answer goes to benchmarks/results/scaling.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.cluster_utils import Cluster
+from torch.nn.parallel import DistributedDataParallel
+
+from dgunet.network import DGUNet, DGUNetConfig
+from pipeline import cluster, workers
+from pipeline.line import Ears
+from pipeline.loader import Batch
+from pipeline.params import Train, load_section
+from pipeline.training import Training
+
+RESULTS = Path(__file__).parent / "results" / "scaling.md"
+NETWORKS = {  # parameters in millions, as counted by tests/test_network.py
+    "derain DGUNet": DGUNetConfig(),
+    "derain DGUNet+": DGUNetConfig(head_growth=0, share_stages=False),
+    "deblur DGUNet+": DGUNetConfig(width=96, growth=48, head_growth=0, share_stages=False),
+}
+LINKS = {"NVLink in one machine, 300 GB/s": 300e9, "InfiniBand 400 Gb/s": 50e9, "Ethernet 100 Gb/s": 12.5e9}
+GPUS = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=30)
+    steps = parser.parse_args().steps
+    lines = [
+        "# Weak scaling",
+        "",
+        f"`python -m benchmarks.scaling --steps {steps}`, {platform.machine()}, {os.cpu_count()} cores, gloo;",
+        "the derain section of params.yaml, its batch on every worker; medians of steps in turn with and without the",
+        "exchange of gradients, on the slowest worker. Workers beyond the cores of this machine share them.",
+        "",
+        "| workers (Ray nodes) | s per step, alone | s per step, together | images/s | of talking |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for count in (1, 2, 4):
+        told = on_nodes(count, steps)
+        share = 1 - told["alone"] / told["together"] if count > 1 else 0.0
+        images = count * told["batch"] / told["together"]
+        lines.append(
+            f"| {count} | {told['alone']:.3f} | {told['together']:.3f} | {images:.1f} | {100 * max(share, 0):.1f} % |"
+        )
+        print(lines[-1], flush=True)
+    lines += estimate()
+    RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+def on_nodes(count: int, steps: int) -> dict[str, float]:
+    """Times of a worker group on so many nodes."""
+    heard: list[dict[str, float]] = []
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(count):
+        nodes.add_node(num_cpus=1)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {
+            "RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled", "DGUNET_STORAGE": f"{folder}/runs",
+            "PYTHONPATH": str(cluster.PROJECT),
+        }  # fmt: skip
+        with cluster.session():
+            work = partial(timed, steps, load_section("derain.train", Train))
+            share = workers.Share(count, 1.0, 0.0)
+            workers.fit(work, name="scaling", into=Path(folder) / "out", ears=Ears(heard.append), share=share)
+    nodes.shutdown()
+    return heard[0]
+
+
+def timed(steps: int, recipe: Train, worker: workers.Worker) -> None:
+    """Take steps in turn with and without the exchange of gradients; report the slowest worker's medians."""
+    recipe = recipe.model_copy(update={"batch_size": recipe.batch_size * worker.num_workers})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        training = Training(DGUNet(DGUNetConfig(**recipe.network.model_dump())), recipe, worker.device)
+    own = recipe.batch_size // worker.num_workers
+    clean = torch.rand(own, 3, recipe.patch_size, recipe.patch_size, generator=torch.Generator().manual_seed(0))
+    batch = Batch(clean, clean.flip(0), ["none"] * own)
+    spent: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(2 * steps + 4):
+        talking = number % 2 == 0
+        if worker.num_workers > 1:
+            torch.distributed.barrier()
+        started = time.perf_counter()
+        if talking or not isinstance(training.objective, DistributedDataParallel):
+            training.step(batch)
+        else:
+            with training.objective.no_sync():
+                training.step(batch)
+        if number >= 4:
+            spent[talking].append(time.perf_counter() - started)
+    mine: Any = torch.tensor([statistics.median(spent[False]), statistics.median(spent[True])])
+    if worker.num_workers > 1:
+        torch.distributed.all_reduce(mine, op=torch.distributed.ReduceOp.MAX)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "done").touch()
+        figures = {"alone": float(mine[0]), "together": float(mine[1]), "batch": float(own)}
+        worker.report(figures, Path(folder) if worker.rank == 0 else None)
+
+
+def estimate() -> list[str]:
+    """What a ring exchange of the gradients among 64 GPUs takes, by the bytes of a step and the bandwidth of a link."""
+    lines = [
+        "",
+        f"## {GPUS} GPUs, estimated",
+        "",
+        "A ring exchange sends 2·(N − 1)/N times the gradients (float32) over each link, whatever N: per step",
+        "",
+        "| network | parameters | gradients | " + " | ".join(LINKS) + " |",
+        "|---|---:|---:|" + "---:|" * len(LINKS),
+    ]
+    for name, config in NETWORKS.items():
+        count = sum(parameter.numel() for parameter in DGUNet(config).parameters())
+        sent = 2 * (GPUS - 1) / GPUS * 4 * count
+        times = " | ".join(f"{1e3 * sent / rate:.2f} ms" for rate in LINKS.values())
+        lines.append(f"| {name} | {count / 1e6:.1f} M | {4 * count / 1e6:.0f} MB | {times} |")
+    return [
+        *lines,
+        "",
+        "DistributedDataParallel exchanges while it computes the backward pass, so this bounds from above what talking",
+        "adds. As a share it needs the time of a step on the GPU at hand (`make bench-gpu`; not measured here):",
+        "it is below 5 % even without overlap where a step takes 20 times the number above. Validation and checkpoints",
+        "talk once in `validate_every` steps, the stop request every 20 steps on GPUs.",
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The line between a run's workers, Ray's controller and the driver: reports, progress, notices, the wish to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+
+
+@dataclass(frozen=True)
+class Ears:
+    """Who listens to a run, in the driver.
+
+    report: each report once, when its checkpoint is safe. progress: (step, figures). notice: a line for a person, when
+    workers were lost or something is waited for.
+    """
+
+    report: Callable[[dict[str, float]], None] = lambda metrics: None
+    progress: Callable[[int, dict[str, float]], None] = lambda step, figures: None
+    notice: Callable[[str], None] = lambda line: None
+
+
+class Line:
+    """The telephone exchange: an actor of its own, called by all and calling nobody."""
+
+    def __init__(self) -> None:
+        self.latest: tuple[int, dict[str, float]] | None = None
+        self.reports: list[dict[str, float]] = []
+        self.notices: list[str] = []
+        self.failure: Exception | None = None
+        self.stopping = False
+
+    def progress(self, step: int, figures: dict[str, float]) -> bool:
+        """Keep the latest figures; return whether to stop."""
+        self.latest = step, figures
+        return self.stopping
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Take a report whose checkpoint is safe."""
+        self.reports.append(metrics)
+
+    def notice(self, text: str) -> None:
+        """Take a line for a person."""
+        self.notices.append(text)
+
+    def fail(self, error: Exception) -> None:
+        """Take an error that no retry can mend."""
+        self.failure = error
+
+    def stop(self) -> bool:
+        """Have the workers save and return."""
+        self.stopping = True
+        return True
+
+    def listen(self) -> dict[str, Any]:
+        """Return what is new since the last time."""
+        heard = {
+            "latest": self.latest, "reports": self.reports, "notices": self.notices, "failure": self.failure,
+        }  # fmt: skip
+        self.reports, self.notices = [], []
+        return heard
+
+
+class Heard(ray.train.UserCallback):  # type: ignore[misc]
+    """Passes on each report once, when its checkpoint is committed, and each loss; lives in Ray's controller."""
+
+    def __init__(self, line: Any) -> None:
+        self.line = line
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, float]], checkpoint: Any) -> None:
+        """Pass on what rank 0 reported."""
+        self.line.report.remote(metrics[0])
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        """Pass on who was lost."""
+        self.line.notice.remote(f"{losses(worker_exceptions)}; back to the last checkpoint")
+
+
+class Mouth:
+    """A worker's end of the line; never waits for an answer, only looks whether one has come."""
+
+    def __init__(self, line: Any) -> None:
+        self.line, self.answer, self.stopping = line, None, False
+
+    def progress(self, step: int, figures: dict[str, float]) -> None:
+        """Tell how far training has come."""
+        self.answer = self.line.progress.remote(step, figures)
+
+    def stop_requested(self) -> bool:
+        """Return whether the answer to an earlier word was to stop."""
+        if self.answer is not None and ray.wait([self.answer], timeout=0)[0]:
+            self.stopping, self.answer = ray.get(self.answer), None
+        return self.stopping
+
+
+def relay(line: Any, ears: Ears) -> None:
+    """Tell `ears` what is new; raise what a worker said is final."""
+    heard = ray.get(line.listen.remote())
+    if heard["latest"]:
+        ears.progress(*heard["latest"])
+    for metrics in heard["reports"]:
+        ears.report(metrics)
+    for text in heard["notices"]:
+        ears.notice(text)
+    if heard["failure"]:
+        raise heard["failure"]
+
+
+def told(error: Exception) -> str:
+    """Say in one line why training failed."""
+    if isinstance(error, ray.train.WorkerGroupError):
+        return losses(error.worker_failures)
+    return f"a worker {_loss(getattr(error, 'controller_failure', error))}"
+
+
+def losses(errors: Mapping[int, Exception]) -> str:
+    """Say in one line what befell which worker."""
+    ranks: dict[str, list[str]] = {}
+    for rank, error in sorted(errors.items()):
+        ranks.setdefault(_loss(error), []).append(str(rank))
+    return "; ".join(f"worker {', '.join(numbers)} {what}" for what, numbers in ranks.items())
+
+
+def _loss(error: Exception) -> str:
+    kind, text = type(error).__name__, str(error)
+    if "HealthCheckTimeout" in kind:
+        return "hung and was killed"
+    if "HealthCheckFailed" in kind or "worker process has died" in text:
+        return "died"
+    if "Timed out" in text or "timeout" in text:
+        return "waited in vain for another"
+    if "Connection" in text:
+        return "lost touch with another"
+    return f"failed with {text.strip().splitlines()[-1]}"

@@ -1,0 +1,49 @@
+"""What only a GPU can show; skipped where there is none."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from conftest import RECIPE
+
+from dgunet.network import DGUNet, DGUNetConfig
+from pipeline.loader import Batch
+from pipeline.params import Train
+from pipeline.training import Training
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def batch() -> Batch:
+    clean = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return Batch(clean.pin_memory(), (clean / 2).pin_memory(), ["none"] * 4)
+
+
+def training(device: str, **compute: object) -> Training:
+    recipe = Train.model_validate({**RECIPE, "compute": {**RECIPE["compute"], **compute}})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = DGUNet(DGUNetConfig(**recipe.network.model_dump()))
+    return Training(network, recipe, torch.device(device))
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """Every hidden synchronisation of host and device is an error."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("compute", [{}, {"precision": "bfloat16"}, {"accumulate": 2}, {"recompute_activations": True}])
+def test_a_step_never_waits_for_the_device(no_waiting: None, compute: dict[str, object]) -> None:
+    trained, given = training("cuda", **compute), batch()
+    for _ in range(3):  # workspaces are made
+        trained.step(given)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    trained.step(given)
+
+
+def test_a_step_is_the_same_as_on_the_cpu() -> None:
+    losses = [[float(made.step(batch())[0]) for _ in range(4)] for made in (training("cpu"), training("cuda"))]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
