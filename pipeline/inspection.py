@@ -56,7 +56,7 @@ def inspect_images(
     Raises StorageError if a place cannot be reached any more: what was seen until then stays remembered.
     """
     todo = iter(candidates)
-    with closing(_open_memory(memory)) as database, _saving(database):
+    with _saved(memory) as database:
         while chunk := list(islice(todo, _CHUNK)):
             keys = [_key(candidate, max_pixels) for candidate in chunk]
             known = {key: seen for key in keys if key and (seen := _recall(database, key))}
@@ -98,7 +98,7 @@ def inspect_image(candidate: Candidate, *, max_pixels: int) -> Inspection:
 def group_scenes(thumbnails: Mapping[str, bytes], memory: Path) -> dict[str, str]:
     """Return duplicates.name_groups, remembered for as long as the images are the same: it is slow for very many."""
     key = hashlib.sha256(" ".join((_reader(), *sorted(thumbnails))).encode()).hexdigest()
-    with closing(_open_memory(memory)) as database, _saving(database):
+    with _saved(memory) as database:
         row = database.execute("SELECT groups FROM scenes WHERE key = ?", (key,)).fetchone()
         groups: dict[str, str] = json.loads(row[0]) if row else duplicates.name_groups(thumbnails)
         database.execute("DELETE FROM scenes")
@@ -138,11 +138,16 @@ def _in_threads(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[
 
 
 @contextmanager
-def _saving(database: sqlite3.Connection) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        database.commit()
+def _saved(memory: Path) -> Iterator[sqlite3.Connection]:
+    """Open the memory; save what was added, whatever happens meanwhile. A disk that is full or read-only: OSError."""
+    with closing(_open_memory(memory)) as database:
+        try:
+            try:
+                yield database
+            finally:
+                database.commit()
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{memory}: {error}") from error
 
 
 def _open_memory(path: Path) -> sqlite3.Connection:

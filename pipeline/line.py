@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.train
+
+from pipeline import record
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,13 @@ class Line:
 class Heard(ray.train.UserCallback):  # type: ignore[misc]
     """Passes on each report once, when its checkpoint is committed, and each loss; lives in Ray's controller."""
 
-    def __init__(self, line: Any) -> None:
-        self.line = line
+    def __init__(self, line: Any, place: str) -> None:
+        self.line, self.place = line, place
 
     def after_report(self, run_context: Any, metrics: list[dict[str, float]], checkpoint: Any) -> None:
         """Pass on what rank 0 reported."""
+        with suppress(OSError):
+            record.keep(self.place)
         self.line.report.remote(metrics[0])
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:

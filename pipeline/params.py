@@ -7,6 +7,8 @@ results of another stale. `pipeline.mirror` is the whole file.
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -194,8 +196,10 @@ def door(main: Callable[[], None]) -> None:
     try:
         main()
     except OSError as error:
-        full = error.errno == errno.ENOSPC
-        sys.exit(f"error: {error}" + (": make room, then run the same command again" if full else ""))
+        # shutil.Error lists what it could not copy, each with its reason.
+        told = str(error.args[0][0][2] if isinstance(error, shutil.Error) else error)
+        full = os.strerror(errno.ENOSPC) in told
+        sys.exit(f"error: {told}" + (": make room, then run the same command again" if full else ""))
     except ValueError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -250,4 +250,6 @@ def _knock(address: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """Return the line that says what happened; SQLAlchemy may put one about sessions before it."""
+    lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]
+    return (lines or [type(error).__name__])[0][:200]

@@ -27,6 +27,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from pipeline import record
 from pipeline.cluster import PROJECT
 from pipeline.line import Ears, Heard, Line, Mouth, relay, told
 
@@ -107,6 +108,8 @@ def fit(work: Callable[[Worker], None], *, name: str, into: Path, ears: Ears, sh
     `work` is final, and raised here, as is StorageLost.
     share: what the run may use of the cluster; default: all of it.
     """
+    if told_of_damage := record.mend(f"{storage()}/{name}"):
+        ears.notice(told_of_damage)
     line = ray.remote(num_cpus=0)(Line).remote()
     outcome: list[ray.train.Result | BaseException] = []
     trainer = _trainer(work, name, line, share or _whole_cluster())
@@ -142,7 +145,7 @@ def fit(work: Callable[[Worker], None], *, name: str, into: Path, ears: Ears, sh
 
 def forget(name: str) -> None:
     """Remove the checkpoints of the run `name`, which is finished."""
-    filesystem, path = ray.train.v2._internal.execution.storage.get_fs_and_path(f"{storage()}/{name}")
+    filesystem, path = record.place(f"{storage()}/{name}")
     filesystem.delete_dir(path)
 
 
@@ -192,7 +195,7 @@ def _trainer(work: Callable[[Worker], None], name: str, line: Any, share: Share)
             storage_path=storage(),
             failure_config=ray.train.FailureConfig(max_failures=_number("DGUNET_MAX_FAILURES", 3)),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            callbacks=[Heard(line)],
+            callbacks=[Heard(line, f"{storage()}/{name}")],
         ),
     )
 

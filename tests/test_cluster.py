@@ -118,6 +118,21 @@ def test_an_error_that_a_retry_cannot_mend_is_raised_at_once(storage: Path, tmp_
     assert (tmp_path / "starts").read_text() == "0 "
 
 
+@pytest.mark.parametrize("copy_too", [False, True])
+def test_a_list_of_checkpoints_that_was_cut_off_does_not_stop_a_run(
+    storage: Path, tmp_path: Path, copy_too: bool
+) -> None:
+    name = f"cut-{copy_too}"
+    counted(tmp_path, name, 3)
+    for file in (storage / name).glob("checkpoint_manager_snapshot.json*" if copy_too else "*.json"):
+        file.write_bytes(file.read_bytes()[:40])
+    notices: list[str] = []
+    workers.fit(partial(count, 5, str(tmp_path)), name=name, into=tmp_path / "out", ears=Ears(notice=notices.append))
+    assert (tmp_path / "out" / "step").read_text() == "5"
+    assert (tmp_path / "starts").read_text() == ("0 0 " if copy_too else "0 3 ")
+    assert ("starting anew" if copy_too else "going on from the one before") in notices[0]
+
+
 def test_losses_too_many_are_told_in_a_line(storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGUNET_MAX_FAILURES", "0")
     (tmp_path / "1.kill").touch()
