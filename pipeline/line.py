@@ -118,7 +118,8 @@ def told(error: Exception) -> str:
     """Say in one line why training failed."""
     if isinstance(error, ray.train.WorkerGroupError):
         return losses(error.worker_failures)
-    return f"a worker {_loss(getattr(error, 'controller_failure', error))}"
+    cause = getattr(error, "controller_failure", error)
+    return f"storage: {cause}" if isinstance(cause, OSError) else f"a worker {_loss(cause)}"
 
 
 def losses(errors: Mapping[int, Exception]) -> str:

@@ -108,15 +108,13 @@ def fit(work: Callable[[Worker], None], *, name: str, into: Path, ears: Ears, sh
     `work` is final, and raised here, as is StorageLost.
     share: what the run may use of the cluster; default: all of it.
     """
-    if told_of_damage := record.mend(f"{storage()}/{name}"):
-        ears.notice(told_of_damage)
     line = ray.remote(num_cpus=0)(Line).remote()
     outcome: list[ray.train.Result | BaseException] = []
-    trainer = _trainer(work, name, line, share or _whole_cluster())
+    used = share or _whole_cluster()
 
     def run() -> None:
         try:
-            outcome.append(trainer.fit())
+            outcome.append(_while_storage_comes_back(lambda: _trainer(work, name, line, used).fit(), name, line))
         except BaseException as error:
             outcome.append(error)
 
@@ -141,6 +139,28 @@ def fit(work: Callable[[Worker], None], *, name: str, into: Path, ears: Ears, sh
         raise Interrupted
     with outcome[0].checkpoint.as_directory() as folder:
         shutil.copytree(folder, into, dirs_exist_ok=True)
+
+
+def _while_storage_comes_back(run: Callable[[], ray.train.Result], name: str, line: Any) -> ray.train.Result:
+    """Run; and again, from the last checkpoint, when Ray's controller could not reach the storage."""
+    pause, failing_since = 1.0, 0.0
+    while True:
+        if damage := record.mend(f"{storage()}/{name}"):
+            line.notice.remote(damage)
+        begun = time.monotonic()
+        try:
+            return run()
+        except ray.train.ControllerError as error:
+            now = time.monotonic()
+            if not isinstance(error.controller_failure, OSError):
+                raise
+            if not failing_since or now - begun > patience():  # all was well in between
+                pause, failing_since = 1.0, now
+            if now - failing_since > patience():
+                raise
+            line.notice.remote(f"{told(error)}; trying again for {patience() - (now - failing_since):.0f} s")
+        time.sleep(pause)
+        pause = min(2 * pause, MOST_SECONDS_BETWEEN_TRIES)
 
 
 def forget(name: str) -> None:

@@ -118,6 +118,7 @@ def test_an_error_that_a_retry_cannot_mend_is_raised_at_once(storage: Path, tmp_
     assert (tmp_path / "starts").read_text() == "0 "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copy_too", [False, True])
 def test_a_list_of_checkpoints_that_was_cut_off_does_not_stop_a_run(
     storage: Path, tmp_path: Path, copy_too: bool
