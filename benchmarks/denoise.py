@@ -1,7 +1,7 @@
 """The default denoiser on CBSD68 (σ 25, noise neither clipped nor quantised), as it is or trained longer on CBSD400.
 
     python -m benchmarks.denoise --model models/denoise            what `make repro` left, on CBSD68
-    python -m benchmarks.denoise --steps 12000                     first train the same recipe that long on CBSD400
+    python -m benchmarks.denoise --steps 12000                     first train it that long on CBSD400, for σ 25 alone
 
 Needs ../shared/data beside the checkout. Published: CBM3D 30.71 dB, DnCNN 31.24 dB, Restormer 31.75 dB.
 """
@@ -62,6 +62,7 @@ def trained(folder: Path, steps: int) -> Path:
         {"kind": "folder", "path": str(DATA / "CBSD400" / name)} for name in ("train", "test")
     ]
     params["prepare"]["split"] = {"val": 0.03, "test": 0.0}
+    params["denoise"]["synthesize"]["degradation"]["sigma"] = [25, 25]  # as the published numbers beside it
     params["denoise"]["train"] |= {"num_steps": steps, "validate_every": max(1, steps // 12), "average_decay": 0.999}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     environment = os.environ | {

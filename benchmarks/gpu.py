@@ -1,6 +1,6 @@
 """Images per second and memory of a training step on a GPU, by how it is computed (`train.compute`).
 
-    make bench-gpu                                                    256², batch 16, derain DGUNet and 67 M DGUNet+
+    make bench-gpu                                                    256², batch 16, derain DGUNet and the 70 M DGUNet+
     python -m benchmarks.gpu --device cpu --size 32 --batch 2 --steps 1   a rehearsal; writes nothing
 
 The baseline is the most direct loop: eager float32 in channels-first memory, Adam. All others are the pipeline's own
