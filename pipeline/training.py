@@ -73,7 +73,7 @@ class Training:
             self.objective = DistributedDataParallel(
                 self.objective,
                 device_ids=[device] if device.type == "cuda" else None,
-                static_graph=True,
+                static_graph=compute.accumulate == 1,  # its first backward pass may not be one of several
                 gradient_as_bucket_view=True,
             )
 
