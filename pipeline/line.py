@@ -119,7 +119,7 @@ def told(error: Exception) -> str:
     if isinstance(error, ray.train.WorkerGroupError):
         return losses(error.worker_failures)
     cause = getattr(error, "controller_failure", error)
-    return f"storage: {cause}" if isinstance(cause, OSError) else f"a worker {_loss(cause)}"
+    return f"storage: {cause}" if isinstance(cause, OSError) else f"the run {_loss(cause)}"
 
 
 def losses(errors: Mapping[int, Exception]) -> str:

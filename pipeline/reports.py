@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 from pipeline.evaluation import Evaluation
 from pipeline.plots import Curve
 from pipeline.protocol import Quality
+from pipeline.shards import PARTIAL
 
 DECIMALS = 4  # of dB and of SSIM: finer than any difference worth reporting, coarser than the noise of float32
 
@@ -23,7 +25,9 @@ DECIMALS = 4  # of dB and of SSIM: finer than any difference worth reporting, co
 def replacing(folder: Path) -> Iterator[Path]:
     """Give a temporary folder; its files replace those of the same names in `folder` if all goes well, else none."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".partial") as name:
+    for abandoned in folder.glob(f".*{PARTIAL}"):  # by a process that was killed; DVC lets no two write here at once
+        shutil.rmtree(abandoned)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=PARTIAL) as name:
         yield Path(name)
         for path in sorted(Path(name).iterdir()):
             path.replace(folder / path.name)

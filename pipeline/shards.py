@@ -35,6 +35,7 @@ from jaxtyping import UInt8
 from pipeline import remote
 
 INDEX = "index.json"
+PARTIAL = ".partial"  # how names of files end that are still being written
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -77,7 +78,7 @@ class Index:
 
 def write_shard(path: Path, pairs: Iterable[Pair]) -> ShardEntry:
     """Write `pairs` to the tar `path` (temporary name, fsync, rename): same pairs, same bytes."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     samples = 0
     try:
         with partial.open("wb") as file:
@@ -103,7 +104,7 @@ def checksum(path: Path) -> str:
 def write_index(folder: Path, index: Index) -> None:
     """Write `folder/index.json`; the last file to be written, so that a folder with an index is complete."""
     text = json.dumps({"recipe": index.recipe, "shards": [asdict(e) for e in index.shards]}, indent=1, sort_keys=True)
-    partial = folder / f".{INDEX}.partial"
+    partial = folder / f".{INDEX}{PARTIAL}"
     partial.write_text(text + "\n")
     partial.replace(folder / INDEX)
 

@@ -26,7 +26,7 @@ from pipeline import cluster, remote
 from pipeline.fingerprint import fingerprint
 from pipeline.manifest import SPLITS, Entry, read_manifest
 from pipeline.params import Synthesize, door, load_section, read_params
-from pipeline.shards import Index, ShardEntry, checksum, write_index, write_shard
+from pipeline.shards import PARTIAL, Index, ShardEntry, checksum, write_index, write_shard
 from pipeline.tiles import Stretch, chosen, num_tiles, pairs, plan
 
 WORKSHOP = Path(".cache/synthesize")
@@ -80,6 +80,8 @@ def main() -> None:
     for split in SPLITS:
         write_index(workshop / split, Index(recipe, [entries[name] for name in names[split]]))
     (workshop / JOURNAL).unlink()
+    for abandoned in workshop.rglob(f"*{PARTIAL}"):  # by a worker that was killed
+        abandoned.unlink()
     shutil.rmtree(given.out, ignore_errors=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(workshop, given.out)

@@ -26,6 +26,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import record
 from pipeline.cluster import PROJECT
@@ -108,7 +109,8 @@ def fit(work: Callable[[Worker], None], *, name: str, into: Path, ears: Ears, sh
     `work` is final, and raised here, as is StorageLost.
     share: what the run may use of the cluster; default: all of it.
     """
-    line = ray.remote(num_cpus=0)(Line).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    line = ray.remote(num_cpus=0, scheduling_strategy=here)(Line).remote()  # elsewhere it would leave with its node
     outcome: list[ray.train.Result | BaseException] = []
     used = share or _whole_cluster()
 

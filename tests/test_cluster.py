@@ -222,7 +222,8 @@ def count_together(last: int, folder: str, worker: workers.Worker) -> None:
 
 
 ELASTIC = """
-    import os, sys, threading, time
+    import os, sys
+    from concurrent.futures import ThreadPoolExecutor
     from functools import partial
     from pathlib import Path
     import ray
@@ -237,14 +238,13 @@ ELASTIC = """
     os.environ |= {"RAY_ADDRESS": nodes.address, "DGUNET_WORKERS": "1:2"}
     with cluster.session():
         work = partial(count_together, int(sys.argv[2]), str(folder))
-        run = threading.Thread(target=lambda: workers.fit(
-            work, name="elastic", into=folder / "out", ears=Ears()))
-        run.start()
+        ears = Ears(notice=lambda line: print(line, flush=True))
+        run = ThreadPoolExecutor().submit(workers.fit, work, name="elastic", into=folder / "out", ears=ears)
         wait_for(folder / "made5")
         nodes.remove_node(second, allow_graceful=False)
         wait_for(folder / "made12")
         nodes.add_node(num_cpus=1)
-        run.join()
+        run.result()
     nodes.shutdown()
 """
 

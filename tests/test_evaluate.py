@@ -181,6 +181,8 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path):
         (folder / "metrics.json").write_text("new")
         raise RuntimeError
     assert (tmp_path / "metrics.json").read_text() == "old"
+    (tmp_path / ".killed.partial").mkdir()
+    (tmp_path / ".killed.partial" / "metrics.json").write_text("of a process that was killed")
     with replacing(tmp_path) as folder:
         (folder / "metrics.json").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]

@@ -150,9 +150,9 @@ def kill(folder: Path, times: int, killed: list[int]) -> None:
             time.sleep(0.05)
             continue
         time.sleep(rng.uniform(0, 3))
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # gone with its group: that is no kill of ours
             os.kill(process, signal.SIGKILL)
-        killed.append(process)
+            killed.append(process)
 
 
 @pytest.mark.timeout(900)
@@ -160,7 +160,7 @@ def test_a_run_killed_twenty_times_ends_where_one_ends_that_was_left_alone(
     storage: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DGUNET_MAX_FAILURES", "100")
-    settings = recipe(num_steps=600, validate_every=10, warmup_steps=10)
+    settings = recipe(num_steps=1500, validate_every=10, warmup_steps=10)
     job = Job(settings, 3, shards, 1, {"task": "test", "provenance": {"commit": "none", "data": "none"}})
     run(job, tmp_path, "alone", 2)
     (tmp_path / "out").rename(tmp_path / "alone")
@@ -169,8 +169,8 @@ def test_a_run_killed_twenty_times_ends_where_one_ends_that_was_left_alone(
     killer.start()
     heard, notices = run(partial(mortal, job, str(tmp_path)), tmp_path, "killed", 2)
     assert len(killed) == 20
-    assert sum("died" in line for line in notices) >= 5  # several kills may end the same life of the group
-    assert heard == list(range(10, 601, 10))
+    assert sum("died" in line for line in notices) >= 15  # two kills may end the same life of the group
+    assert heard == list(range(10, 1501, 10))
     ours, theirs = (torch.load(tmp_path / name / training.STATE, weights_only=True) for name in ("out", "alone"))
     assert ours["progress"] == theirs["progress"]
     assert all(torch.equal(ours["network"][name], tensor) for name, tensor in theirs["network"].items())

@@ -261,8 +261,10 @@ def test_a_driver_killed_in_the_middle_goes_on_where_it_was(checkout: Path) -> N
     assert result() == expected, "the old output stays until the new one is whole"
     (workshop,) = Path(".cache/synthesize").iterdir()
     kept = {line["shard"]: (workshop / line["shard"]).stat().st_mtime_ns for line in journal()}
+    (workshop / "train" / ".000000.tar.1.partial").touch()
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
     assert kept
+    assert not list(OUT.rglob("*.partial"))
     assert all((OUT / name).stat().st_mtime_ns == time_ns for name, time_ns in kept.items())
     continued = result()
     synthesize.main()
