@@ -33,6 +33,7 @@ class Line:
         self.latest: tuple[int, dict[str, float]] | None = None
         self.reports: list[dict[str, float]] = []
         self.notices: list[str] = []
+        self.stored = 0
         self.failure: Exception | None = None
         self.stopping = False
 
@@ -44,6 +45,11 @@ class Line:
     def report(self, metrics: dict[str, float]) -> None:
         """Take a report whose checkpoint is safe."""
         self.reports.append(metrics)
+        self.stored += 1
+
+    def num_reports(self) -> int:
+        """Return how many reports were taken since the start."""
+        return self.stored
 
     def notice(self, text: str) -> None:
         """Take a line for a person."""

@@ -21,6 +21,12 @@ def place(address: str) -> tuple[Any, str]:
     return found
 
 
+def make_room(address: str) -> None:
+    """Create the run's folder. Raises OSError where it cannot."""
+    filesystem, folder = place(address)
+    filesystem.create_dir(folder)
+
+
 def keep(address: str) -> None:
     """Copy the list beside itself. Raises OSError where it cannot."""
     filesystem, folder = place(address)

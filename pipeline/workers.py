@@ -106,22 +106,28 @@ def fit(work: Callable[[Worker], None], *, name: str, into: Path, ears: Ears, sh
     A run of the same `name` that did not finish is continued from its last checkpoint, so the name must tell equal
     runs from others. Workers that die or hang are started again from it, DGUNET_MAX_FAILURES times, then WorkersLost is
     raised. On SIGTERM and Ctrl-C the workers save a checkpoint first, then Interrupted is raised. A ValueError of
-    `work` is final, and raised here, as is StorageLost.
+    `work` is final, and raised here, as is StorageLost, at once where a run that starts cannot reach the storage.
     share: what the run may use of the cluster; default: all of it.
     """
+    try:
+        record.make_room(f"{storage()}/{name}")
+    except OSError as error:
+        raise _storage_lost(error, 0.0) from error
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     line = ray.remote(num_cpus=0, scheduling_strategy=here)(Line).remote()  # elsewhere it would leave with its node
     outcome: list[ray.train.Result | BaseException] = []
     used = share or _whole_cluster()
 
-    def run() -> None:
-        try:
-            outcome.append(_while_storage_comes_back(lambda: _trainer(work, name, line, used).fit(), name, line))
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
     with _stop_signals() as stop:
+
+        def run() -> None:
+            try:
+                train = partial(_trainer, work, name, line, used)
+                outcome.append(_while_storage_comes_back(lambda: train().fit(), name, line, stop))
+            except BaseException as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
         asked = False
         while thread.is_alive():
@@ -143,26 +149,37 @@ def fit(work: Callable[[Worker], None], *, name: str, into: Path, ears: Ears, sh
         shutil.copytree(folder, into, dirs_exist_ok=True)
 
 
-def _while_storage_comes_back(run: Callable[[], ray.train.Result], name: str, line: Any) -> ray.train.Result:
-    """Run; and again, from the last checkpoint, when Ray's controller could not reach the storage."""
-    pause, failing_since = 1.0, 0.0
+def _while_storage_comes_back(
+    run: Callable[[], ray.train.Result], name: str, line: Any, stop: threading.Event
+) -> ray.train.Result:
+    """Run; and again, from the last checkpoint, when the storage was out of reach of the driver or Ray's controller."""
+    pause, failing_since, stored = 1.0, 0.0, 0
     while True:
-        if damage := record.mend(f"{storage()}/{name}"):
-            line.notice.remote(damage)
-        begun = time.monotonic()
         try:
+            if damage := record.mend(f"{storage()}/{name}"):
+                line.notice.remote(damage)
             return run()
-        except ray.train.ControllerError as error:
-            now = time.monotonic()
-            if not isinstance(error.controller_failure, OSError):
+        except (OSError, ray.train.ControllerError) as error:
+            cause, now = getattr(error, "controller_failure", error), time.monotonic()
+            if not isinstance(cause, OSError):
                 raise
-            if not failing_since or now - begun > patience():  # all was well in between
+            stored, before = ray.get(line.num_reports.remote()), stored
+            if not failing_since or stored > before:  # all was well in between
                 pause, failing_since = 1.0, now
-            if now - failing_since > patience():
-                raise
-            line.notice.remote(f"{told(error)}; trying again for {patience() - (now - failing_since):.0f} s")
-        time.sleep(pause)
+            waited = now - failing_since
+            if waited > patience():
+                raise _storage_lost(cause, waited) from error
+            line.notice.remote(f"{told(error)}; trying again for {patience() - waited:.0f} s")
+        if stop.wait(pause):
+            raise Interrupted  # all that could be saved is
         pause = min(2 * pause, MOST_SECONDS_BETWEEN_TRIES)
+
+
+def _storage_lost(error: OSError, waited: float) -> StorageLost:
+    return StorageLost(
+        f"checkpoints cannot be stored in {storage()}, tried for {waited:.0f} s: {error}. What was done up to the last "
+        "one is kept: the same command goes on from there. DGUNET_STORAGE names another place"
+    )
 
 
 def forget(name: str) -> None:
@@ -270,10 +287,7 @@ def _upload(line: Any, patience: float, checkpoint: Any, name: str) -> Any:
         except OSError as error:
             waited = time.monotonic() - started
             if waited > patience:
-                raise StorageLost(
-                    f"checkpoints cannot be stored in {storage()}, tried for {waited:.0f} s: {error}. What was done up "
-                    "to the last one is kept: the same command goes on from there. DGUNET_STORAGE names another place"
-                ) from error
+                raise _storage_lost(error, waited) from error
             line.notice.remote(f"the checkpoint cannot be stored, trying again for {patience - waited:.0f} s: {error}")
         time.sleep(pause)
         pause = min(2 * pause, MOST_SECONDS_BETWEEN_TRIES)

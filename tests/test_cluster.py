@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from pipeline import cluster, workers
-from pipeline.line import Ears
+from pipeline.line import Ears, Line
 
 TESTS = Path(__file__).parent
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings are not ours to mend
@@ -134,6 +136,32 @@ def test_a_list_of_checkpoints_that_was_cut_off_does_not_stop_a_run(
     assert ("starting anew" if copy_too else "going on from the one before") in notices[0]
 
 
+def test_a_storage_that_cannot_be_written_is_told_before_anything_starts(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DGUNET_STORAGE", str(tmp_path / "file" / "storage"))
+    with pytest.raises(workers.StorageLost, match=r"Not a directory.*DGUNET_STORAGE"):
+        workers.fit(partial(count, 8, "", str(tmp_path)), name="nowhere", into=tmp_path / "out", ears=Ears())
+
+
+def test_a_storage_that_stays_away_is_given_up_and_the_wait_ends_when_asked_to_stop(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> Any:
+        raise OSError("the storage is gone")
+
+    line = ray.remote(num_cpus=0)(Line).remote()
+    stop = threading.Event()
+    threading.Timer(2, stop.set).start()
+    with pytest.raises(workers.Interrupted):
+        workers._while_storage_comes_back(run, "gone", line, stop)
+    assert ray.get(line.listen.remote())["notices"][0] == "storage: the storage is gone; trying again for 600 s"
+    monkeypatch.setenv("DGUNET_PATIENCE", "0")
+    with pytest.raises(workers.StorageLost, match=r"the storage is gone.*DGUNET_STORAGE"):
+        workers._while_storage_comes_back(run, "gone", line, threading.Event())
+
+
 def test_losses_too_many_are_told_in_a_line(storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGUNET_MAX_FAILURES", "0")
     (tmp_path / "1.kill").touch()
@@ -229,7 +257,7 @@ ELASTIC = """
     import ray
     from ray.cluster_utils import Cluster
     from pipeline import cluster, workers
-    from pipeline.line import Ears
+    from pipeline.line import Ears, Line
     from test_cluster import count_together, wait_for
     folder = Path(sys.argv[1])
     os.environ |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
