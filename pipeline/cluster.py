@@ -1,7 +1,7 @@
 """Work on many processes and machines, through Ray; `pipeline.workers` trains on it.
 
 `session` joins the cluster that RAY_ADDRESS names, or starts Ray on this machine. `map_unordered` runs a function
-over items.
+over items. `alone` keeps two runs of one name apart.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from filelock import FileLock, Timeout
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PROJECT = Path(__file__).parents[1]
+STORAGE, LOCKS = PROJECT / ".cache" / "runs", PROJECT / ".cache" / "locks"
 OBJECT_STORE_BYTES = 256 * 2**20  # nothing large goes through it
 
 # Reports wait for the controller's next poll (2 s apart by default); printing is forwarded twice.
@@ -36,6 +38,7 @@ def session(*, dashboard: bool = False) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)} | RAY_SETTINGS
+        passed_on.setdefault("DGUNET_STORAGE", str(STORAGE))  # a copy of the project on a node has its own PROJECT
         runtime = {"working_dir": str(PROJECT), "env_vars": passed_on}
         joined = ray.init(address, log_to_driver=False, runtime_env=runtime)
         if dashboard and not joined.dashboard_url:
@@ -54,6 +57,18 @@ def session(*, dashboard: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Keep other processes on this machine away from the run `name`; ValueError if one is at work on it."""
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(LOCKS / name).acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another process is at work on {name}: wait for it, or stop it") from None
+    with held:
+        yield
 
 
 def map_unordered(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

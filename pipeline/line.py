@@ -34,12 +34,13 @@ class Line:
         self.reports: list[dict[str, float]] = []
         self.notices: list[str] = []
         self.stored = 0
+        self.working = False
         self.failure: Exception | None = None
         self.stopping = False
 
     def progress(self, step: int, figures: dict[str, float]) -> bool:
         """Keep the latest figures; return whether to stop."""
-        self.latest = step, figures
+        self.latest, self.working = (step, figures), True
         return self.stopping
 
     def report(self, metrics: dict[str, float]) -> None:
@@ -55,19 +56,28 @@ class Line:
         """Take a line for a person."""
         self.notices.append(text)
 
+    def enter(self) -> None:
+        """Learn that a worker has begun."""
+        self.working = True
+
+    def leave(self, text: str) -> None:
+        """Learn that the workers are gone, in a line for a person."""
+        self.working = False
+        self.notices.append(text)
+
     def fail(self, error: Exception) -> None:
         """Take an error that no retry can mend."""
         self.failure = error
 
-    def stop(self) -> bool:
+    def stop(self) -> None:
         """Have the workers save and return."""
         self.stopping = True
-        return True
 
     def listen(self) -> dict[str, Any]:
         """Return what is new since the last time."""
         heard = {
             "latest": self.latest, "reports": self.reports, "notices": self.notices, "failure": self.failure,
+            "working": self.working,
         }  # fmt: skip
         self.reports, self.notices = [], []
         return heard
@@ -87,7 +97,7 @@ class Heard(ray.train.UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Pass on who was lost."""
-        self.line.notice.remote(f"{losses(worker_exceptions)}; back to the last checkpoint")
+        self.line.leave.remote(f"{losses(worker_exceptions)}; back to the last checkpoint")
 
 
 class Mouth:
@@ -107,8 +117,8 @@ class Mouth:
         return self.stopping
 
 
-def relay(line: Any, ears: Ears) -> None:
-    """Tell `ears` what is new; raise what a worker said is final."""
+def relay(line: Any, ears: Ears) -> bool:
+    """Tell `ears` what is new; return whether there are workers at work. Raises what a worker said is final."""
     heard = ray.get(line.listen.remote())
     if heard["latest"]:
         ears.progress(*heard["latest"])
@@ -118,6 +128,7 @@ def relay(line: Any, ears: Ears) -> None:
         ears.notice(text)
     if heard["failure"]:
         raise heard["failure"]
+    return bool(heard["working"])
 
 
 def told(error: Exception) -> str:

@@ -162,17 +162,41 @@ def batches(
     """
     streams = share(patches.course.batch_size, rank, num_workers)
     loader = DataLoader(
-        patches,
+        _Told(patches) if processes else patches,
         batch_sampler=_Places(first_step, num_steps, streams),
         num_workers=processes,
-        collate_fn=collate,
+        collate_fn=_collate_told if processes else collate,
         pin_memory=pin_memory,
         persistent_workers=False,
         generator=torch.Generator(),  # DataLoader draws a seed for its processes; not from the global generator
         prefetch_factor=4 if processes else None,
         multiprocessing_context="forkserver" if processes else None,
     )
-    return iter(loader) if processes else _one_ahead(iter(loader))
+    return _raised(iter(loader)) if processes else _one_ahead(iter(loader))
+
+
+class _Told(Dataset[Any]):
+    """Hands over an error of a loader process as a value: DataLoader would raise one that begins with a traceback."""
+
+    def __init__(self, patches: Patches) -> None:
+        self.patches = patches
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str] | Exception:
+        try:
+            return self.patches[place]
+        except (ValueError, OSError) as error:
+            return error
+
+
+def _collate_told(samples: Sequence[Any]) -> Batch | Exception:
+    return next((sample for sample in samples if isinstance(sample, Exception)), None) or collate(samples)
+
+
+def _raised(batches: Iterator[Batch | Exception]) -> Iterator[Batch]:
+    for batch in batches:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
 
 
 def _one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

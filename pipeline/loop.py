@@ -42,7 +42,7 @@ class Ports:
     batches: first step -> this worker's batches from there to the last step.
     validation: -> this worker's share of the validation pairs, a stretch of them.
     report: (metrics, checkpoint folder or None), called by every worker at the same steps; the folder is the
-        receiver's to copy before it returns. Only rank 0 has one.
+        receiver's to copy before it returns. Only rank 0 has one. When asked to stop the metrics are the step alone.
     progress: (step, figures) every few seconds on rank 0, for a person to watch.
     stop_requested: polled at every step on rank 0; when true, all workers save a checkpoint and return.
     keep: (name, content) of a file worth keeping when training fails; returns where it was put.
@@ -76,8 +76,8 @@ def fit(
 ) -> Progress:
     """Train `network` by `recipe` on `device`, from the start or from the checkpoint folder `resume`.
 
-    Reports, with a checkpoint, every `recipe.validate_every` steps and at the end. Raises TrainingFailed when more than
-    `recipe.max_skipped_steps` steps in a row had a gradient that is not finite.
+    Validates and reports, with a checkpoint, every `recipe.validate_every` steps and at the end. Raises TrainingFailed
+    when more than `recipe.max_skipped_steps` steps in a row had a gradient that is not finite, or validation had.
     """
     training = Training(network, recipe, device)
     if resume is not None:
@@ -85,7 +85,7 @@ def fit(
     progress = training.progress
     watch = _Watch(progress.step)
     pending: list[_Step] = []
-    losses: list[float] = []
+    losses = progress.losses
     batches = ports.batches(progress.step)
     patience = STEPS_BETWEEN_SYNCHRONISATIONS[device.type]
     while progress.step < recipe.num_steps:
@@ -104,9 +104,10 @@ def fit(
         if peers.rank() == 0 and watch.due():
             ports.progress(progress.step, figures)
         stop = peers.agreed(ports.stop_requested() if peers.rank() == 0 else False)
-        if due or stop:
-            _report(training, losses, figures, ports, card)
-            losses = []
+        if due:
+            _validated(training, figures, ports, card)
+        elif stop:  # first of all what was done is saved, and no trace of the stop left in the history
+            _report({"step": progress.step}, training, ports, card)
         if stop:
             break
     return progress
@@ -146,17 +147,17 @@ def _hopeless(step: _Step, loss: float, norm: float, progress: Progress, ports: 
     )
 
 
-def _report(
-    training: Training,
-    losses: list[float],
-    figures: Mapping[str, float],
-    ports: Ports,
-    card: Mapping[str, Any],
-) -> None:
+def _validated(training: Training, figures: Mapping[str, float], ports: Ports, card: Mapping[str, Any]) -> None:
     """Validate, add a line to the history, and report it with a checkpoint."""
     progress = training.progress
     val_psnr = training.validate(ports.validation())
+    if math.isnan(val_psnr):
+        raise TrainingFailed(
+            f"step {progress.step}: what the averaged network makes of the validation pairs is not a number. Lower "
+            "train.learning_rate or train.gradient_clip"
+        )
     training.keep_best(val_psnr)
+    losses = progress.losses
     line = {
         "step": progress.step,
         "loss": math.fsum(losses) / len(losses) if losses else math.nan,
@@ -165,14 +166,20 @@ def _report(
         "skipped_steps": progress.skipped,
     }
     progress.history.append(line)
+    losses.clear()
     speed = {name: figures[name] for name in ("images_per_second", "waiting_for_data")}
+    _report(line | speed, training, ports, card)
+    if peers.rank() == 0:
+        ports.progress(progress.step, {**figures, "val_psnr": val_psnr})
+
+
+def _report(metrics: dict[str, Any], training: Training, ports: Ports, card: Mapping[str, Any]) -> None:
     if peers.rank() != 0:
-        ports.report(line | speed, None)
+        ports.report(metrics, None)
         return
     with tempfile.TemporaryDirectory() as folder:
         training.save(Path(folder), card)
-        ports.report(line | speed, Path(folder))
-    ports.progress(progress.step, {**figures, "val_psnr": val_psnr})
+        ports.report(metrics, Path(folder))
 
 
 class _Watch:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -192,7 +195,12 @@ def _mistake(name: str, mistake: Mapping[str, Any]) -> str:
 
 
 def door(main: Callable[[], None]) -> None:
-    """Run a door: what the user can mend is told without a traceback and exits with 1; Ctrl-C exits with 130."""
+    """Run a door: what the user can mend is told without a traceback and exits with 1; Ctrl-C exits with 130.
+
+    A stage of DVC stops when `dvc repro` was killed, as on SIGTERM.
+    """
+    if "DVC_STAGE" in os.environ:
+        threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     try:
         main()
     except OSError as error:
@@ -205,6 +213,12 @@ def door(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def parse_degradation(content: Mapping[str, Any]) -> Degradation:

@@ -1,7 +1,7 @@
 """Ray's list of a run's checkpoints, kept twice: Ray writes it in place, and where a disk is full that cuts it off.
 
-Ray then refuses to start the run at all. The copy is made when a report is committed, so the checkpoints it names are
-there until the next list is whole.
+Ray then refuses to start the run at all. The copy is made when a report is committed; of the checkpoints that it names,
+those that have gone since are passed over.
 """
 
 from __future__ import annotations
@@ -35,26 +35,43 @@ def keep(address: str) -> None:
 
 
 def mend(address: str) -> str | None:
-    """Put the copy back where the list is cut off, or remove the run where the copy is no good; say so in a line."""
+    """Put the copy back where the list is cut off, or set the list aside where the copy is no good; say so in a line.
+
+    Raises OSError, and changes nothing, where the storage cannot be read.
+    """
     filesystem, folder = place(address)
-    if not filesystem.get_file_info(f"{folder}/{RECORD}").is_file or _is_whole(filesystem, folder, RECORD):
+    if not filesystem.get_file_info(f"{folder}/{RECORD}").is_file:
         return None
-    cut_off = f"the list of checkpoints in {address} is cut off, as on a full disk"
-    if _is_whole(filesystem, folder, COPY):
-        filesystem.copy_file(f"{folder}/{COPY}", f"{folder}/{RECORD}")
-        return f"{cut_off}: going on from the one before"
-    filesystem.delete_dir(folder)
-    return f"{cut_off}: starting anew"
+    content, is_whole = _read(filesystem, folder, RECORD)
+    if is_whole:
+        return None
+    damage = f"the list of checkpoints in {address} is damaged, as by a full disk"
+    content = content or _read(filesystem, folder, COPY)[0]
+    if content:
+        with filesystem.open_output_stream(f"{folder}/{RECORD}.new") as file:
+            file.write(json.dumps(content).encode())
+        filesystem.move(f"{folder}/{RECORD}.new", f"{folder}/{RECORD}")
+        return f"{damage}: going on from the last that is there"
+    filesystem.move(f"{folder}/{RECORD}", f"{folder}/{RECORD}.damaged")
+    return f"{damage}, and so is its copy: starting anew"
 
 
-def _is_whole(filesystem: Any, folder: str, name: str) -> bool:
-    """Return whether it can be read, and all its checkpoints are there."""
+def _read(filesystem: Any, folder: str, name: str) -> tuple[dict[str, Any] | None, bool]:
+    """Return a list, less the checkpoints that are not there (None if nothing is left), and whether it was whole."""
     try:
         with filesystem.open_input_stream(f"{folder}/{name}") as file:
-            results = json.loads(file.read())["checkpoint_results"]
-        names = [result["checkpoint_dir_name"] for result in results]
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-    return not any(
-        found.type.name == "NotFound" for found in filesystem.get_file_info([f"{folder}/{n}" for n in names])
-    )
+            content = json.loads(file.read())
+        results = [(result["checkpoint_dir_name"], result) for result in content["checkpoint_results"]]
+        indices = content["checkpoint_report_indices"]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None, False
+    paths = [f"{folder}/{checkpoint}" for checkpoint, _ in results]
+    there = [found.type.name != "NotFound" for found in filesystem.get_file_info(paths)]
+    if all(there):
+        return content, True
+    if not any(there):
+        return None, False
+    content["checkpoint_results"] = [result for (_, result), is_there in zip(results, there, strict=True) if is_there]
+    content["checkpoint_report_indices"] = [i for i, is_there in zip(indices, there, strict=True) if is_there]
+    content["latest_checkpoint_result"] = content["checkpoint_results"][-1]  # in the order of the reports
+    return content, False

@@ -119,17 +119,14 @@ def trials_at_once(share: workers.Share, nodes: list[dict[str, float]]) -> int:
 
     More at once would hold part of what they need and wait for each other.
     """
-    needed = {"CPU": share.cpus, "GPU": share.gpus}
-    workers = sum(
-        min(int(node.get(name, 0) / amount + 1e-9) for name, amount in needed.items() if amount) for node in nodes
-    )
-    if workers < share.num_workers:
-        has = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}s" for name in needed)
+    room = workers.places(share, nodes)
+    if room < share.num_workers:
+        has = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}s" for name in ("CPU", "GPU"))
         raise ValueError(
             f"a trial needs {share.num_workers} workers of {share.cpus:g} CPUs and {share.gpus:g} GPUs each, the "
             f"cluster has {has}: lower tune.cpus_per_trial or tune.gpus_per_trial"
         )
-    return workers // share.num_workers
+    return room // share.num_workers
 
 
 def _tuner(problem: Search, trainable: Any, at_once: int, heard: _Heard) -> tune.Tuner:
@@ -154,7 +151,7 @@ def _tuner(problem: Search, trainable: Any, at_once: int, heard: _Heard) -> tune
         ),
         run_config=tune.RunConfig(
             name=problem.name, storage_path=workers.storage(), verbose=0, callbacks=[heard],
-            failure_config=tune.FailureConfig(max_failures=int(os.environ.get("DGUNET_MAX_FAILURES", "3"))),
+            failure_config=tune.FailureConfig(max_failures=workers.max_failures()),
         ),
     )  # fmt: skip
 

@@ -45,13 +45,14 @@ def main() -> None:
     params = {**read_params()[given.task], "seed": seed}
 
     with (
+        cluster.alone(name),
         cluster.session(),
         tracking.run(given.task, name, {"fingerprint": name}, params, system_metrics=True) as run,
         tempfile.TemporaryDirectory() as folder,
     ):
         with closing(_Display(given.task, recipe.num_steps)) as display:
             ears = Ears(lambda metrics: run.log(metrics, int(metrics["step"])), display.show, display.tell)
-            workers.fit(job, name=name, into=Path(folder), ears=ears)
+            workers.fit(job, name=name, into=Path(folder), ears=ears, most_workers=recipe.batch_size)
         history = training.history(Path(folder))
         run.complete(history)
         shutil.copytree(Path(folder) / training.BEST, given.model, dirs_exist_ok=True)

@@ -23,6 +23,7 @@ from pipeline.loader import Batch, LoadedPair
 from pipeline.params import Train
 
 STATE, BEST = "state.pt", "best"
+HIGHEST_PSNR = 100.0  # dB, what an image restored to the last bit counts in a mean; its PSNR is infinite
 
 
 class Objective(nn.Module):
@@ -48,6 +49,7 @@ class Progress:
     skipped_in_a_row: int = 0
     best_psnr: float = -math.inf
     best_step: int = 0
+    losses: list[float] = field(default_factory=list)  # since the last line of the history
     history: list[dict[str, float | int]] = field(default_factory=list)
 
 
@@ -115,7 +117,8 @@ class Training:
             )
             with self._autocast():
                 restored = network(network.sense(clean) if sensing else degraded)[-1]
-            scores.append((pair.key, float(psnr(restored.float().clamp(0, 1), clean))))
+            score = float(psnr(restored.float().clamp(0, 1), clean))
+            scores.append((pair.key, min(score, HIGHEST_PSNR)))
         scores = sorted(score for part in peers.gathered(scores) for score in part)
         if not scores:
             raise ValueError("there is no validation pair: raise prepare.split.val, or add images")
@@ -138,7 +141,9 @@ class Training:
         }
         torch.save(state, folder / STATE)
         best = assemble(self.network.config, self.best, "best weights so far")
-        metrics = {"steps": self.progress.best_step, "val_psnr": self.progress.best_psnr}
+        metrics: dict[str, float] = {"steps": self.progress.best_step}
+        if self.progress.best_step:
+            metrics["val_psnr"] = self.progress.best_psnr
         save_model(best, folder / BEST, {**card, "provenance": {**card["provenance"], "metrics": metrics}})
 
     def load(self, folder: Path) -> None:

@@ -58,6 +58,7 @@ def main() -> None:
     params = {"tune": settings.model_dump(), "train": recipe.model_dump(), "seed": seed}
 
     with (
+        cluster.alone(name),
         cluster.session(dashboard=True),
         tracking.run(given.task, name, {"fingerprint": name}, params, system_metrics=False) as run,
     ):

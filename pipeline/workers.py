@@ -14,8 +14,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,11 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import record
-from pipeline.cluster import PROJECT
+from pipeline.cluster import STORAGE
 from pipeline.line import Ears, Heard, Line, Mouth, relay, told
 
 POLL_SECONDS = 0.5
+SECONDS_UNTIL_MISSED = 60.0  # a group of workers starts in some ten
 SECONDS_BETWEEN_RESIZES = 30.0  # a larger group starts again from its last checkpoint
 MOST_SECONDS_BETWEEN_TRIES = 30.0
 
@@ -84,7 +85,7 @@ class Share:
 
 def storage() -> str:
     """Return where checkpoints of running work live, as DGUNET_STORAGE or the default says."""
-    return os.environ.get("DGUNET_STORAGE", str(PROJECT / ".cache" / "runs"))
+    return os.environ.get("DGUNET_STORAGE", str(STORAGE))
 
 
 def patience() -> int:
@@ -100,65 +101,84 @@ def _number(name: str, default: int) -> int:
         raise ValueError(f"{name} must be a whole number, not {os.environ[name]!r}") from None
 
 
-def fit(work: Callable[[Worker], None], *, name: str, into: Path, ears: Ears, share: Share | None = None) -> None:
+def fit(
+    work: Callable[[Worker], None],
+    *,
+    name: str,
+    into: Path,
+    ears: Ears,
+    share: Share | None = None,
+    most_workers: int | None = None,
+) -> None:
     """Run `work` on every training worker and leave the last checkpoint in the folder `into`.
 
     A run of the same `name` that did not finish is continued from its last checkpoint, so the name must tell equal
     runs from others. Workers that die or hang are started again from it, DGUNET_MAX_FAILURES times, then WorkersLost is
     raised. On SIGTERM and Ctrl-C the workers save a checkpoint first, then Interrupted is raised. A ValueError of
     `work` is final, and raised here, as is StorageLost, at once where a run that starts cannot reach the storage.
-    share: what the run may use of the cluster; default: all of it.
+    share: what the run may use of the cluster; default: all of it, by at most `most_workers`. ValueError if it has no
+    room for them.
     """
     try:
         record.make_room(f"{storage()}/{name}")
     except OSError as error:
         raise _storage_lost(error, 0.0) from error
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    line = ray.remote(num_cpus=0, scheduling_strategy=here)(Line).remote()  # elsewhere it would leave with its node
+    at_hand = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)
+    line = at_hand(Line).remote()  # elsewhere it would leave with its node
     outcome: list[ray.train.Result | BaseException] = []
-    used = share or _whole_cluster()
+    used = share or whole_cluster(_nodes(), most_workers)
 
     with _stop_signals() as stop:
 
         def run() -> None:
             try:
                 train = partial(_trainer, work, name, line, used)
-                outcome.append(_while_storage_comes_back(lambda: train().fit(), name, line, stop))
+                outcome.append(_undaunted(lambda: train().fit(), name, line, stop))
             except BaseException as error:
                 outcome.append(error)
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
-        asked = False
+        last_seen = time.monotonic()
         while thread.is_alive():
             thread.join(POLL_SECONDS)
-            if stop.is_set() and not asked:
-                asked = bool(ray.get(line.stop.remote()))
-            relay(line, ears)
+            at_work = relay(line, ears)
+            if stop.is_set():
+                if not at_work:
+                    raise Interrupted  # nobody is there who had anything to save
+                line.stop.remote()
+            if at_work:
+                last_seen = time.monotonic()
+            elif time.monotonic() - last_seen > SECONDS_UNTIL_MISSED:
+                last_seen = time.monotonic()
+                ears.notice(
+                    f"waiting for room for {used.num_workers} workers with {used.cpus:g} CPUs, {used.gpus:g} GPUs each"
+                )
     relay(line, ears)
     if isinstance(outcome[0], ray.train.TrainingFailedError):
-        raise WorkersLost(
-            f"training stopped: {told(outcome[0])}. What was done up to the last checkpoint is kept: the same command "
-            "goes on from there. DGUNET_MAX_FAILURES sets how many losses a run survives"
-        ) from outcome[0]
+        raise _workers_lost(outcome[0]) from outcome[0]
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
-    if asked:
+    if stop.is_set():
         raise Interrupted
     with outcome[0].checkpoint.as_directory() as folder:
         shutil.copytree(folder, into, dirs_exist_ok=True)
 
 
-def _while_storage_comes_back(
-    run: Callable[[], ray.train.Result], name: str, line: Any, stop: threading.Event
-) -> ray.train.Result:
-    """Run; and again, from the last checkpoint, when the storage was out of reach of the driver or Ray's controller."""
-    pause, failing_since, stored = 1.0, 0.0, 0
+def _undaunted(run: Callable[[], ray.train.Result], name: str, line: Any, stop: threading.Event) -> ray.train.Result:
+    """Run; and again, from the last checkpoint, when the storage was out of reach or Ray's controller died."""
+    pause, failing_since, stored, deaths = 1.0, 0.0, 0, 0
     while True:
         try:
             if damage := record.mend(f"{storage()}/{name}"):
                 line.notice.remote(damage)
             return run()
+        except ray.exceptions.RayActorError as error:
+            deaths += 1
+            if deaths > max_failures():
+                raise _workers_lost(error) from error
+            line.leave.remote("Ray's controller died; back to the last checkpoint")
         except (OSError, ray.train.ControllerError) as error:
             cause, now = getattr(error, "controller_failure", error), time.monotonic()
             if not isinstance(cause, OSError):
@@ -169,15 +189,22 @@ def _while_storage_comes_back(
             waited = now - failing_since
             if waited > patience():
                 raise _storage_lost(cause, waited) from error
-            line.notice.remote(f"{told(error)}; trying again for {patience() - waited:.0f} s")
+            line.leave.remote(f"{told(error)}; trying again for {patience() - waited:.0f} s")
         if stop.wait(pause):
             raise Interrupted  # all that could be saved is
         pause = min(2 * pause, MOST_SECONDS_BETWEEN_TRIES)
 
 
+def _workers_lost(error: Exception) -> WorkersLost:
+    return WorkersLost(
+        f"training stopped: {told(error)}. What was done up to the last checkpoint is kept: the same command goes on "
+        "from there. DGUNET_MAX_FAILURES sets how many losses a run survives"
+    )
+
+
 def _storage_lost(error: OSError, waited: float) -> StorageLost:
     return StorageLost(
-        f"checkpoints cannot be stored in {storage()}, tried for {waited:.0f} s: {error}. What was done up to the last "
+        f"checkpoints cannot be kept in {storage()}, tried for {waited:.0f} s: {error}. What was done up to the last "
         "one is kept: the same command goes on from there. DGUNET_STORAGE names another place"
     )
 
@@ -204,10 +231,37 @@ def num_workers() -> tuple[int, int]:
     return bounds
 
 
-def _whole_cluster() -> Share:
-    bounds, resources = num_workers(), ray.cluster_resources()
-    cpus = _number("DGUNET_CPUS_PER_WORKER", 0) or max(1, int(resources["CPU"] // bounds[1]))
-    return Share(bounds[0], float(cpus), 1.0 if resources.get("GPU", 0) >= bounds[0] else 0.0, at_most=bounds[1])
+def max_failures() -> int:
+    """Return how many deaths of workers a run survives: DGUNET_MAX_FAILURES."""
+    return _number("DGUNET_MAX_FAILURES", 3)
+
+
+def whole_cluster(nodes: Sequence[Mapping[str, float]], most_workers: int | None = None) -> Share:
+    """Return all that one run can use of `nodes`, each given by its resources; ValueError if its workers do not fit."""
+    least, most = (min(number, most_workers or number) for number in num_workers())
+    total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+    gpus, asked = 1.0 if total["GPU"] else 0.0, _number("DGUNET_CPUS_PER_WORKER", 0)
+    whole = range(max(1, int(total["CPU"] // most)), 0, -1)
+    for cpus in [asked] if asked else [*whole, 1 / 2, 1 / 4, 1 / 8]:  # fewer where nodes are cut up badly
+        share = Share(least, float(cpus), gpus, at_most=most)
+        if places(share, nodes) >= least:
+            return share
+    raise ValueError(
+        f"{least} workers do not fit on the cluster, which has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on "
+        f"{len(nodes)} nodes: lower DGUNET_WORKERS" + (" or DGUNET_CPUS_PER_WORKER" if asked else "")
+    )
+
+
+def places(share: Share, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Return how many workers fit on `nodes`, each given by its resources."""
+    needed = {"CPU": share.cpus, "GPU": share.gpus}
+    return sum(
+        min(int(node.get(name, 0) / amount + 1e-9) for name, amount in needed.items() if amount) for node in nodes
+    )
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _trainer(work: Callable[[Worker], None], name: str, line: Any, share: Share) -> ray.train.torch.TorchTrainer:
@@ -232,7 +286,7 @@ def _trainer(work: Callable[[Worker], None], name: str, line: Any, share: Share)
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=storage(),
-            failure_config=ray.train.FailureConfig(max_failures=_number("DGUNET_MAX_FAILURES", 3)),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures()),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             callbacks=[Heard(line, f"{storage()}/{name}")],
         ),
@@ -242,16 +296,17 @@ def _trainer(work: Callable[[Worker], None], name: str, line: Any, share: Share)
 def _worker(config: dict[str, Any]) -> None:
     """Run in each worker process: tell `work` who it is."""
     torch.set_num_threads(config["threads"])
-    context = ray.train.get_context()
-    checkpoint = ray.train.get_checkpoint()
-    mouth = Mouth(config["line"])
-    with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
+    context, line = ray.train.get_context(), config["line"]
+    line.enter.remote()
+    patiently = partial(_patiently, line, config["patience"])
+    mouth = Mouth(line)
+    with ExitStack() as stack:
         worker = Worker(
             rank=context.get_world_rank(),
             num_workers=context.get_world_size(),
             device=ray.train.torch.get_device(),
-            resume=Path(folder) if folder else None,
-            report=partial(_report, upload=partial(_upload, config["line"], config["patience"])),
+            resume=patiently("read", partial(_last_checkpoint, stack)),
+            report=partial(_report, upload=partial(_upload, patiently)),
             progress=mouth.progress,
             stop_requested=mouth.stop_requested,
             keep=partial(_keep, config["place"]),
@@ -259,8 +314,19 @@ def _worker(config: dict[str, Any]) -> None:
         try:
             config["work"](worker)
         except (ValueError, StorageLost) as error:
-            ray.get(config["line"].fail.remote(error))
+            ray.get(line.fail.remote(error))
             raise
+
+
+def _last_checkpoint(stack: ExitStack) -> Path | None:
+    """Return the folder of the checkpoint to go on from; it stays until `stack` is closed."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    folder = Path(stack.enter_context(checkpoint.as_directory()))
+    if not any(folder.iterdir()):  # which raises an OSError itself where a folder is gone
+        raise FileNotFoundError(f"{folder} is empty")
+    return folder
 
 
 def _keep(place: str, name: str, content: bytes) -> str:
@@ -277,18 +343,29 @@ def _report(metrics: dict[str, float], folder: Path | None, *, upload: Callable[
     ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
 
 
-def _upload(line: Any, patience: float, checkpoint: Any, name: str) -> Any:
-    """Store a checkpoint; try again, ever less often, while the storage is full or away."""
+def _upload(patiently: Callable[[str, Callable[[], Any]], Any], checkpoint: Any, name: str) -> Any:
     place = ray.train.get_context().get_storage()
+
+    def persist() -> Any:
+        try:
+            return place.persist_current_checkpoint(checkpoint, name)
+        except RuntimeError as error:  # so Ray says that its mark in the storage is not there
+            raise OSError(f"there is no {place.experiment_fs_path}") from error
+
+    return patiently("stored", persist)
+
+
+def _patiently(line: Any, patience: float, what: str, action: Callable[[], Any]) -> Any:
+    """Do something to the storage; try again, ever less often, while it is full or away."""
     started, pause = time.monotonic(), 1.0
     while True:
         try:
-            return place.persist_current_checkpoint(checkpoint, name)
+            return action()
         except OSError as error:
             waited = time.monotonic() - started
             if waited > patience:
                 raise _storage_lost(error, waited) from error
-            line.notice.remote(f"the checkpoint cannot be stored, trying again for {patience - waited:.0f} s: {error}")
+            line.notice.remote(f"the checkpoint cannot be {what}, trying again for {patience - waited:.0f} s: {error}")
         time.sleep(pause)
         pause = min(2 * pause, MOST_SECONDS_BETWEEN_TRIES)
 

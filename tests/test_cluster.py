@@ -1,6 +1,8 @@
 """Ray with real processes: what is killed is done again, what was asked to stop saves first, errors come home."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
-from pipeline import cluster, workers
+from pipeline import cluster, record, workers
 from pipeline.line import Ears, Line
+from pipeline.record import RECORD
 
 TESTS = Path(__file__).parent
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings are not ours to mend
@@ -133,7 +137,128 @@ def test_a_list_of_checkpoints_that_was_cut_off_does_not_stop_a_run(
     workers.fit(partial(count, 5, str(tmp_path)), name=name, into=tmp_path / "out", ears=Ears(notice=notices.append))
     assert (tmp_path / "out" / "step").read_text() == "5"
     assert (tmp_path / "starts").read_text() == ("0 0 " if copy_too else "0 3 ")
-    assert ("starting anew" if copy_too else "going on from the one before") in notices[0]
+    assert ("starting anew" if copy_too else "going on from the last that is there") in notices[0]
+
+
+def test_a_list_that_cannot_be_read_at_the_moment_is_left_alone(storage: Path, tmp_path: Path) -> None:
+    counted(tmp_path, "flaky", 3)
+    before = sorted((path, path.read_bytes()) for path in (storage / "flaky").rglob("*") if path.is_file())
+
+    filesystem, place = record.place(str(storage / "flaky"))
+
+    class Flaky:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(filesystem, name)
+
+        def open_input_stream(self, path: str) -> Any:
+            raise OSError("the network is down")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record, "place", lambda address: (Flaky(), place))
+        with pytest.raises(OSError, match="the network is down"):
+            record.mend(str(storage / "flaky"))
+    assert before == sorted((path, path.read_bytes()) for path in (storage / "flaky").rglob("*") if path.is_file())
+
+
+def test_a_copy_that_names_a_checkpoint_too_many_still_serves(storage: Path, tmp_path: Path) -> None:
+    counted(tmp_path, "stale", 3)
+    (storage / "stale" / RECORD).write_bytes(b"{")
+    first, last = sorted(path for path in (storage / "stale").iterdir() if path.is_dir())
+    shutil.rmtree(first)
+    assert "going on from the last that is there" in (record.mend(str(storage / "stale")) or "")
+    assert json.loads((storage / "stale" / RECORD).read_text())["latest_checkpoint_result"]["checkpoint_dir_name"] == (
+        last.name
+    )
+    assert record.mend(str(storage / "stale")) is None
+    counted(tmp_path, "stale", 5)
+    assert (tmp_path / "starts").read_text() == "0 3 "
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["ray::TrainController", "ray::Line"])
+def test_a_run_survives_the_death_of_its_controller_and_of_its_line(storage: Path, tmp_path: Path, victim: str) -> None:
+    heard: list[int] = []
+
+    def hear(metrics: dict[str, float]) -> None:
+        heard.append(int(metrics["step"]))
+        if len(heard) == 2:
+            (process,) = [p for p in psutil.process_iter() if " ".join(p.cmdline()).startswith(victim)]
+            process.kill()
+
+    notices: list[str] = []
+    workers.fit(
+        partial(count_together, 20, str(tmp_path)), name=victim.rpartition(":")[2], into=tmp_path / "out",
+        ears=Ears(hear, notice=notices.append), share=workers.Share(1, 1.0, 0.0),
+    )  # fmt: skip
+    assert (tmp_path / "out" / "step").read_text() == "20"
+    assert heard[-1] == 20
+    if "Controller" in victim:
+        assert notices == ["Ray's controller died; back to the last checkpoint"]
+
+
+@pytest.mark.slow
+def test_a_run_waits_for_a_storage_folder_that_has_gone_and_so_does_a_worker_that_died_meanwhile(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DGUNET_STORAGE", str(tmp_path / "mounted" / "runs"))
+    (tmp_path / "mounted").mkdir()
+    (tmp_path / "4.kill").touch()
+
+    def unmount() -> None:
+        wait_for(tmp_path / "made3")
+        (tmp_path / "mounted").rename(tmp_path / "gone")
+        time.sleep(20)
+        shutil.rmtree(tmp_path / "mounted", ignore_errors=True)  # Ray may have made an empty one
+        (tmp_path / "gone").rename(tmp_path / "mounted")
+
+    unmounting = threading.Thread(target=unmount)
+    unmounting.start()
+    notices: list[str] = []
+    work = partial(count, 8, str(tmp_path))
+    workers.fit(work, name="gone", into=tmp_path / "out", ears=Ears(notice=notices.append))
+    unmounting.join()
+    assert (tmp_path / "out" / "step").read_text() == "8"
+    assert any("trying again" in line for line in notices)
+    assert set((tmp_path / "starts").read_text().split()) <= {"0", "2", "3", "4"}
+
+
+def test_a_share_fits_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = workers.whole_cluster
+    laptop = [{"CPU": 2.0}]
+    gpu_nodes = [{"CPU": 16.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}]
+    monkeypatch.delenv("DGUNET_CPUS_PER_WORKER", raising=False)
+    for workers_asked, nodes, most, expected in (
+        (None, laptop, None, workers.Share(1, 2.0, 0.0, 1)),
+        ("4", laptop, None, workers.Share(4, 0.5, 0.0, 4)),
+        ("4", laptop, 2, workers.Share(2, 1.0, 0.0, 2)),  # a batch of two feeds two
+        ("1:8", laptop, 4, workers.Share(1, 1.0, 0.0, 4)),
+        ("2", gpu_nodes, None, workers.Share(2, 8.0, 1.0, 2)),
+        ("1", [{"CPU": 4.0}, {"CPU": 4.0}], None, workers.Share(1, 4.0, 0.0, 1)),
+    ):
+        if workers_asked:
+            monkeypatch.setenv("DGUNET_WORKERS", workers_asked)
+        else:
+            monkeypatch.delenv("DGUNET_WORKERS", raising=False)
+            monkeypatch.setattr(ray, "cluster_resources", dict)
+        assert share(nodes, most) == expected
+    monkeypatch.setenv("DGUNET_WORKERS", "3")
+    with pytest.raises(ValueError, match=r"3 workers do not fit .* 2 GPUs on 3 nodes: lower DGUNET_WORKERS"):
+        share(gpu_nodes)
+    monkeypatch.setenv("DGUNET_WORKERS", "2")
+    monkeypatch.setenv("DGUNET_CPUS_PER_WORKER", "9")
+    with pytest.raises(ValueError, match="DGUNET_CPUS_PER_WORKER"):
+        share(gpu_nodes)
+
+
+def test_one_process_at_a_time_is_at_work_on_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "LOCKS", tmp_path / "locks")
+    with cluster.alone("denoise"):
+        with cluster.alone("derain"):
+            pass
+        with pytest.raises(ValueError, match="another process is at work on denoise"), cluster.alone("denoise"):
+            pass
+    with cluster.alone("denoise"):
+        pass
 
 
 def test_a_storage_that_cannot_be_written_is_told_before_anything_starts(
@@ -155,11 +280,11 @@ def test_a_storage_that_stays_away_is_given_up_and_the_wait_ends_when_asked_to_s
     stop = threading.Event()
     threading.Timer(2, stop.set).start()
     with pytest.raises(workers.Interrupted):
-        workers._while_storage_comes_back(run, "gone", line, stop)
+        workers._undaunted(run, "gone", line, stop)
     assert ray.get(line.listen.remote())["notices"][0] == "storage: the storage is gone; trying again for 600 s"
     monkeypatch.setenv("DGUNET_PATIENCE", "0")
     with pytest.raises(workers.StorageLost, match=r"the storage is gone.*DGUNET_STORAGE"):
-        workers._while_storage_comes_back(run, "gone", line, threading.Event())
+        workers._undaunted(run, "gone", line, threading.Event())
 
 
 def test_losses_too_many_are_told_in_a_line(storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,13 @@ def test_batches_made_ahead_raise_what_went_wrong_and_end_when_they_are_left(tmp
         list(batches(Patches(tmp_path / "t", batch_size=4, patch_size=16, seed=2), first_step=0, **world))
 
 
+def test_what_went_wrong_in_a_loader_process_is_told_in_its_own_words(shards: Path) -> None:
+    (shards / "train" / "000000.tar").unlink()
+    with pytest.raises(DamagedShard, match=r"000000\.tar is missing") as error:
+        keys(shards / "train", 0, 1, 0, 20, processes=1)
+    assert "Traceback" not in str(error.value)
+
+
 def test_validation_sees_each_pair_exactly_once_and_the_same_each_time(tmp_path: Path) -> None:
     write_folder(tmp_path / "s", [2, 5, 1], online=True)
     whole = list(pairs(tmp_path / "s"))

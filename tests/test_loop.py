@@ -84,8 +84,8 @@ def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(shards: 
 
     for ours, theirs in zip(weights(resumed), weights(uninterrupted), strict=True):
         assert torch.equal(ours, theirs)
-    at_steps = {int(line["step"]): line["val_psnr"] for line in parts.lines}
-    assert all(at_steps[int(line["step"])] == line["val_psnr"] for line in whole.lines if line["step"] != 6)
+    assert parts.lines[1] == {"step": 5}  # saved without validating first
+    assert training.history(parts.checkpoints[-1]) == training.history(whole.checkpoints[-1])
     best = [load_model(log.checkpoints[-1] / training.BEST) for log in (whole, parts)]
     assert all(torch.equal(a, b) for a, b in zip(weights(best[0]), weights(best[1]), strict=True))
 
@@ -119,6 +119,33 @@ def test_the_best_weights_are_kept_and_told_in_the_card(shards: Path, tmp_path: 
     best = max(log.lines, key=lambda line: line["val_psnr"])
     told = read_card(log.checkpoints[-1] / training.BEST)["provenance"]["metrics"]
     assert told == {"steps": best["step"], "val_psnr": best["val_psnr"]}
+
+
+def test_stopped_before_the_first_validation_it_saves_and_goes_on(shards: Path, tmp_path: Path) -> None:
+    settings = recipe(num_steps=6, validate_every=3)
+    whole, parts = Log(tmp_path / "whole"), Log(tmp_path / "parts")
+    trained(shards, settings, whole)
+    trained(shards, settings, parts, stop_requested=lambda: True)
+    assert read_card(parts.checkpoints[0] / training.BEST)["provenance"]["metrics"] == {"steps": 0}
+    trained(shards, settings, parts, resume=parts.checkpoints[-1])
+    assert training.history(parts.checkpoints[-1]) == training.history(whole.checkpoints[-1])
+
+
+def test_an_image_restored_to_the_last_bit_can_be_beaten_and_told(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(tmp_path / "log")
+    monkeypatch.setattr(training, "psnr", lambda restored, clean: torch.tensor(math.inf))
+    trained(shards, recipe(num_steps=3, validate_every=3), log)
+    assert log.lines[-1]["val_psnr"] == training.HIGHEST_PSNR
+
+
+def test_a_validation_that_is_not_a_number_stops_training(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "psnr", lambda restored, clean: torch.tensor(math.nan))
+    with pytest.raises(TrainingFailed, match=r"step 3: .* not a number"):
+        trained(shards, recipe(num_steps=3, validate_every=3), Log(tmp_path / "log"))
 
 
 def poisoned(shards: Path, settings: Train, log: Log, steps: set[int]) -> Ports:

@@ -125,6 +125,21 @@ def test_killed_in_any_stage_the_next_run_ends_as_if_nothing_had_been(checkout: 
     assert checkout.read("reports/denoise/promote.json")["version"] == 1
 
 
+def test_a_training_whose_dvc_was_killed_saves_and_leaves(checkout: Checkout) -> None:
+    before = checkout.digests()
+    command = ["dvc", "repro", "--force", "--single-item", "train@denoise"]
+    with subprocess.Popen(command, cwd=checkout.folder, env=checkout.environment, start_new_session=True) as dvc:
+        while not list((checkout.folder / ".cache" / "runs").glob("*/checkpoint_manager_snapshot.json")):
+            assert dvc.poll() is None, "training was over before dvc could be killed"
+            time.sleep(0.05)
+        training = next(c for c in psutil.Process(dvc.pid).children(True) if "pipeline.train" in c.cmdline())
+        dvc.terminate()
+    training.wait(60)
+    assert list((checkout.folder / ".cache" / "runs").iterdir())
+    checkout.run("dvc", "repro")
+    assert checkout.digests() == before
+
+
 def test_touching_the_code_of_a_stage_runs_it_and_what_follows(checkout: Checkout) -> None:
     with (checkout.folder / "pipeline" / "promote.py").open("a") as file:
         file.write("# touched\n")
