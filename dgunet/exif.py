@@ -56,6 +56,11 @@ def marked_upright(exif: bytes | None) -> bytes | None:
     return exif[:position] + struct.pack(f"{order}H", 1) + exif[position + 2 :]
 
 
+def has_directories(exif: bytes) -> bool:
+    """Whether it says more of the shot than the first directory holds: exposure, lens, place."""
+    return any(tag in descriptive(exif) for tag in _SUB_DIRECTORIES)
+
+
 def descriptive(exif: bytes | None) -> dict[int, Any]:
     """Tags and values that describe the photograph: camera, time, author, place."""
     parsed = Image.Exif()

@@ -20,12 +20,13 @@ from dgunet.images import GREY_LEVELS
 
 WINDOW = 11
 WINDOW_SIGMA = 1.5
+HIGHEST_PSNR = 100.0  # dB, what an image restored to the last bit counts in a mean: its own PSNR is infinite
 
 
 def psnr(restored: Float[Tensor, "B C H W"], clean: Float[Tensor, "B C H W"], *, crop: int = 0) -> Float64[Tensor, "B"]:
     """Peak signal-to-noise ratio of each image in dB, leaving out `crop` pixels at every border.
 
-    Identical images give inf, so average over a test set only after looking at that. Raises ValueError if the shapes
+    Identical images give inf: count it as HIGHEST_PSNR in a mean. Raises ValueError if the shapes
     differ or nothing is left after cropping.
     """
     restored, clean = _comparable(restored, clean, crop)

@@ -47,6 +47,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "TIFF": {"compression": "tiff_adobe_deflate"},
     "WEBP": {"quality": 95},
 }
+_ASSOCIATED = 1  # of TIFF's ExtraSamples
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses
 
 
@@ -79,6 +80,8 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Photo:
         image.load()  # raises, with the reason, on a damaged file; OpenCV just returns nothing
         is_gray = image.mode.startswith("I;16") or "LA;16" in coding
         channels = _deep_channels(data, is_gray=is_gray) if is_deep else _shallow_channels(image)
+        if is_deep and _tiff_tag(image, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+            channels[..., 0] = 65535 - channels[..., 0]  # white is zero, and OpenCV does not heed it
         channels = _upright(channels, exif.orientation(exif_bytes))
         has_alpha = channels.shape[2] in (2, 4)
         return Photo(
@@ -115,6 +118,8 @@ def encode(photo: Photo, file_format: str) -> bytes:
         options["icc_profile"] = photo.icc_profile
     if photo.exif:
         options["exif"] = exif.MARKER + photo.exif
+        if file_format == "TIFF" and exif.has_directories(photo.exif):
+            del options["compression"]  # libtiff, which compresses, cannot write them
     buffer = io.BytesIO()
     Image.fromarray(channels[..., 0] if channels.shape[2] == 1 else channels).save(buffer, file_format, **options)
     return buffer.getvalue()
@@ -138,8 +143,15 @@ def _refuse_unsupported(image: Image.Image, max_pixels: int) -> None:
         raise ValueError(f"{image.width}x{image.height} are more than the {max_pixels} pixels allowed")
     if image.mode in ("I", "F"):
         raise ValueError("32 bits per channel are not supported; convert to 8 or 16")
+    if _ASSOCIATED in np.atleast_1d(_tiff_tag(image, TiffImagePlugin.EXTRASAMPLES)):
+        raise ValueError("colours multiplied by transparency are not supported; save with straight alpha")
     if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
         raise ValueError("an animation, not a still image")
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> Any:
+    """Return what a TIFF says under `tag`; None if it says nothing, or the image is no TIFF."""
+    return image.tag_v2.get(tag) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
 
 
 def _shallow_channels(image: Image.Image) -> Pixels:

@@ -40,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     benchmarks: dict[str, Evaluation] = {}
     for benchmark in settings.benchmarks:
         if (missing := benchmark.absent()) is not None:
-            print(f"{given.task}: benchmark {benchmark.name} skipped: there is no folder {missing}", flush=True)
+            print(
+                f"{given.task}: benchmark {benchmark.name} skipped: {missing} is not there. When it is: "
+                f"dvc repro --force --single-item evaluate@{given.task}",
+                flush=True,
+            )
             continue
         images = _watched(benchmark.pairs(synthesize.degradation, synthesize.channels, seed), benchmark.name)
         benchmarks[benchmark.name] = evaluate(model, images, settings.baseline, benchmark.protocol)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -109,17 +110,18 @@ class Evaluation:
 
 def evaluate(model: DGUNet, pairs: Iterable[LoadedPair], baseline: Baseline, protocol: Protocol) -> Evaluation:
     """Measure `model` on `pairs`, one at a time, by `protocol`; ValueError if there is none."""
-    found = (measured(pair.key, restoration(model, pair, baseline), protocol) for pair in pairs)
+    found = (measured(pair, restoration(model, pair, baseline), protocol) for pair in pairs)
     return Evaluation(tuple(found), protocol)
 
 
-def measured(key: str, images: Restoration, protocol: Protocol) -> Measured:
+def measured(pair: LoadedPair, images: Restoration, protocol: Protocol) -> Measured:
     """Return the numbers of one restoration."""
+    measure = partial(protocol.measure, clean=images.clean, was_gray=pair.was_gray)
     return Measured(
-        key,
-        protocol.measure(images.degraded, images.clean),
-        protocol.measure(images.baseline, images.clean),
-        tuple(protocol.measure(estimate, images.clean) for estimate in images.estimates),
+        pair.key,
+        measure(images.degraded),
+        measure(images.baseline),
+        tuple(measure(estimate) for estimate in images.estimates),
     )
 
 
@@ -154,4 +156,7 @@ def _sensed(model: DGUNet, clean: Image, baseline: Baseline) -> Restoration:
 
 
 def _clipped(estimates: Iterable[Image]) -> tuple[Image, ...]:
-    return tuple(estimate.clip(0, 1) for estimate in estimates)
+    clipped = tuple(estimate.clip(0, 1) for estimate in estimates)
+    if not all(np.isfinite(estimate).all() for estimate in clipped):
+        raise ValueError("the model makes values that are not finite: train it anew, with a lower train.learning_rate")
+    return clipped

@@ -47,12 +47,16 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """One whole pair in [0, 1]; `degraded` may leave that range when it is made online."""
+    """One whole pair in [0, 1]; `degraded` may leave that range when it is made online.
+
+    was_gray: whether the image's three channels are those of a gray file, three times.
+    """
 
     key: str
     clean: Float32[np.ndarray, "H W C"]
     degraded: Float32[np.ndarray, "H W C"]
     record: dict[str, Any]
+    was_gray: bool = False
 
 
 @dataclass(frozen=True)

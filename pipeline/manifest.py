@@ -25,8 +25,8 @@ _MAX_SEEDS = 10_000
 class Entry:
     """One clean image: what to open, the hash of its pixels, its sides in pixels, its split.
 
-    `group` is equal for images of one scene: the first 16 digits of the smallest pixel hash among them. `degraded` is
-    the partner in a real pair, None (and absent from the file) otherwise.
+    `group` is equal for images of one scene: the first 16 digits of the smallest pixel hash among them. `degraded` and
+    `degraded_sha256` are the partner in a real pair and its pixels' hash, None (and absent from the file) otherwise.
     """
 
     where: str
@@ -37,6 +37,7 @@ class Entry:
     group: str
     source: str
     degraded: str | None = None
+    degraded_sha256: str | None = None
 
     @property
     def order(self) -> tuple[str, str, str]:

@@ -78,6 +78,7 @@ def prepare(settings: Prepare, *, seed: int, memory: Path) -> Prepared:
             group=groups[look.sha256],
             source=candidate.source,
             degraded=candidate.degraded,
+            degraded_sha256=look.degraded_sha256 or None,
         )
         for candidate, look in usable.values()
     ]

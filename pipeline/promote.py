@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,11 @@ from pipeline.protocol import Protocol
 from pipeline.provenance import commit, digest
 from pipeline.registry import Version
 
+PROJECT = Path(__file__).parents[1]
+MEASURING_CODE = (
+    "dgunet/metrics.py", "dgunet/restore.py", "pipeline/evaluation.py", "pipeline/loader.py", "pipeline/protocol.py",
+    "pipeline/degradations/*.py",
+)  # fmt: skip
 TEST, PSNR = "test", "test.restored.psnr"  # tags: what was measured on and how, mean PSNR in dB
 
 
@@ -48,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     margin_db = load_section(f"{given.task}.promote", Promote).margin_db
     protocol = load_section(f"{given.task}.evaluate", Evaluate).protocol
     metrics = json.loads((given.report / "metrics.json").read_text())
-    test, ours = f"{metrics['test_index_sha256']} {protocol}", _psnr(metrics, "restored")
+    test = f"{metrics['test_index_sha256']} {protocol} Measured by {_measuring_code()[:12]}."
+    ours = _psnr(metrics, "restored")
 
     with tracking.connected():
         version = _registered(given.task, given.model, given.report, metrics, test)
@@ -69,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "champion_version": reigning.number if reigning else None,
         "alias_moved": reigning is not None and reigning.number == version.number,
         "reason": verdict.reason,
-        "psnr": _finite(ours),
-        "champion_psnr": _finite(verdict.champion_psnr),
+        "psnr": ours,
+        "champion_psnr": verdict.champion_psnr,
         "margin_db": margin_db,
     }
     write_whole(given.receipt, json.dumps(receipt, indent=2, sort_keys=True, allow_nan=False) + "\n")
@@ -93,7 +98,7 @@ def first(metrics: Mapping[str, Any]) -> Verdict:
 def challenge(ours: float, theirs: float, margin_db: float, champion: int) -> Verdict:
     """Judge a candidate by its lead over the champion, mean PSNR in dB on the same test set."""
     comparison = f"{ours:.2f} dB against the {theirs:.2f} dB of version {champion}, margin {margin_db:g} dB"
-    if theirs < math.inf and ours - theirs > margin_db:
+    if ours - theirs > margin_db:
         return Verdict(True, f"beats the champion: {comparison}", ours)
     return Verdict(False, f"does not beat the champion: {comparison}", theirs)
 
@@ -123,7 +128,7 @@ def _registered(task: str, model: Path, report: Path, metrics: Mapping[str, Any]
     tags = {TEST: test, **{name: str(value) for name, value in numbers.items()}, PSNR: str(_psnr(metrics, "restored"))}
     version = registry.registered(task, content)
     if version is not None:
-        if version.tags.get(TEST) != test:
+        if any(version.tags.get(name) != tags[name] for name in (TEST, PSNR)):
             registry.describe(version, tags)
         return version
     provenance = read_card(model).get("provenance", {})
@@ -139,13 +144,16 @@ def _registered(task: str, model: Path, report: Path, metrics: Mapping[str, Any]
 
 
 def _psnr(metrics: Mapping[str, Any], kind: str) -> float:
-    """Return a mean PSNR of metrics.json in dB, where null stands for infinite."""
+    """Return a mean PSNR of metrics.json in dB; ValueError if it has none."""
     psnr = metrics[kind]["psnr"]
-    return math.inf if psnr is None else float(psnr)
+    if psnr is None:
+        raise ValueError(f"metrics.json has no PSNR of the {kind} images: run `dvc repro --force` on evaluate")
+    return float(psnr)
 
 
-def _finite(psnr: float | None) -> float | None:
-    return psnr if psnr is not None and math.isfinite(psnr) else None
+def _measuring_code() -> str:
+    """Digest of what decides, beside the images, what a PSNR comes out as: numbers of other code are not compared."""
+    return digest(path for pattern in MEASURING_CODE for path in PROJECT.glob(pattern))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from dgunet.images import to_tensor
-from dgunet.metrics import luma, psnr, quantise_8bit, ssim
+from dgunet.metrics import HIGHEST_PSNR, luma, psnr, quantise_8bit, ssim
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,8 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+LUMA_OF_BLACK, LUMA_OF_WHITE = 16 / 255, 235 / 255  # a gray image's own range is that of its pixels
+
+
 class Quality(NamedTuple):
-    """PSNR in dB (infinite for identical images) and SSIM of one image, or their means over several."""
+    """PSNR in dB (infinite for identical images) and SSIM of one image, or their means over several (finite)."""
 
     psnr: float
     ssim: float
@@ -52,9 +54,11 @@ class Protocol:
         if self.border < 0:
             raise ValueError(f"border must be at least 0, not {self.border}")
 
-    def measure(self, image: Float32[np.ndarray, "H W C"], clean: Float32[np.ndarray, "H W C"]) -> Quality:
-        """Return the quality of `image` against `clean`."""
-        ours, theirs = self._view(image), self._view(clean)
+    def measure(
+        self, image: Float32[np.ndarray, "H W C"], clean: Float32[np.ndarray, "H W C"], *, was_gray: bool = False
+    ) -> Quality:
+        """Return the quality of `image` against `clean`; with `was_gray`, clean is a gray file's, three times."""
+        ours, theirs = self._view(image, was_gray), self._view(clean, was_gray)
         return Quality(float(psnr(ours, theirs, crop=self.border)), float(ssim(ours, theirs, crop=self.border)))
 
     def __str__(self) -> str:
@@ -69,21 +73,23 @@ class Protocol:
         within = f", but for {self.border} at every side" if self.border else ""
         return f"PSNR and SSIM of {channels}, {rounding}, over {part}{within}."
 
-    def _view(self, image: Float32[np.ndarray, "H W C"]) -> Tensor:
+    def _view(self, image: Float32[np.ndarray, "H W C"], was_gray: bool) -> Tensor:
         if self.crop is not None:
             height, width = self.crop if image.shape[0] <= image.shape[1] else self.crop[::-1]
             image = image[:height, :width]
         tensor = to_tensor(image)
         tensor = quantise_8bit(tensor) if self.quantise else tensor
-        return luma(tensor) if self.colour == "luma" and tensor.shape[1] == 3 else tensor
+        if self.colour == "rgb" or tensor.shape[1] != 3:
+            return tensor
+        return (luma(tensor) - LUMA_OF_BLACK) / (LUMA_OF_WHITE - LUMA_OF_BLACK) if was_gray else luma(tensor)
 
 
 def mean_quality(qualities: Iterable[Quality]) -> Quality:
-    """Return the mean PSNR and the mean SSIM over images; infinite if one of them is."""
+    """Return the mean PSNR and the mean SSIM over images; one restored to the last bit counts as HIGHEST_PSNR."""
     many = list(qualities)
-    return Quality(fmean(quality.psnr for quality in many), fmean(quality.ssim for quality in many))
+    return Quality(fmean(min(quality.psnr, HIGHEST_PSNR) for quality in many), fmean(quality.ssim for quality in many))
 
 
 def gain(ours: Quality, theirs: Quality) -> float:
-    """Return the difference of PSNR in dB; 0 where both are infinite."""
-    return 0.0 if math.isinf(ours.psnr) and math.isinf(theirs.psnr) else ours.psnr - theirs.psnr
+    """Return the difference of PSNR in dB, neither counted as more than HIGHEST_PSNR."""
+    return min(ours.psnr, HIGHEST_PSNR) - min(theirs.psnr, HIGHEST_PSNR)

@@ -34,7 +34,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def metrics(evaluation: Evaluation, benchmarks: Mapping[str, Evaluation], test_index_sha256: str) -> dict[str, Any]:
-    """Return what metrics.json holds: PSNR in dB, SSIM; null stands for infinite (identical images)."""
+    """Return what metrics.json holds: PSNR in dB, SSIM, means over images."""
     return {
         **_means(evaluation),
         "stages": {str(k): _number(stage.psnr) for k, stage in enumerate(evaluation.stages, 1)},

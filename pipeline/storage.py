@@ -153,6 +153,7 @@ class _Archive:
     def __init__(self, place: str, stamp: str | None):
         self._place, self._stamp = place, stamp
         self._turn = threading.Lock()
+        self._names_inside: dict[str, str] = {}  # of a tar, whose names may begin with "./"
         self._file = _open_binary(place)
         try:
             self._zip = zipfile.ZipFile(self._file) if place.lower().endswith(".zip") else None
@@ -178,7 +179,7 @@ class _Archive:
                 if self._zip:
                     return self._zip.read(member)
                 assert self._tar is not None
-                content = self._tar.extractfile(member)
+                content = self._tar.extractfile(self._names_inside[member])
                 assert content is not None, "only regular files are without a problem"
                 return content.read()
         except _DAMAGE as error:
@@ -203,10 +204,8 @@ class _Archive:
             name = member.name.removeprefix("./")
             if not member.isdir():
                 problem = None if member.isreg() else "a link or device in an archive"
-                yield (
-                    member.name,
-                    (f"{member.offset_data}:{member.size}", problem or _member_problem(name, member.size)),
-                )
+                self._names_inside[name] = member.name
+                yield name, (f"{member.offset_data}:{member.size}", problem or _member_problem(name, member.size))
         # tarfile takes a damaged header, or a cut between two members, for the end: a whole archive ends in zeros
         assert self._tar.fileobj is not None
         self._tar.fileobj.seek(self._tar.offset)

@@ -81,7 +81,7 @@ def chosen(images: Sequence[Entry], settings: Synthesize) -> list[Entry]:
     if not settings.real_pairs:
         clean: dict[str, Entry] = {}
         for image in images:
-            clean.setdefault(image.sha256, replace(image, degraded=None))
+            clean.setdefault(image.sha256, replace(image, degraded=None, degraded_sha256=None))
         return list(clean.values())
     named = {f"pairs:{place}" for place in settings.real_pairs}
     there = {image.source for image in images if image.degraded is not None}
@@ -188,7 +188,7 @@ def _read_clean(image: Entry, channels: int) -> UInt8[np.ndarray, "H W C"]:
 
 def _read_partner(image: Entry, where: str, channels: int) -> UInt8[np.ndarray, "H W C"]:
     pixels = _decode(image, where)
-    if pixels.shape[:2] != (image.height, image.width):
+    if pixel_hash(_in_channels(to_float(pixels), 3)) != image.degraded_sha256:
         raise _changed(where)
     return _stored(pixels, channels)
 

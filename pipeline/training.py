@@ -16,14 +16,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dgunet.checkpoint import assemble, save_model
 from dgunet.losses import LossKind, stage_loss
-from dgunet.metrics import psnr
+from dgunet.metrics import HIGHEST_PSNR, psnr
 from dgunet.network import DGUNet
 from pipeline import peers
 from pipeline.loader import Batch, LoadedPair
 from pipeline.params import Train
 
 STATE, BEST = "state.pt", "best"
-HIGHEST_PSNR = 100.0  # dB, what an image restored to the last bit counts in a mean; its PSNR is infinite
 
 
 class Objective(nn.Module):

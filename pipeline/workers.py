@@ -134,7 +134,7 @@ def fit(
         def run() -> None:
             try:
                 train = partial(_trainer, work, name, line, used)
-                outcome.append(_undaunted(lambda: train().fit(), name, line, stop))
+                outcome.append(_while_storage_comes_back(lambda: train().fit(), name, line, stop))
             except BaseException as error:
                 outcome.append(error)
 
@@ -156,8 +156,13 @@ def fit(
                     f"waiting for room for {used.num_workers} workers with {used.cpus:g} CPUs, {used.gpus:g} GPUs each"
                 )
     relay(line, ears)
-    if isinstance(outcome[0], ray.train.TrainingFailedError):
-        raise _workers_lost(outcome[0]) from outcome[0]
+    if isinstance(outcome[0], ray.train.TrainingFailedError | ray.exceptions.RayActorError):
+        # Of a controller that died, not every cluster gives back what its workers held: the next session has it.
+        what = told(outcome[0]) if isinstance(outcome[0], ray.train.TrainingFailedError) else "Ray's controller died"
+        raise WorkersLost(
+            f"training stopped: {what}. What was done up to the last checkpoint is kept: the same command goes on from "
+            "there. DGUNET_MAX_FAILURES sets how many losses of workers a run survives"
+        ) from outcome[0]
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     if stop.is_set():
@@ -166,19 +171,16 @@ def fit(
         shutil.copytree(folder, into, dirs_exist_ok=True)
 
 
-def _undaunted(run: Callable[[], ray.train.Result], name: str, line: Any, stop: threading.Event) -> ray.train.Result:
-    """Run; and again, from the last checkpoint, when the storage was out of reach or Ray's controller died."""
-    pause, failing_since, stored, deaths = 1.0, 0.0, 0, 0
+def _while_storage_comes_back(
+    run: Callable[[], ray.train.Result], name: str, line: Any, stop: threading.Event
+) -> ray.train.Result:
+    """Run; and again, from the last checkpoint, when the storage was out of reach of the driver or the controller."""
+    pause, failing_since, stored = 1.0, 0.0, 0
     while True:
         try:
             if damage := record.mend(f"{storage()}/{name}"):
                 line.notice.remote(damage)
             return run()
-        except ray.exceptions.RayActorError as error:
-            deaths += 1
-            if deaths > max_failures():
-                raise _workers_lost(error) from error
-            line.leave.remote("Ray's controller died; back to the last checkpoint")
         except (OSError, ray.train.ControllerError) as error:
             cause, now = getattr(error, "controller_failure", error), time.monotonic()
             if not isinstance(cause, OSError):
@@ -193,13 +195,6 @@ def _undaunted(run: Callable[[], ray.train.Result], name: str, line: Any, stop: 
         if stop.wait(pause):
             raise Interrupted  # all that could be saved is
         pause = min(2 * pause, MOST_SECONDS_BETWEEN_TRIES)
-
-
-def _workers_lost(error: Exception) -> WorkersLost:
-    return WorkersLost(
-        f"training stopped: {told(error)}. What was done up to the last checkpoint is kept: the same command goes on "
-        "from there. DGUNET_MAX_FAILURES sets how many losses a run survives"
-    )
 
 
 def _storage_lost(error: OSError, waited: float) -> StorageLost:

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 
@@ -174,54 +173,6 @@ def test_a_copy_that_names_a_checkpoint_too_many_still_serves(storage: Path, tmp
     assert (tmp_path / "starts").read_text() == "0 3 "
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", ["ray::TrainController", "ray::Line"])
-def test_a_run_survives_the_death_of_its_controller_and_of_its_line(storage: Path, tmp_path: Path, victim: str) -> None:
-    heard: list[int] = []
-
-    def hear(metrics: dict[str, float]) -> None:
-        heard.append(int(metrics["step"]))
-        if len(heard) == 2:
-            (process,) = [p for p in psutil.process_iter() if " ".join(p.cmdline()).startswith(victim)]
-            process.kill()
-
-    notices: list[str] = []
-    workers.fit(
-        partial(count_together, 20, str(tmp_path)), name=victim.rpartition(":")[2], into=tmp_path / "out",
-        ears=Ears(hear, notice=notices.append), share=workers.Share(1, 1.0, 0.0),
-    )  # fmt: skip
-    assert (tmp_path / "out" / "step").read_text() == "20"
-    assert heard[-1] == 20
-    if "Controller" in victim:
-        assert notices == ["Ray's controller died; back to the last checkpoint"]
-
-
-@pytest.mark.slow
-def test_a_run_waits_for_a_storage_folder_that_has_gone_and_so_does_a_worker_that_died_meanwhile(
-    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DGUNET_STORAGE", str(tmp_path / "mounted" / "runs"))
-    (tmp_path / "mounted").mkdir()
-    (tmp_path / "4.kill").touch()
-
-    def unmount() -> None:
-        wait_for(tmp_path / "made3")
-        (tmp_path / "mounted").rename(tmp_path / "gone")
-        time.sleep(20)
-        shutil.rmtree(tmp_path / "mounted", ignore_errors=True)  # Ray may have made an empty one
-        (tmp_path / "gone").rename(tmp_path / "mounted")
-
-    unmounting = threading.Thread(target=unmount)
-    unmounting.start()
-    notices: list[str] = []
-    work = partial(count, 8, str(tmp_path))
-    workers.fit(work, name="gone", into=tmp_path / "out", ears=Ears(notice=notices.append))
-    unmounting.join()
-    assert (tmp_path / "out" / "step").read_text() == "8"
-    assert any("trying again" in line for line in notices)
-    assert set((tmp_path / "starts").read_text().split()) <= {"0", "2", "3", "4"}
-
-
 def test_a_share_fits_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     share = workers.whole_cluster
     laptop = [{"CPU": 2.0}]
@@ -280,11 +231,11 @@ def test_a_storage_that_stays_away_is_given_up_and_the_wait_ends_when_asked_to_s
     stop = threading.Event()
     threading.Timer(2, stop.set).start()
     with pytest.raises(workers.Interrupted):
-        workers._undaunted(run, "gone", line, stop)
+        workers._while_storage_comes_back(run, "gone", line, stop)
     assert ray.get(line.listen.remote())["notices"][0] == "storage: the storage is gone; trying again for 600 s"
     monkeypatch.setenv("DGUNET_PATIENCE", "0")
     with pytest.raises(workers.StorageLost, match=r"the storage is gone.*DGUNET_STORAGE"):
-        workers._undaunted(run, "gone", line, threading.Event())
+        workers._while_storage_comes_back(run, "gone", line, threading.Event())
 
 
 def test_losses_too_many_are_told_in_a_line(storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,9 @@ def test_luma_weighs_the_channels_as_matlab_does_and_leaves_gray_alone():
     assert luma.measure(image, clean).psnr == pytest.approx(-20 * math.log10(0.5 * 128.553 / 255), abs=1e-4)
     gray = pair("2", (16, 16, 1))
     assert luma.measure(gray.degraded, gray.clean) == RGB.measure(gray.degraded, gray.clean)
+    thrice = [np.repeat(image, 3, axis=2) for image in (gray.degraded, gray.clean)]
+    assert luma.measure(*thrice, was_gray=True).psnr == pytest.approx(RGB.measure(gray.degraded, gray.clean).psnr)
+    assert luma.measure(*thrice).psnr > RGB.measure(gray.degraded, gray.clean).psnr + 1.3
 
 
 @pytest.mark.parametrize("size", [(20, 30, 3), (30, 20, 3)])
@@ -146,7 +150,7 @@ def test_a_sensing_network_measures_the_clean_image_itself():
     assert by_hand(images.baseline, clean) > by_hand(np.zeros_like(clean), clean)
 
 
-def test_metrics_are_valid_json_even_where_a_number_is_infinite(tmp_path):
+def test_metrics_are_numbers_even_where_an_image_is_exact(tmp_path):
     clean = pair("9").clean
     result = evaluate(network(), [LoadedPair("9", clean, clean, {})], NoBaseline("none"), RGB)
     write_tables(tmp_path, result, {"again": result}, "0" * 64)
@@ -155,8 +159,8 @@ def test_metrics_are_valid_json_even_where_a_number_is_infinite(tmp_path):
         raise AssertionError(f"{constant} is no JSON")
 
     content = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)
-    assert content["degraded"] == {"psnr": None, "ssim": 1.0}
-    assert content["gain_db"] is None
+    assert content["degraded"] == {"psnr": 100.0, "ssim": 1.0}
+    assert content["gain_db"] < 0
     assert set(content) == {
         "degraded", "baseline", "restored", "gain_db", "num_images", "stages", "benchmarks", "test_index_sha256",
     }  # fmt: skip
@@ -221,6 +225,24 @@ def test_a_benchmark_of_clean_images_is_degraded_alike_whatever_else_lies_there(
 
 def test_a_benchmark_for_a_gray_task_has_one_channel(tmp_path):
     assert {one.degraded.shape for one in benchmark(tmp_path, degraded=True).pairs(NOISE, 1, 0)} == {(8, 9, 1)}
+
+
+def test_a_benchmark_of_gray_files_says_so_in_a_colour_task(tmp_path):
+    folder = benchmark(tmp_path, degraded=False)
+    write_image(tmp_path / "clean" / "a.png", np.full((8, 9, 1), 0.5, np.float32))
+    assert [one.was_gray for one in folder.pairs(NOISE, 3, 0)] == [True, False]
+
+
+def test_a_benchmark_may_be_an_archive(tmp_path):
+    folder = benchmark(tmp_path, degraded=True)
+    shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path)
+    packed = Benchmark("set", str(tmp_path / "set.zip"), None, NOISE, RGB)
+    assert packed.absent() is None
+    assert {one.key for one in packed.pairs(NOISE, 3, 0)} == {"clean/a", "clean/b", "degraded/a", "degraded/b"}
+    assert folder.absent() is None
+    (tmp_path / "clean" / "a.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"clean/a\.png: "):
+        list(folder.pairs(NOISE, 3, 0))
 
 
 def test_a_benchmark_with_a_missing_or_misshapen_partner_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 import time
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -111,6 +113,60 @@ def test_training_waits_for_a_full_storage(storage: Path, small_disk: SmallDisk,
     assert heard == list(range(1, 9))
     assert (tmp_path / "starts").read_text() == "0 "
     assert (tmp_path / "out" / "step").read_text() == "8"
+
+
+def test_training_waits_for_a_storage_folder_that_has_gone_and_so_does_a_worker_that_dies_meanwhile(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DGUNET_PATIENCE", "120")
+    monkeypatch.setenv("DGUNET_STORAGE", str(tmp_path / "mounted" / "runs"))
+    (tmp_path / "mounted").mkdir()
+    killed: list[int] = []
+
+    def unmount() -> None:
+        wait_for(tmp_path / "made3")
+        (tmp_path / "mounted").rename(tmp_path / "gone")
+        time.sleep(3)
+        (worker,) = processes("ray::RayTrainWorker")
+        worker.kill()
+        killed.append(worker.pid)
+        time.sleep(15)
+        shutil.rmtree(tmp_path / "mounted", ignore_errors=True)  # Ray may have made an empty one
+        (tmp_path / "gone").rename(tmp_path / "mounted")
+
+    unmounting = threading.Thread(target=unmount)
+    unmounting.start()
+    _, notices = run(partial(add_up, 12, str(tmp_path)), tmp_path, "gone", 1)
+    unmounting.join()
+    assert len(killed) == 1
+    assert (tmp_path / "out" / "step").read_text() == "12"
+    assert any("cannot be stored, trying again" in line for line in notices)
+    assert [int(step) for step in (tmp_path / "starts").read_text().split()][-1] >= 2  # and not anew
+
+
+def processes(name: str) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter() if " ".join(process.cmdline()).startswith(name)]
+
+
+def kill_at_the_second_step(folder: Path, name: str) -> None:
+    wait_for(folder / "made2")
+    (process,) = processes(name)
+    process.kill()
+
+
+def test_a_run_survives_the_death_of_its_line(storage: Path, tmp_path: Path) -> None:
+    threading.Thread(target=kill_at_the_second_step, args=(tmp_path, "ray::Line")).start()
+    heard, _ = run(partial(add_up, 30, str(tmp_path)), tmp_path, "line", 1)
+    assert heard[-1] == 30
+    assert (tmp_path / "starts").read_text() == "0 "
+
+
+def test_the_death_of_the_controller_is_told_and_the_run_goes_on_later(storage: Path, tmp_path: Path) -> None:
+    threading.Thread(target=kill_at_the_second_step, args=(tmp_path, "ray::TrainController")).start()
+    with pytest.raises(workers.WorkersLost, match="Ray's controller died"):
+        run(partial(add_up, 1000, str(tmp_path)), tmp_path, "controller", 1)
+    run(partial(add_up, 8, str(tmp_path)), tmp_path, "controller", 1)
+    assert int((tmp_path / "starts").read_text().split()[1]) >= 1
 
 
 @pytest.mark.timeout(600)

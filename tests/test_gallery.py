@@ -218,7 +218,7 @@ def test_the_door_writes_the_same_report_twice_and_says_which_benchmark_it_skipp
     arguments = checkout(tmp_path)
     monkeypatch.chdir(tmp_path)
     door.main(arguments)
-    assert "denoise: benchmark Nowhere skipped: there is no folder no/such/folder" in capsys.readouterr().out
+    assert "denoise: benchmark Nowhere skipped: no/such/folder is not there" in capsys.readouterr().out
     first = contents(tmp_path / "report")
     assert sorted(first) == [
         "gains.csv", "gains.png", "gallery.html", "metrics.json", "per_image.csv", "stages.csv", "stages.png",

@@ -28,6 +28,7 @@ from dgunet.images import (
     write_image,
     write_photo,
 )
+from dgunet.photo import encode
 
 HEIGHT, WIDTH = 20, 30
 GRAY = bytes(16) + b"GRAY" + bytes(8)  # as much of a profile as is looked at
@@ -210,6 +211,39 @@ def test_exif_rotation_is_applied_once_and_its_tag_reset(tmp_path, orientation, 
         assert written.size == (expected.shape[1], expected.shape[0])
         assert written.getexif().get(0x0112, 1) == 1
         assert written.getexif()[0x010F] == "Camera"
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "WEBP", "JPEG"])
+def test_what_exif_says_of_the_shot_and_the_place_is_kept(file_format):
+    exif = exif_of_orientation(1)
+    exif.get_ifd(0x8769)[0x8827] = 400  # ISO
+    exif.get_ifd(0x8825)[1] = "N"
+    original = read_photo(encoded(Image.fromarray(smooth(3)), "JPEG", exif=exif, quality=100))
+    written = encode(original, file_format)
+    kept = Image.open(io.BytesIO(written)).getexif()
+    assert kept.get_ifd(0x8769)[0x8827] == 400
+    assert kept.get_ifd(0x8825)[1] == "N"
+    assert np.abs(read_photo(written).pixels - original.pixels.astype(int)).max() <= (
+        0 if file_format in ("PNG", "TIFF") else 20
+    )
+
+
+def test_sixteen_bit_tiffs_whose_white_is_zero_are_no_negatives():
+    pixels = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH, 1) * 7
+    data = encode(Photo(65535 - pixels), "TIFF")
+    entry = struct.pack("<HHIHH", 262, 3, 1, 1, 0)  # PhotometricInterpretation, a SHORT, one of them: black is zero
+    assert data.count(entry) == 1
+    white_is_zero = read_photo(data.replace(entry, struct.pack("<HHIHH", 262, 3, 1, 0, 0)))
+    np.testing.assert_array_equal(white_is_zero.pixels, pixels)
+
+
+def test_colours_multiplied_by_transparency_are_refused():
+    pixels = np.full((HEIGHT, WIDTH, 1), 1000, np.uint16)
+    data = encode(Photo(np.repeat(pixels, 3, axis=2), alpha=pixels), "TIFF")
+    entry = struct.pack("<HHIHH", 338, 3, 1, 2, 0)  # ExtraSamples: alpha, not multiplied
+    assert data.count(entry) == 1
+    with pytest.raises(UnreadableImage, match="multiplied by transparency"):
+        read_photo(data.replace(entry, struct.pack("<HHIHH", 338, 3, 1, 1, 0)))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -216,6 +216,10 @@ def test_pairs_carry_their_partner_and_misaligned_ones_are_left_out() -> None:
     assert {entry.where: entry.degraded for entry in found.entries} == {
         f"d/clean/{number}.png": f"d/rain/{number}.png" for number in range(2)
     }
+    save("d/rain/1.png", np.clip(scene(1) + 0.2, 0, 1))
+    again = run(Pairs(clean="d/clean", degraded="d/rain"))
+    changed = {entry.where for entry, before in zip(again.entries, found.entries, strict=True) if entry != before}
+    assert changed == {"d/clean/1.png"}  # so that DVC sees that the degraded image is another one
     assert left_out(found) == {
         "d/rain/2.png": "its clean partner d/clean/2.png: no PNG, JPEG, TIFF, BMP or WebP image of a known kind",
         "d/rain/3.png": "misaligned: 128x95, but its clean partner is 128x96",

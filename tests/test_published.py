@@ -253,7 +253,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(weights, tmp_path):
     assert not witness.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut"])
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut", b"a: 1\n", b"\x80\x02."])
 def test_a_damaged_file_is_refused_by_name(content, tmp_path):
     path = tmp_path / "cut.pth"
     path.write_bytes(content)

@@ -103,6 +103,12 @@ def test_archives_are_listed_and_read_like_folders(name: str) -> None:
         read(f"{name}!in/c.png")
 
 
+def test_a_tar_of_the_folder_itself_is_read_too() -> None:
+    write_tar("a.tar", {"./b.png": png(1), "./in/a.png": png(2), "./.hidden.png": png(3)}, "w")
+    assert wheres(Folder(path="a.tar")) == ["a.tar!b.png", "a.tar!in/a.png"]
+    assert read_source_image("a.tar!in/a.png") == png(2)
+
+
 def test_an_exclamation_mark_in_a_file_name_is_no_archive() -> None:
     lay("p/wow!.png")
     assert read_source_image(*wheres(Folder(path="p"))) == png()
