@@ -20,10 +20,9 @@ from pipeline.loader import pairs
 from pipeline.manifest import write_whole
 from pipeline.params import Promote, door, load_section
 from pipeline.protocol import Protocol
-from pipeline.provenance import commit, digest
+from pipeline.provenance import PROJECT, commit, digest
 from pipeline.registry import Version
 
-PROJECT = Path(__file__).parents[1]
 MEASURING_CODE = (
     "dgunet/metrics.py", "dgunet/restore.py", "pipeline/evaluation.py", "pipeline/loader.py", "pipeline/protocol.py",
     "pipeline/degradations/*.py",
