@@ -34,13 +34,16 @@ def keep(address: str) -> None:
     filesystem.move(f"{folder}/{COPY}.new", f"{folder}/{COPY}")
 
 
-def mend(address: str) -> str | None:
+def mend(address: str, *, must_be_there: bool = False) -> str | None:
     """Put the copy back where the list is cut off, or set the list aside where the copy is no good; say so in a line.
 
+    must_be_there: checkpoints were stored before, so that a folder without a list is not theirs: a mount that is gone.
     Raises OSError, and changes nothing, where the storage cannot be read.
     """
     filesystem, folder = place(address)
     if not filesystem.get_file_info(f"{folder}/{RECORD}").is_file:
+        if must_be_there:
+            raise FileNotFoundError(f"the checkpoints are gone from {address}")
         return None
     content, is_whole = _read(filesystem, folder, RECORD)
     if is_whole:

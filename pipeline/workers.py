@@ -178,14 +178,14 @@ def _while_storage_comes_back(
     pause, failing_since, stored = 1.0, 0.0, 0
     while True:
         try:
-            if damage := record.mend(f"{storage()}/{name}"):
+            if damage := record.mend(f"{storage()}/{name}", must_be_there=stored > 0):
                 line.notice.remote(damage)
             return run()
         except (OSError, ray.train.ControllerError) as error:
             cause, now = getattr(error, "controller_failure", error), time.monotonic()
             if not isinstance(cause, OSError):
                 raise
-            stored, before = ray.get(line.num_reports.remote()), stored
+            stored, before = max(stored, ray.get(line.num_reports.remote())), stored
             if not failing_since or stored > before:  # all was well in between
                 pause, failing_since = 1.0, now
             waited = now - failing_since
