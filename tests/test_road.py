@@ -40,9 +40,12 @@ class Checkout:
         self.run("git", "add", ".")
         self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "-m", "start")
 
+    def read_params(self) -> dict[str, Any]:
+        read: dict[str, Any] = yaml.safe_load((self.folder / "params.yaml").read_text())
+        return read
+
     def change(self, edit: Any) -> None:
-        path = self.folder / "params.yaml"
-        params = yaml.safe_load(path.read_text())
+        path, params = self.folder / "params.yaml", self.read_params()
         edit(params)
         path.write_text(yaml.safe_dump(params, sort_keys=False))
 
@@ -126,16 +129,25 @@ def test_killed_in_any_stage_the_next_run_ends_as_if_nothing_had_been(checkout: 
 
 
 def test_a_training_whose_dvc_was_killed_saves_and_leaves(checkout: Checkout) -> None:
-    before = checkout.digests()
-    command = ["dvc", "repro", "--force", "--single-item", "train@denoise"]
-    with subprocess.Popen(command, cwd=checkout.folder, env=checkout.environment, start_new_session=True) as dvc:
-        while not list((checkout.folder / ".cache" / "runs").glob("*/checkpoint_manager_snapshot.json")):
+    before, short = checkout.digests(), checkout.read_params()["denoise"]["train"]["num_steps"]
+    checkout.change(lambda params: params["denoise"]["train"].update(num_steps=100_000))  # cannot end by itself
+    runs = checkout.folder / ".cache" / "runs"
+    command = ["dvc", "repro", "--single-item", "train@denoise"]
+    with subprocess.Popen(
+        command, cwd=checkout.folder, env=checkout.environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+    ) as dvc:
+        while not list(runs.glob("*/checkpoint_manager_snapshot.json")):
             assert dvc.poll() is None, "training was over before dvc could be killed"
             time.sleep(0.05)
         training = next(c for c in psutil.Process(dvc.pid).children(True) if "pipeline.train" in c.cmdline())
         dvc.terminate()
+        assert dvc.stderr
+        said = dvc.stderr.read()  # to the end of the training, which shares it
     training.wait(60)
-    assert list((checkout.folder / ".cache" / "runs").iterdir())
+    assert "the same command goes on" in said
+    assert list(runs.glob("*/checkpoint_*/*"))
+    shutil.rmtree(runs)
+    checkout.change(lambda params: params["denoise"]["train"].update(num_steps=short))
     checkout.run("dvc", "repro")
     assert checkout.digests() == before
 
