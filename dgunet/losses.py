@@ -39,7 +39,7 @@ def _blurred(image: Tensor) -> Tensor:
     # Every channel as an image of its own: of these all memory formats are one. Compiled on a CPU, the padding's
     # gradient fails for more channels, last in memory: torch 2.13 misjudges its layout.
     single = image.flatten(0, 1)[:, None]
-    taps = image.new_tensor(BLUR_TAPS)
+    taps = torch.cat([image.new_full((1,), tap) for tap in BLUR_TAPS])  # made where the image is: nobody waits
     reach = len(BLUR_TAPS) // 2
     padded = functional.pad(single, (reach, reach, reach, reach), mode="replicate")
     across = functional.conv2d(padded, taps.view(1, 1, 1, -1))

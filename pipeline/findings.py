@@ -24,6 +24,7 @@ from pipeline.search import Trial
 from pipeline.space import nested
 
 TABLE, FIGURE, PROPOSAL = "trials.csv", "tune.png", "proposal.yaml"
+SOUND = ("finished", "stopped")
 MEASURED = ("outcome", "best_psnr", "steps", "seconds")
 
 
@@ -41,14 +42,21 @@ def write(folder: Path, task: str, name: str, first: Mapping[str, Any] | None, t
 
 
 def best(trials: Sequence[Trial]) -> Trial | None:
-    """Return the trial with the highest val PSNR, the earlier of equals; None when none has one."""
-    measured = [trial for trial in trials if math.isfinite(trial.best_psnr)]
-    return max(measured, key=lambda trial: trial.best_psnr, default=None)
+    """Return the trial with the highest val PSNR, the earlier of equals; None when none has one.
+
+    What a recipe reached before it diverged or failed does not count: adopted, it would do so again.
+    """
+    return max(_sound(trials), key=lambda trial: trial.best_psnr, default=None)
+
+
+def _sound(trials: Sequence[Trial]) -> list[Trial]:
+    return [trial for trial in trials if math.isfinite(trial.best_psnr) and trial.outcome in SOUND]
 
 
 def table(trials: Sequence[Trial]) -> str:
-    """Return the trials as lines of text, the best first."""
-    ranked = sorted(trials, key=lambda trial: -trial.best_psnr if math.isfinite(trial.best_psnr) else math.inf)
+    """Return the trials as lines of text, the best first, those that diverged or failed last."""
+    sound = sorted(_sound(trials), key=lambda trial: -trial.best_psnr)
+    ranked = [*sound, *(trial for trial in trials if trial not in sound)]
     names = list(trials[0].values) if trials else []
     rows = [["trial", *names, "val PSNR", "steps", "outcome"]]
     rows += [
@@ -94,7 +102,7 @@ def _figure(task: str, trials: Sequence[Trial]) -> bytes:
 
 
 def _parallel_coordinates(axes: Any, trials: Sequence[Trial]) -> None:
-    measured = sorted((t for t in trials if math.isfinite(t.best_psnr)), key=lambda trial: trial.best_psnr)
+    measured = sorted(_sound(trials), key=lambda trial: trial.best_psnr)
     names = list(trials[0].values) if trials else []
     columns = [[trial.values[name] for trial in measured] for name in names]
     columns.append([trial.best_psnr for trial in measured])
@@ -117,7 +125,7 @@ def _parallel_coordinates(axes: Any, trials: Sequence[Trial]) -> None:
 
 
 def _best_so_far(axes: Any, trials: Sequence[Trial]) -> None:
-    measured = [trial for trial in trials if math.isfinite(trial.best_psnr)]
+    measured = _sound(trials)
     numbers = [trial.number for trial in measured]
     so_far = [max(t.best_psnr for t in measured[: place + 1]) for place in range(len(measured))]
     axes.step(numbers, so_far, where="post", color="#0b6e99", label="best so far")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,21 @@ import torch
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline import loader, loop, workers
 from pipeline.params import Train
+from pipeline.shards import Index
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker has to know; the same for each."""
+    """All that a worker has to know; the same for each.
+
+    shards: the folder of the splits; `indices`, by split, come along: where shards lie at a URL, the folder is on the
+        driver's node alone.
+    """
 
     recipe: Train
     channels: int
     shards: Path
+    indices: Mapping[str, Index]
     seed: int
     card: Mapping[str, Any]
 
@@ -33,15 +38,16 @@ class Job:
             torch.manual_seed(self.seed)
             network = DGUNet(config)
         patches = loader.Patches(
-            self.shards / "train", recipe.batch_size, recipe.patch_size, self.seed, recipe.mixup_alpha
-        )
-        processes = int(os.environ.get("DGUNET_LOADER_PROCESSES", "4" if worker.device.type == "cuda" else "0"))
+            self.shards / "train", recipe.batch_size, recipe.patch_size, self.seed, recipe.mixup_alpha,
+            index=self.indices["train"],
+        )  # fmt: skip
+        processes = workers.number("DGUNET_LOADER_PROCESSES", 4 if worker.device.type == "cuda" else 0)
         ports = loop.Ports(
             batches=lambda first_step: loader.batches(
                 patches, first_step=first_step, num_steps=recipe.num_steps, processes=processes,
                 pin_memory=worker.device.type == "cuda", **world,
             ),
-            validation=lambda: loader.pairs(self.shards / "val", **world),
+            validation=lambda: loader.pairs(self.shards / "val", index=self.indices["val"], **world),
             report=worker.report,
             progress=worker.progress,
             stop_requested=worker.stop_requested,

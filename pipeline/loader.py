@@ -9,13 +9,14 @@ left out, another one in each pass.
 
 What is drawn for a sample (crop, flip, turn, and the degradation when pairs are made online) comes from
 (seed, key, pass). With mixup the sample at (step, j) is mixed with that at (step, p(j)), whoever owns it: it is
-computed twice rather than sent; p and the weights are drawn from (seed, step).
+computed twice rather than sent; p and the weights are drawn from (seed, step). p stays within a few neighbouring
+streams, so that a worker opens few shards more than its own.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,7 +34,7 @@ from pipeline.degradations import Degradation, degrade
 from pipeline.params import parse_degradation
 from pipeline.shards import Index, Pair, Shard, ShardEntry, read_index
 
-SHARDS_KEPT_OPEN = 32
+STREAMS_MIXED = 4  # mixup mixes within so many streams, or up to twice as many
 _MIXUP = 1  # sets what is drawn for mixing apart from all else that is drawn from (seed, step)
 
 
@@ -105,17 +106,30 @@ def _shuffle(size: int, seed: int, turn: int, shard: int) -> np.ndarray:
     return np.random.default_rng([seed, turn, shard]).permutation(size)
 
 
-@lru_cache(maxsize=SHARDS_KEPT_OPEN)
-def _open(folder: Path, entry: ShardEntry) -> Shard:
-    return Shard(folder, entry)
+@lru_cache(maxsize=4)
+def _opener(shards_kept_open: int) -> Callable[[Path, ShardEntry], Shard]:
+    """Return what opens shards: to open one is to verify it whole, so those that are read from stay open."""
+    return lru_cache(shards_kept_open)(Shard)
 
 
 class Patches(Dataset[tuple[np.ndarray, np.ndarray, str]]):
-    """Augmented training patches, addressed by (step, stream)."""
+    """Augmented training patches, addressed by (step, stream).
 
-    def __init__(self, folder: Path, batch_size: int, patch_size: int, seed: int, mixup_alpha: float = 0.0) -> None:
+    index: what `folder` holds, where the folder itself is on another machine; default: its own.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        batch_size: int,
+        patch_size: int,
+        seed: int,
+        mixup_alpha: float = 0.0,
+        *,
+        index: Index | None = None,
+    ) -> None:
         self.folder = folder
-        self.index = read_index(folder)
+        self.index = index or read_index(folder)
         self.course = Course(self.index, batch_size, seed)
         self.degradation = online_degradation(self.index)
         self.patch_size = patch_size
@@ -129,7 +143,7 @@ class Patches(Dataset[tuple[np.ndarray, np.ndarray, str]]):
             return clean, degraded, key
         step, stream = place
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, step], spawn_key=(_MIXUP,)))
-        partner = int(rng.permutation(self.course.batch_size)[stream])
+        partner = int(_partners(self.course.batch_size, rng)[stream])
         weight = np.float32(rng.beta(self.mixup_alpha, self.mixup_alpha, self.course.batch_size)[stream])
         other_clean, other_degraded, _ = self._patch((step, partner))
         clean, degraded = (
@@ -139,7 +153,8 @@ class Patches(Dataset[tuple[np.ndarray, np.ndarray, str]]):
 
     def _patch(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
         turn, shard, number = self.course.at(*place)
-        pair = _open(self.folder, self.index.shards[shard]).arrays(number)
+        opened = _opener(self.course.batch_size + 1)  # one for each stream, and the next of one that goes on
+        pair = opened(self.folder, self.index.shards[shard]).arrays(number)
         rng = np.random.default_rng([self.seed, _number(pair.key), turn])
         seed = int(rng.integers(2**63))
         window = _window(pair.clean.shape[:2], self.patch_size, rng)
@@ -147,6 +162,12 @@ class Patches(Dataset[tuple[np.ndarray, np.ndarray, str]]):
         clean, degraded = _in_unit_range(pair, self.degradation, seed, window)
         clean, degraded = (_augment(image, mirror, quarter_turns) for image in (clean, degraded))
         return clean, degraded, pair.key
+
+
+def _partners(batch_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return which stream each is mixed with: a permutation within each of a few neighbours."""
+    neighbours = np.array_split(np.arange(batch_size), max(1, batch_size // STREAMS_MIXED))
+    return np.concatenate([rng.permutation(streams) for streams in neighbours])
 
 
 def batches(
@@ -219,13 +240,15 @@ def share(batch_size: int, rank: int, num_workers: int) -> range:
     return range(rank * batch_size // num_workers, (rank + 1) * batch_size // num_workers)
 
 
-def pairs(folder: Path, rank: int = 0, num_workers: int = 1) -> Iterator[LoadedPair]:
+def pairs(folder: Path, rank: int = 0, num_workers: int = 1, *, index: Index | None = None) -> Iterator[LoadedPair]:
     """Yield the whole pairs of a folder of shards in order, of several workers each its share, as even as can be.
+
+    index: what `folder` holds, where the folder itself is on another machine; default: its own.
 
     A share is one stretch, so that a worker opens few shards. Pairs made online are those of pass 0, the same at every
     call: what a network is validated and measured on.
     """
-    index = read_index(folder)
+    index = index or read_index(folder)
     degradation = online_degradation(index)
     seed, number = int(index.recipe["seed"]), 0
     first, last = (index.samples * worker // num_workers for worker in (rank, rank + 1))

@@ -194,9 +194,10 @@ class _Driver:
             except loop.TrainingFailed as error:
                 tune.report({STEP: self.problem.num_steps, METRIC: WORST_PSNR, FAILURE: str(error)})
                 return
-            last = training.history(Path(folder))[-1]
-        if last[STEP] not in heard:  # it was finished, and the search killed before it heard of it
-            tune.report(dict(last))
+            history = training.history(Path(folder))
+        if history[-1][STEP] not in heard:  # it was finished, and the search killed before it heard of it
+            for line in history:
+                tune.report(dict(line))
 
 
 class _Halving(ASHAScheduler):  # type: ignore[misc]

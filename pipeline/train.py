@@ -21,7 +21,7 @@ from pipeline.job import Job
 from pipeline.line import Ears
 from pipeline.params import Synthesize, Train, door, load_section, read_params
 from pipeline.provenance import commit, digest
-from pipeline.shards import INDEX, checksum
+from pipeline.shards import INDEX, checksum, read_index
 
 SECONDS_BETWEEN_LINES = 20
 CURVE = ("step", "loss", "learning_rate", "val_psnr", "skipped_steps")
@@ -40,7 +40,8 @@ def main() -> None:
     seed = load_section("seed", int)
     data = {split: checksum(given.shards / split / INDEX) for split in ("train", "val")}
     card = {"task": given.task, "provenance": {"commit": commit(), "data": data["train"]}}
-    job = Job(recipe, synthesis.channels, given.shards.resolve(), seed, card)
+    indices = {split: read_index(given.shards / split) for split in ("train", "val")}
+    job = Job(recipe, synthesis.channels, given.shards.resolve(), indices, seed, card)
     name = f"{given.task}-{fingerprint(recipe.model_dump(), data, seed)}"
     params = {**read_params()[given.task], "seed": seed}
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dgunet.checkpoint import assemble, save_model
 from dgunet.losses import LossKind, stage_loss
@@ -58,9 +59,10 @@ class Training:
     def __init__(self, network: DGUNet, recipe: Train, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         self.network = network.to(device)
-        averaging = get_ema_multi_avg_fn(recipe.average_decay)  # type: ignore[no-untyped-call]
-        self.averaged = AveragedModel(self.network, multi_avg_fn=averaging)
-        self.best: dict[str, Tensor] = _on_cpu(self.averaged.module)
+        self.averaged = copy.deepcopy(self.network).requires_grad_(False)
+        # Not torch's AveragedModel: it counts its steps on the host, and makes that wait for the device at each.
+        self._average = get_ema_multi_avg_fn(recipe.average_decay)  # type: ignore[no-untyped-call]
+        self.best: dict[str, Tensor] = _on_cpu(self.averaged)
         self.progress = Progress()
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
@@ -100,14 +102,14 @@ class Training:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
         self.optimizer.found_inf = (~torch.isfinite(norm)).float().reshape(())  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.averaged.update_parameters(self.network)
+        self._take_average()
         self.progress.step += 1
         return torch.stack(losses).sum(), norm.detach()
 
     @torch.no_grad()
     def validate(self, pairs: Iterator[LoadedPair]) -> float:
         """Return the mean PSNR in dB of the averaged network over all workers' pairs, each counted once."""
-        network = cast(DGUNet, self.averaged.module).eval()
+        network = self.averaged.eval()
         sensing = self.network.config.sensing_ratio_percent is not None
         scores: list[tuple[str, float]] = []
         for pair in pairs:
@@ -127,7 +129,7 @@ class Training:
         """Remember the averaged weights if `val_psnr` is the highest so far."""
         if val_psnr > self.progress.best_psnr:
             self.progress.best_psnr, self.progress.best_step = val_psnr, self.progress.step
-            self.best = _on_cpu(self.averaged.module)
+            self.best = _on_cpu(self.averaged)
 
     def save(self, folder: Path, card: Mapping[str, Any]) -> None:
         """Write the whole state, and the best weights so far as a model folder, into the empty `folder`."""
@@ -153,6 +155,14 @@ class Training:
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best = state["best"]
+
+    @torch.no_grad()
+    def _take_average(self) -> None:
+        averaged, live = (list[Tensor](network.parameters()) for network in (self.averaged, self.network))
+        if self.progress.step == 0:
+            torch._foreach_copy_(averaged, live)
+        else:
+            self._average(averaged, live, None)
 
     def _gradients_stay_here(self) -> AbstractContextManager[Any]:
         """Gradients are added up on this worker; only the last part of a batch has them averaged over all."""

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipeline.job import Job
 from pipeline.params import Synthesize, Train, door, load_section
 from pipeline.provenance import commit
 from pipeline.search import FAILURE, METRIC, STEP, Search, forget_trials, search
-from pipeline.shards import INDEX, checksum
+from pipeline.shards import INDEX, checksum, read_index
 from pipeline.trials import Trial
 
 LOGGED = ("loss", "learning_rate", METRIC, "skipped_steps", "images_per_second")
@@ -28,15 +28,11 @@ STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "
 class Work:
     """Values of a trial -> what its workers do: the task's training with these values in its recipe."""
 
-    recipe: Train
-    channels: int
-    shards: Path
-    seed: int
-    card: Mapping[str, Any]
+    job: Job
 
     def __call__(self, values: Mapping[str, Any]) -> Job:
         """Return the work of a trial."""
-        return Job(space.changed(self.recipe, values), self.channels, self.shards, self.seed, self.card)
+        return replace(self.job, recipe=space.changed(self.job.recipe, values))
 
 
 def main() -> None:
@@ -52,7 +48,8 @@ def main() -> None:
     space.check(settings, recipe, given.task)
     data = {split: checksum(given.shards / split / INDEX) for split in ("train", "val")}
     card = {"task": given.task, "provenance": {"commit": commit(), "data": data["train"]}}
-    work = Work(recipe, synthesis.channels, given.shards.resolve(), seed, card)
+    indices = {split: read_index(given.shards / split) for split in ("train", "val")}
+    work = Work(Job(recipe, synthesis.channels, given.shards.resolve(), indices, seed, card))
     name = f"tune-{given.task}-{fingerprint(settings.model_dump(), recipe.model_dump(), data, seed)}"
     problem = Search(name, settings, recipe.num_steps, seed, work, first=space.current(recipe, settings.space))
     params = {"tune": settings.model_dump(), "train": recipe.model_dump(), "seed": seed}

@@ -90,13 +90,13 @@ def storage() -> str:
 
 def patience() -> int:
     """Return for how many seconds a run waits for a worker or a storage that does not answer: DGUNET_PATIENCE."""
-    return _number("DGUNET_PATIENCE", 600)
+    return number("DGUNET_PATIENCE", 600)
 
 
-def _number(name: str, default: int) -> int:
-    """Return the whole number that the environment gives `name`."""
+def number(name: str, default: int) -> int:
+    """Return the whole number that the environment gives `name`; ValueError where it is none."""
     try:
-        return int(os.environ.get(name, default))
+        return int(os.environ.get(name) or default)
     except ValueError:
         raise ValueError(f"{name} must be a whole number, not {os.environ[name]!r}") from None
 
@@ -228,14 +228,14 @@ def num_workers() -> tuple[int, int]:
 
 def max_failures() -> int:
     """Return how many deaths of workers a run survives: DGUNET_MAX_FAILURES."""
-    return _number("DGUNET_MAX_FAILURES", 3)
+    return number("DGUNET_MAX_FAILURES", 3)
 
 
 def whole_cluster(nodes: Sequence[Mapping[str, float]], most_workers: int | None = None) -> Share:
     """Return all that one run can use of `nodes`, each given by its resources; ValueError if its workers do not fit."""
-    least, most = (min(number, most_workers or number) for number in num_workers())
+    least, most = (min(asked, most_workers or asked) for asked in num_workers())
     total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
-    gpus, asked = 1.0 if total["GPU"] else 0.0, _number("DGUNET_CPUS_PER_WORKER", 0)
+    gpus, asked = 1.0 if total["GPU"] else 0.0, number("DGUNET_CPUS_PER_WORKER", 0)
     whole = range(max(1, int(total["CPU"] // most)), 0, -1)
     for cpus in [asked] if asked else [*whole, 1 / 2, 1 / 4, 1 / 8]:  # fewer where nodes are cut up badly
         share = Share(least, float(cpus), gpus, at_most=most)

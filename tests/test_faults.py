@@ -21,6 +21,7 @@ from test_cluster import wait_for
 from pipeline import cluster, training, workers
 from pipeline.job import Job
 from pipeline.line import Ears
+from pipeline.shards import read_index
 
 TESTS = Path(__file__).parent
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
@@ -215,7 +216,8 @@ def test_a_run_killed_twenty_times_ends_where_one_ends_that_was_left_alone(
 ) -> None:
     monkeypatch.setenv("DGUNET_MAX_FAILURES", "100")
     settings = recipe(num_steps=1500, validate_every=10, warmup_steps=10)
-    job = Job(settings, 3, shards, 1, {"task": "test", "provenance": {"commit": "none", "data": "none"}})
+    indices = {split: read_index(shards / split) for split in ("train", "val")}
+    job = Job(settings, 3, shards, indices, 1, {"task": "test", "provenance": {"commit": "none", "data": "none"}})
     run(job, tmp_path, "alone", 2)
     (tmp_path / "out").rename(tmp_path / "alone")
     killed: list[int] = []

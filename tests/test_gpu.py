@@ -1,11 +1,13 @@
 """What only a GPU can show; skipped where there is none."""
 
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
 import torch
 from conftest import RECIPE
 
+from dgunet.losses import LossKind
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline.loader import Batch
 from pipeline.params import Train
@@ -19,8 +21,8 @@ def batch() -> Batch:
     return Batch(clean.pin_memory(), (clean / 2).pin_memory(), ["none"] * 4)
 
 
-def training(device: str, **compute: object) -> Training:
-    recipe = Train.model_validate({**RECIPE, "compute": {**RECIPE["compute"], **compute}})
+def training(device: str, loss: str = "charbonnier", **compute: object) -> Training:
+    recipe = Train.model_validate({**RECIPE, "loss": loss, "compute": {**RECIPE["compute"], **compute}})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = DGUNet(DGUNetConfig(**recipe.network.model_dump()))
@@ -34,9 +36,10 @@ def no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("loss", get_args(LossKind))
 @pytest.mark.parametrize("compute", [{}, {"precision": "bfloat16"}, {"accumulate": 2}, {"recompute_activations": True}])
-def test_a_step_never_waits_for_the_device(no_waiting: None, compute: dict[str, object]) -> None:
-    trained, given = training("cuda", **compute), batch()
+def test_a_step_never_waits_for_the_device(no_waiting: None, compute: dict[str, object], loss: str) -> None:
+    trained, given = training("cuda", loss, **compute), batch()
     for _ in range(3):  # workspaces are made
         trained.step(given)
     torch.cuda.synchronize()

@@ -4,6 +4,7 @@ import threading
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from conftest import write_folder
 
 from pipeline import loader
 from pipeline.loader import Batch, Course, Patches, batches, pairs, share
-from pipeline.shards import DamagedShard, Index, ShardEntry
+from pipeline.shards import DamagedShard, Index, Shard, ShardEntry
 
 
 def course(sizes: list[int], batch_size: int, seed: int = 1) -> Course:
@@ -195,6 +196,26 @@ def mixed(folder: Path, rank: int = 0, num_workers: int = 1, seed: int = 1) -> l
 def test_mixed_batches_are_the_same_for_any_number_of_workers(tmp_path: Path, num_workers: int, online: bool) -> None:
     write_folder(tmp_path / "s", [7, 10, 6], online=online)
     same(mixed(tmp_path / "s"), joined([mixed(tmp_path / "s", rank, num_workers) for rank in range(num_workers)]))
+
+
+def test_each_shard_is_opened_once_in_a_pass_however_many_streams_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "s", [2] * 40)
+    opened: list[str] = []
+
+    def counted(folder: Path, entry: Any) -> Shard:
+        opened.append(entry.name)
+        return Shard(folder, entry)
+
+    monkeypatch.setattr(loader, "Shard", counted)
+    loader._opener.cache_clear()
+    patches = Patches(tmp_path / "s", batch_size=40, patch_size=16, seed=1)
+    for step in range(2):
+        for stream in range(40):
+            patches[step, stream]
+    loader._opener.cache_clear()
+    assert len(opened) == len(set(opened)) == 40
 
 
 def test_a_mixed_pair_lies_between_two_of_its_batch_clean_and_degraded_alike(tmp_path: Path) -> None:

@@ -226,6 +226,25 @@ def test_a_worker_touches_the_shards_of_its_streams_and_no_others(place: Path, c
     assert len(list(cache.glob("*.tar"))) == 2
 
 
+def test_with_mixup_a_worker_opens_few_more(place: Path, cache: Path, tmp_path: Path) -> None:
+    moved_away(tmp_path / "s", [4] * 16)
+    patches = Patches(tmp_path / "s", batch_size=16, patch_size=16, seed=1, mixup_alpha=0.6)
+    for step in range(patches.course.steps_per_pass):
+        for stream in range(3, 6):  # of sixteen: they are mixed within the first eight
+            patches[step, stream]
+    assert len(list(cache.glob("*.tar"))) <= 9
+
+
+def test_a_worker_on_a_machine_without_the_folder_reads_by_the_index_it_was_given(
+    place: Path, cache: Path, tmp_path: Path
+) -> None:
+    moved_away(tmp_path / "s", [4] * 2)
+    index, elsewhere = read_index(tmp_path / "s"), tmp_path / "not here"
+    here, there = Patches(tmp_path / "s", 4, 16, seed=1), Patches(elsewhere, 4, 16, seed=1, index=index)
+    assert np.array_equal(here[1, 2][0], there[1, 2][0])
+    assert [one.key for one in pairs(elsewhere, index=index)] == [one.key for one in pairs(tmp_path / "s")]
+
+
 def test_a_shard_that_lies_neither_here_nor_there_says_how_to_name_the_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,7 +134,12 @@ def test_a_training_whose_dvc_was_killed_saves_and_leaves(checkout: Checkout) ->
     runs = checkout.folder / ".cache" / "runs"
     command = ["dvc", "repro", "--single-item", "train@denoise"]
     with subprocess.Popen(
-        command, cwd=checkout.folder, env=checkout.environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=checkout.folder,
+        env=checkout.environment,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as dvc:
         while not list(runs.glob("*/checkpoint_manager_snapshot.json")):
             assert dvc.poll() is None, "training was over before dvc could be killed"

@@ -177,8 +177,19 @@ def test_a_search_without_a_result_proposes_nothing_not_even_what_was_there_befo
 
 
 def test_the_table_has_the_best_first_and_what_failed_last() -> None:
-    lines = findings.table([trial(1, 1e-6, math.nan, "failed"), trial(2, 1e-3, 20.0), trial(3, 1e-2, 25.0)]).split("\n")
-    assert [line.split()[0] for line in lines] == ["trial", "3", "2", "1"]
+    done = [
+        trial(1, 1e-6, math.nan, "failed"),
+        trial(2, 1e-3, 20.0),
+        trial(3, 1e-2, 25.0),
+        trial(4, 1.0, 26.0, "diverged"),
+    ]
+    assert [line.split()[0] for line in findings.table(done).split("\n")] == ["trial", "3", "2", "1", "4"]
+
+
+def test_what_a_trial_reached_before_it_diverged_is_not_proposed(tmp_path: Path) -> None:
+    trials = [trial(1, 1e-3, 20.0), trial(2, 1.0, 25.0, "diverged"), trial(3, 0.5, 24.0, "failed")]
+    findings.write(tmp_path, "denoise", "tune-denoise-0", None, trials)
+    assert "trial 1 of 3" in (tmp_path / "proposal.yaml").read_text()
 
 
 # ---- for real
