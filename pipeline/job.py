@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,7 +27,6 @@ class Job:
     shards: Path
     indices: Mapping[str, Index]
     seed: int
-    card: Mapping[str, Any]
 
     def __call__(self, worker: workers.Worker) -> None:
         """Train as one of the workers."""
@@ -52,5 +50,7 @@ class Job:
             progress=worker.progress,
             stop_requested=worker.stop_requested,
             keep=worker.keep,
+            patiently=worker.patiently,
+            seconds_between_checkpoints=60.0 * workers.number("DGUNET_CHECKPOINT_MINUTES", 10),
         )  # fmt: skip
-        loop.fit(network, recipe, ports, device=worker.device, resume=worker.resume, card=self.card)
+        loop.fit(network, recipe, ports, device=worker.device, resume=worker.resume)

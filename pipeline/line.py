@@ -44,8 +44,9 @@ class Line:
         return self.stopping
 
     def report(self, metrics: dict[str, float]) -> None:
-        """Take a report whose checkpoint is safe."""
-        self.reports.append(metrics)
+        """Take a report whose checkpoint is safe; without metrics there is nothing to pass on."""
+        if metrics:
+            self.reports.append(metrics)
         self.stored += 1
 
     def num_reports(self) -> int:

@@ -11,7 +11,7 @@ import io
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +42,12 @@ class Ports:
     batches: first step -> this worker's batches from there to the last step.
     validation: -> this worker's share of the validation pairs, a stretch of them.
     report: (metrics, checkpoint folder or None), called by every worker at the same steps; the folder is the
-        receiver's to copy before it returns. Only rank 0 has one. When asked to stop the metrics are the step alone.
+        receiver's to copy before it returns. Only rank 0 has one. No metrics: the checkpoint is all there is to tell.
     progress: (step, figures) every few seconds on rank 0, for a person to watch.
     stop_requested: polled at every step on rank 0; when true, all workers save a checkpoint and return.
     keep: (name, content) of a file worth keeping when training fails; returns where it was put.
+    patiently: (what is done, action) where an OSError may pass: a full disk.
+    seconds_between_checkpoints: no more than these are lost, whatever happens, and a few steps.
     """
 
     batches: Callable[[int], Iterator[Batch]]
@@ -54,6 +56,8 @@ class Ports:
     progress: Callable[[int, dict[str, float]], None] = lambda step, figures: None
     stop_requested: Callable[[], bool] = lambda: False
     keep: Callable[[str, bytes], str] = lambda name, content: "nowhere"
+    patiently: Callable[[str, Callable[[], Any]], Any] = lambda what, action: action()
+    seconds_between_checkpoints: float = math.inf
 
 
 class _Step(NamedTuple):
@@ -65,19 +69,12 @@ class _Step(NamedTuple):
     gradient_norm: Tensor
 
 
-def fit(
-    network: DGUNet,
-    recipe: Train,
-    ports: Ports,
-    *,
-    device: torch.device,
-    resume: Path | None,
-    card: Mapping[str, Any],
-) -> Progress:
+def fit(network: DGUNet, recipe: Train, ports: Ports, *, device: torch.device, resume: Path | None) -> Progress:
     """Train `network` by `recipe` on `device`, from the start or from the checkpoint folder `resume`.
 
-    Validates and reports, with a checkpoint, every `recipe.validate_every` steps and at the end. Raises TrainingFailed
-    when more than `recipe.max_skipped_steps` steps in a row had a gradient that is not finite, or validation had.
+    Validates and reports, with a checkpoint, every `recipe.validate_every` steps and at the end; has checkpoints in
+    between as `ports` asks. Raises TrainingFailed when more than `recipe.max_skipped_steps` steps in a row had a
+    gradient that is not finite, or validation had.
     """
     training = Training(network, recipe, device)
     if resume is not None:
@@ -85,32 +82,35 @@ def fit(
     progress = training.progress
     watch = _Watch(progress.step)
     pending: list[_Step] = []
-    losses = progress.losses
     batches = ports.batches(progress.step)
     patience = STEPS_BETWEEN_SYNCHRONISATIONS[device.type]
-    while progress.step < recipe.num_steps:
+    while True:
+        if _due(progress, recipe):
+            _validated(training, watch, ports)
+        if progress.step == recipe.num_steps:
+            return progress
         with watch.waiting():
             batch = next(batches)
         pending.append(_Step(progress.step, batch.keys, *training.step(batch)))
-        due = progress.step % recipe.validate_every == 0 or progress.step == recipe.num_steps
+        due = _due(progress, recipe)
         if not due and progress.step % patience:
             continue
-        losses += _read_back(pending, progress, recipe, ports)
-        figures = {
-            "loss": losses[-1] if losses else math.nan,
-            "val_psnr": progress.best_psnr,
-            **watch.figures(progress.step, recipe),
-        }
+        progress.losses += _read_back(pending, progress, recipe, ports)
         if peers.rank() == 0 and watch.due():
-            ports.progress(progress.step, figures)
-        stop = peers.agreed(ports.stop_requested() if peers.rank() == 0 else False)
-        if due:
-            _validated(training, figures, ports, card)
-        elif stop:  # first of all what was done is saved, and no trace of the stop left in the history
-            _report({"step": progress.step}, training, ports, card)
+            ports.progress(progress.step, watch.figures(progress, recipe))
+        save = not due and watch.seconds_unsaved() > ports.seconds_between_checkpoints
+        stop, save = peers.agreed((ports.stop_requested(), save) if peers.rank() == 0 else None)
+        if stop or save:  # what was done is saved first, before any validation; no trace of it is left in the history
+            _report({}, training, watch, ports)
         if stop:
-            break
-    return progress
+            return progress
+
+
+def _due(progress: Progress, recipe: Train) -> bool:
+    """Return whether the network is to be validated as it is now."""
+    validated = progress.history[-1]["step"] if progress.history else 0
+    at_an_end = progress.step % recipe.validate_every == 0 or progress.step == recipe.num_steps
+    return at_an_end and progress.step > validated
 
 
 def _read_back(pending: list[_Step], progress: Progress, recipe: Train, ports: Ports) -> list[float]:
@@ -147,9 +147,10 @@ def _hopeless(step: _Step, loss: float, norm: float, progress: Progress, ports: 
     )
 
 
-def _validated(training: Training, figures: Mapping[str, float], ports: Ports, card: Mapping[str, Any]) -> None:
+def _validated(training: Training, watch: _Watch, ports: Ports) -> None:
     """Validate, add a line to the history, and report it with a checkpoint."""
     progress = training.progress
+    figures = watch.figures(progress, training.recipe)
     val_psnr = training.validate(ports.validation())
     if math.isnan(val_psnr):
         raise TrainingFailed(
@@ -168,25 +169,27 @@ def _validated(training: Training, figures: Mapping[str, float], ports: Ports, c
     progress.history.append(line)
     losses.clear()
     speed = {name: figures[name] for name in ("images_per_second", "waiting_for_data")}
-    _report(line | speed, training, ports, card)
+    _report(line | speed, training, watch, ports)
     if peers.rank() == 0:
         ports.progress(progress.step, {**figures, "val_psnr": val_psnr})
 
 
-def _report(metrics: dict[str, Any], training: Training, ports: Ports, card: Mapping[str, Any]) -> None:
+def _report(metrics: dict[str, Any], training: Training, watch: _Watch, ports: Ports) -> None:
     if peers.rank() != 0:
         ports.report(metrics, None)
         return
     with tempfile.TemporaryDirectory() as folder:
-        training.save(Path(folder), card)
+        ports.patiently("written", lambda: training.save(Path(folder)))
         ports.report(metrics, Path(folder))
+    watch.saved = time.monotonic()
 
 
 class _Watch:
     """Times for a person to watch; they change nothing."""
 
     def __init__(self, first_step: int) -> None:
-        self.first_step, self.started, self.shown, self.waited = first_step, time.monotonic(), 0.0, 0.0
+        self.first_step, self.shown, self.waited = first_step, 0.0, 0.0
+        self.started = self.saved = time.monotonic()
 
     def waiting(self) -> AbstractContextManager[None]:
         return _Stopwatch(self)
@@ -198,10 +201,15 @@ class _Watch:
         self.shown = now
         return True
 
-    def figures(self, step: int, recipe: Train) -> dict[str, float]:
-        seconds = max(time.monotonic() - self.started, 1e-9)
+    def seconds_unsaved(self) -> float:
+        return time.monotonic() - self.saved
+
+    def figures(self, progress: Progress, recipe: Train) -> dict[str, float]:
+        step, seconds = progress.step, max(time.monotonic() - self.started, 1e-9)
         steps_per_second = (step - self.first_step) / seconds
         return {
+            "loss": progress.losses[-1] if progress.losses else math.nan,
+            "val_psnr": progress.best_psnr,
             "images_per_second": steps_per_second * recipe.batch_size,
             "seconds_left": (recipe.num_steps - step) / max(steps_per_second, 1e-9),
             "waiting_for_data": self.waited / seconds,

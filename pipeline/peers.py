@@ -26,10 +26,10 @@ def gathered(mine: list[Any]) -> list[list[Any]]:
     return everyones
 
 
-def agreed(flag: bool) -> bool:
-    """Return rank 0's flag on every worker."""
+def agreed(mine: Any) -> Any:
+    """Return what rank 0 gave, on every worker."""
     if count() == 1:
-        return flag
-    flags = [flag]
-    dist.broadcast_object_list(flags, src=0)
-    return flags[0]
+        return mine
+    given = [mine]
+    dist.broadcast_object_list(given, src=0)
+    return given[0]

@@ -1,18 +1,21 @@
 """Ray's list of a run's checkpoints, kept twice: Ray writes it in place, and where a disk is full that cuts it off.
 
 Ray then refuses to start the run at all. The copy is made when a report is committed; of the checkpoints that it names,
-those that have gone since are passed over.
+those that have gone since, or are not what was sealed (cut off when a machine lost power), are passed over.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME as RECORD
 from ray.train.v2._internal.execution.storage import get_fs_and_path
 
 COPY = f"{RECORD}.copy"
+SEAL = "checksums.json"
 
 
 def place(address: str) -> tuple[Any, str]:
@@ -25,6 +28,15 @@ def make_room(address: str) -> None:
     """Create the run's folder. Raises OSError where it cannot."""
     filesystem, folder = place(address)
     filesystem.create_dir(folder)
+
+
+def seal(checkpoint: Path) -> None:
+    """Write the checksums of a checkpoint's files beside them. Raises OSError where it cannot."""
+    sums = {}
+    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != SEAL):
+        with path.open("rb") as file:
+            sums[path.relative_to(checkpoint).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    (checkpoint / SEAL).write_text(json.dumps(sums))
 
 
 def keep(address: str) -> None:
@@ -48,7 +60,7 @@ def mend(address: str, *, must_be_there: bool = False) -> str | None:
     content, is_whole = _read(filesystem, folder, RECORD)
     if is_whole:
         return None
-    damage = f"the list of checkpoints in {address} is damaged, as by a full disk"
+    damage = f"the checkpoints in {address} are damaged, as by a full disk or a loss of power"
     content = content or _read(filesystem, folder, COPY)[0]
     if content:
         with filesystem.open_output_stream(f"{folder}/{RECORD}.new") as file:
@@ -60,7 +72,7 @@ def mend(address: str, *, must_be_there: bool = False) -> str | None:
 
 
 def _read(filesystem: Any, folder: str, name: str) -> tuple[dict[str, Any] | None, bool]:
-    """Return a list, less the checkpoints that are not there (None if nothing is left), and whether it was whole."""
+    """Return a list, less the checkpoints that are not there, or not whole (None if none is), and if all were."""
     try:
         with filesystem.open_input_stream(f"{folder}/{name}") as file:
             content = json.loads(file.read())
@@ -68,8 +80,7 @@ def _read(filesystem: Any, folder: str, name: str) -> tuple[dict[str, Any] | Non
         indices = content["checkpoint_report_indices"]
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         return None, False
-    paths = [f"{folder}/{checkpoint}" for checkpoint, _ in results]
-    there = [found.type.name != "NotFound" for found in filesystem.get_file_info(paths)]
+    there = [_is_whole(filesystem, f"{folder}/{checkpoint}") for checkpoint, _ in results]
     if all(there):
         return content, True
     if not any(there):
@@ -78,3 +89,16 @@ def _read(filesystem: Any, folder: str, name: str) -> tuple[dict[str, Any] | Non
     content["checkpoint_report_indices"] = [i for i, is_there in zip(indices, there, strict=True) if is_there]
     content["latest_checkpoint_result"] = content["checkpoint_results"][-1]  # in the order of the reports
     return content, False
+
+
+def _is_whole(filesystem: Any, checkpoint: str) -> bool:
+    try:
+        with filesystem.open_input_stream(f"{checkpoint}/{SEAL}") as file:
+            sums = json.loads(file.read())
+        for name, expected in sums.items():
+            with filesystem.open_input_stream(f"{checkpoint}/{name}") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                    return False
+    except (FileNotFoundError, ValueError, AttributeError):
+        return False
+    return True

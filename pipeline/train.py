@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-import shutil
 import sys
 import tempfile
 import time
@@ -39,9 +38,9 @@ def main() -> None:
     synthesis = load_section(f"{given.task}.synthesize", Synthesize)
     seed = load_section("seed", int)
     data = {split: checksum(given.shards / split / INDEX) for split in ("train", "val")}
-    card = {"task": given.task, "provenance": {"commit": commit(), "data": data["train"]}}
     indices = {split: read_index(given.shards / split) for split in ("train", "val")}
-    job = Job(recipe, synthesis.channels, given.shards.resolve(), indices, seed, card)
+    job = Job(recipe, synthesis.channels, given.shards.resolve(), indices, seed)
+    card = {"task": given.task, "provenance": {"commit": commit(), "data": data["train"]}}
     name = f"{given.task}-{fingerprint(recipe.model_dump(), data, seed)}"
     params = {**read_params()[given.task], "seed": seed}
 
@@ -56,7 +55,7 @@ def main() -> None:
             workers.fit(job, name=name, into=Path(folder), ears=ears, most_workers=recipe.batch_size)
         history = training.history(Path(folder))
         run.complete(history)
-        shutil.copytree(Path(folder) / training.BEST, given.model, dirs_exist_ok=True)
+        training.export(Path(folder), given.model, card)
         _write_curve(given.curve, history)
         run.tag({"model": digest(given.model.iterdir()), "commit": card["provenance"]["commit"], "data": data["train"]})
         workers.forget(name)

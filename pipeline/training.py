@@ -18,12 +18,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from dgunet.checkpoint import assemble, save_model
 from dgunet.losses import LossKind, stage_loss
 from dgunet.metrics import HIGHEST_PSNR, psnr
-from dgunet.network import DGUNet
+from dgunet.network import DGUNet, DGUNetConfig
 from pipeline import peers
 from pipeline.loader import Batch, LoadedPair
 from pipeline.params import Train
 
-STATE, BEST = "state.pt", "best"
+STATE = "state.pt"
 
 
 class Objective(nn.Module):
@@ -131,25 +131,24 @@ class Training:
             self.progress.best_psnr, self.progress.best_step = val_psnr, self.progress.step
             self.best = _on_cpu(self.averaged)
 
-    def save(self, folder: Path, card: Mapping[str, Any]) -> None:
-        """Write the whole state, and the best weights so far as a model folder, into the empty `folder`."""
+    def save(self, folder: Path) -> None:
+        """Write the whole state into `folder`. Raises OSError where it cannot."""
         state = {
+            "config": asdict(self.network.config),
             "progress": asdict(self.progress),
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
         }
-        torch.save(state, folder / STATE)
-        best = assemble(self.network.config, self.best, "best weights so far")
-        metrics: dict[str, float] = {"steps": self.progress.best_step}
-        if self.progress.best_step:
-            metrics["val_psnr"] = self.progress.best_psnr
-        save_model(best, folder / BEST, {**card, "provenance": {**card["provenance"], "metrics": metrics}})
+        try:
+            torch.save(state, folder / STATE)
+        except RuntimeError as error:  # so torch tells of a full disk
+            raise OSError(f"{folder / STATE} cannot be written: is the disk full? ({error})") from error
 
     def load(self, folder: Path) -> None:
         """Continue from the checkpoint in `folder`."""
-        state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+        state = _read(folder)
         self.progress = Progress(**state["progress"])
         self.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])
@@ -190,9 +189,22 @@ def has_bfloat16_units(device: torch.device) -> bool:
 
 def history(folder: Path) -> list[dict[str, float | int]]:
     """Return a checkpoint's reports, first to last."""
-    state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
-    lines: list[dict[str, float | int]] = state["progress"]["history"]
+    lines: list[dict[str, float | int]] = _read(folder)["progress"]["history"]
     return lines
+
+
+def export(folder: Path, model: Path, card: Mapping[str, Any]) -> None:
+    """Write the best weights of the checkpoint in `folder` as the model folder `model`; `card` as it is there."""
+    state = _read(folder)
+    network = assemble(DGUNetConfig(**state["config"]), state["best"], "best weights so far")
+    steps, val_psnr = state["progress"]["best_step"], state["progress"]["best_psnr"]
+    metrics = {"steps": steps, "val_psnr": val_psnr} if steps else {"steps": steps}
+    save_model(network, model, {**card, "provenance": {**card["provenance"], "metrics": metrics}})
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+    return state
 
 
 def _on_cpu(network: nn.Module) -> dict[str, Tensor]:

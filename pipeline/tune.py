@@ -15,7 +15,6 @@ from pipeline import cluster, findings, space, tracking
 from pipeline.fingerprint import fingerprint
 from pipeline.job import Job
 from pipeline.params import Synthesize, Train, door, load_section
-from pipeline.provenance import commit
 from pipeline.search import FAILURE, METRIC, STEP, Search, forget_trials, search
 from pipeline.shards import INDEX, checksum, read_index
 from pipeline.trials import Trial
@@ -47,9 +46,8 @@ def main() -> None:
     settings, seed = load_section("tune", space.Tune), load_section("seed", int)
     space.check(settings, recipe, given.task)
     data = {split: checksum(given.shards / split / INDEX) for split in ("train", "val")}
-    card = {"task": given.task, "provenance": {"commit": commit(), "data": data["train"]}}
     indices = {split: read_index(given.shards / split) for split in ("train", "val")}
-    work = Work(Job(recipe, synthesis.channels, given.shards.resolve(), indices, seed, card))
+    work = Work(Job(recipe, synthesis.channels, given.shards.resolve(), indices, seed))
     name = f"tune-{given.task}-{fingerprint(settings.model_dump(), recipe.model_dump(), data, seed)}"
     problem = Search(name, settings, recipe.num_steps, seed, work, first=space.current(recipe, settings.space))
     params = {"tune": settings.model_dump(), "train": recipe.model_dump(), "seed": seed}

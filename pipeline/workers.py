@@ -3,8 +3,8 @@
 The environment says how large a run is and where it keeps its state, never params.yaml: DGUNET_WORKERS (default: one
 per GPU, else one; "2:8": as many as the cluster has, between these); DGUNET_CPUS_PER_WORKER; DGUNET_STORAGE (where
 checkpoints of running work live: a folder all nodes see, or s3://...; default .cache/runs); DGUNET_MAX_FAILURES (how
-many deaths of workers a run survives, default 3); DGUNET_PATIENCE (seconds to wait for a worker or a storage that does
-not answer, default 600).
+many deaths of workers a run survives without a new checkpoint, default 3); DGUNET_PATIENCE (seconds to wait for a
+worker or a storage that does not answer, default 600).
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Worker:
     report: (metrics, checkpoint folder or None); every worker calls it equally often. It returns when the checkpoint
         is safe in storage.
     progress: (step, figures), never waits. stop_requested: whether to save and return, never waits.
-    keep: (name, content) of a file to be kept beside the checkpoints; returns where.
+    keep: (name, content) of a file to be kept beside the checkpoints; returns where, or why not.
+    patiently: (what is done, action); an OSError is waited for, as long as DGUNET_PATIENCE says.
     """
 
     rank: int
@@ -68,6 +69,7 @@ class Worker:
     progress: Callable[[int, dict[str, float]], None]
     stop_requested: Callable[[], bool]
     keep: Callable[[str, bytes], str]
+    patiently: Callable[[str, Callable[[], Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,10 @@ def fit(
     """Run `work` on every training worker and leave the last checkpoint in the folder `into`.
 
     A run of the same `name` that did not finish is continued from its last checkpoint, so the name must tell equal
-    runs from others. Workers that die or hang are started again from it, DGUNET_MAX_FAILURES times, then WorkersLost is
-    raised. On SIGTERM and Ctrl-C the workers save a checkpoint first, then Interrupted is raised. A ValueError of
-    `work` is final, and raised here, as is StorageLost, at once where a run that starts cannot reach the storage.
+    runs from others. Workers that die or hang are started again from it, DGUNET_MAX_FAILURES times without a new
+    checkpoint, then WorkersLost is raised. On SIGTERM and Ctrl-C the workers save a checkpoint first, then Interrupted
+    is raised. A ValueError of `work` is final, and raised here, as is StorageLost, at once where a run that starts
+    cannot reach the storage.
     share: what the run may use of the cluster; default: all of it, by at most `most_workers`. ValueError if it has no
     room for them.
     """
@@ -128,6 +131,8 @@ def fit(
     line = at_hand(Line).remote()  # elsewhere it would leave with its node
     outcome: list[ray.train.Result | BaseException] = []
     used = share or whole_cluster(_nodes(), most_workers)
+    if share is None and most_workers and (asked := num_workers()[1]) > most_workers:
+        ears.notice(f"{used.at_most} workers, not {asked}: a batch has {most_workers} images (train.batch_size)")
 
     with _stop_signals() as stop:
 
@@ -174,13 +179,22 @@ def fit(
 def _while_storage_comes_back(
     run: Callable[[], ray.train.Result], name: str, line: Any, stop: threading.Event
 ) -> ray.train.Result:
-    """Run; and again, from the last checkpoint, when the storage was out of reach of the driver or the controller."""
-    pause, failing_since, stored = 1.0, 0.0, 0
+    """Run; and again, from the last checkpoint, when the storage was out of reach of the driver or the controller.
+
+    And when workers were lost too often for Ray, which counts all that were since the start, but not without a
+    checkpoint in between.
+    """
+    pause, failing_since, stored, stored_at_start = 1.0, 0.0, 0, 0
     while True:
         try:
             if damage := record.mend(f"{storage()}/{name}", must_be_there=stored > 0):
                 line.notice.remote(damage)
+            stored_at_start = ray.get(line.num_reports.remote())
             return run()
+        except ray.train.WorkerGroupError as error:
+            if max_failures() == 0 or ray.get(line.num_reports.remote()) == stored_at_start:
+                raise
+            line.leave.remote(f"{told(error)}; back to the last checkpoint")
         except (OSError, ray.train.ControllerError) as error:
             cause, now = getattr(error, "controller_failure", error), time.monotonic()
             if not isinstance(cause, OSError):
@@ -236,7 +250,8 @@ def whole_cluster(nodes: Sequence[Mapping[str, float]], most_workers: int | None
     least, most = (min(asked, most_workers or asked) for asked in num_workers())
     total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     gpus, asked = 1.0 if total["GPU"] else 0.0, number("DGUNET_CPUS_PER_WORKER", 0)
-    whole = range(max(1, int(total["CPU"] // most)), 0, -1)
+    # Of a GPU that is not used the CPUs are not either: with them a node would hold fewer workers than it has GPUs.
+    whole = range(max(1, int(total["CPU"] // max(most, total["GPU"]))), 0, -1)
     for cpus in [asked] if asked else [*whole, 1 / 2, 1 / 4, 1 / 8]:  # fewer where nodes are cut up badly
         share = Share(least, float(cpus), gpus, at_most=most)
         if places(share, nodes) >= least:
@@ -301,10 +316,11 @@ def _worker(config: dict[str, Any]) -> None:
             num_workers=context.get_world_size(),
             device=ray.train.torch.get_device(),
             resume=patiently("read", partial(_last_checkpoint, stack)),
-            report=partial(_report, upload=partial(_upload, patiently)),
+            report=partial(_report, patiently=patiently),
             progress=mouth.progress,
             stop_requested=mouth.stop_requested,
             keep=partial(_keep, config["place"]),
+            patiently=patiently,
         )
         try:
             config["work"](worker)
@@ -326,14 +342,19 @@ def _last_checkpoint(stack: ExitStack) -> Path | None:
 
 def _keep(place: str, name: str, content: bytes) -> str:
     where = f"{place}/{name}"
-    with fsspec.open(where, "wb") as file:
-        file.write(content)
+    try:
+        with fsspec.open(where, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        return f"no file ({error})"
     return where
 
 
-def _report(metrics: dict[str, float], folder: Path | None, *, upload: Callable[[Any, str], Any]) -> None:
+def _report(metrics: dict[str, float], folder: Path | None, *, patiently: Callable[..., Any]) -> None:
+    if folder:
+        patiently("written", lambda: record.seal(folder))
     checkpoint = ray.train.Checkpoint.from_directory(folder) if folder else None
-    ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_fn=upload)
+    ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_fn=partial(_upload, patiently))
     # report() returns before the controller has committed it; a worker killed then would lose two checkpoints.
     ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
 

@@ -173,6 +173,21 @@ def test_a_copy_that_names_a_checkpoint_too_many_still_serves(storage: Path, tmp
     assert (tmp_path / "starts").read_text() == "0 3 "
 
 
+@pytest.mark.slow
+def test_a_checkpoint_cut_off_by_a_loss_of_power_is_passed_over_for_the_one_before(
+    storage: Path, tmp_path: Path
+) -> None:
+    counted(tmp_path, "power", 3)
+    last = max(path for path in (storage / "power").iterdir() if path.is_dir())
+    (last / "step").write_bytes(b"")
+    notices: list[str] = []
+    ears = Ears(notice=notices.append)
+    workers.fit(partial(count, 5, str(tmp_path)), name="power", into=tmp_path / "out", ears=ears)
+    assert (tmp_path / "out" / "step").read_text() == "5"
+    assert (tmp_path / "starts").read_text() == "0 2 "
+    assert "going on from the last that is there" in notices[0]
+
+
 def test_a_share_fits_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     share = workers.whole_cluster
     laptop = [{"CPU": 2.0}]
@@ -185,6 +200,7 @@ def test_a_share_fits_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("1:8", laptop, 4, workers.Share(1, 1.0, 0.0, 4)),
         ("2", gpu_nodes, None, workers.Share(2, 8.0, 1.0, 2)),
         ("1", [{"CPU": 4.0}, {"CPU": 4.0}], None, workers.Share(1, 4.0, 0.0, 1)),
+        ("64", [{"CPU": 48.0, "GPU": 8.0}] * 8, 16, workers.Share(16, 6.0, 1.0, 16)),  # 8 to a node
     ):
         if workers_asked:
             monkeypatch.setenv("DGUNET_WORKERS", workers_asked)
@@ -243,6 +259,17 @@ def test_losses_too_many_are_told_in_a_line(storage: Path, tmp_path: Path, monke
     (tmp_path / "1.kill").touch()
     with pytest.raises(workers.WorkersLost, match=r"^training stopped: worker 0 died\. .*DGUNET_MAX_FAILURES"):
         counted(tmp_path, "lost", 3)
+
+
+def test_losses_are_counted_anew_where_checkpoints_lie_between(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DGUNET_MAX_FAILURES", "1")
+    for step in (1, 2, 3):
+        (tmp_path / f"{step}.kill").touch()
+    heard, _ = counted(tmp_path, "often", 4)
+    assert heard == [1, 2, 3, 4]
+    assert (tmp_path / "starts").read_text() == "0 1 2 3 "
 
 
 def test_a_finished_run_leaves_no_checkpoints_once_it_is_forgotten(storage: Path, tmp_path: Path) -> None:

@@ -64,8 +64,13 @@ def ports(shards: Path, settings: Train, log: Log, **others: Any) -> Ports:
 
 def trained(shards: Path, settings: Train, log: Log, resume: Path | None = None, **others: Any) -> DGUNet:
     net = network(settings)
-    loop.fit(net, settings, ports(shards, settings, log, **others), device=CPU, resume=resume, card=CARD)
+    loop.fit(net, settings, ports(shards, settings, log, **others), device=CPU, resume=resume)
     return net
+
+
+def exported(log: Log) -> Path:
+    training.export(log.checkpoints[-1], log.folder / "model", CARD)
+    return log.folder / "model"
 
 
 def weights(net: DGUNet) -> list[torch.Tensor]:
@@ -84,17 +89,77 @@ def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(shards: 
 
     for ours, theirs in zip(weights(resumed), weights(uninterrupted), strict=True):
         assert torch.equal(ours, theirs)
-    assert parts.lines[1] == {"step": 5}  # saved without validating first
+    assert parts.lines[1] == {}  # saved without validating first
     assert training.history(parts.checkpoints[-1]) == training.history(whole.checkpoints[-1])
-    best = [load_model(log.checkpoints[-1] / training.BEST) for log in (whole, parts)]
+    best = [load_model(exported(log)) for log in (whole, parts)]
     assert all(torch.equal(a, b) for a, b in zip(weights(best[0]), weights(best[1]), strict=True))
+
+
+def test_checkpoints_in_between_change_nothing(shards: Path, tmp_path: Path) -> None:
+    settings = recipe(num_steps=7, validate_every=3)
+    whole, parts = Log(tmp_path / "whole"), Log(tmp_path / "parts")
+    uninterrupted = trained(shards, settings, whole)
+    trained(shards, settings, parts, seconds_between_checkpoints=0.0)
+    assert [line.get("step") for line in parts.lines] == [None, None, 3, None, None, 6, 7]
+    resumed = trained(shards, settings, Log(tmp_path / "resumed"), resume=parts.checkpoints[3])  # of step 4
+    assert all(torch.equal(*pair) for pair in zip(weights(resumed), weights(uninterrupted), strict=True))
+    assert training.history(parts.checkpoints[-1]) == training.history(whole.checkpoints[-1])
+
+
+def test_a_stop_when_validation_is_due_saves_first_and_the_next_run_validates(shards: Path, tmp_path: Path) -> None:
+    settings = recipe(num_steps=6, validate_every=3)
+    whole, parts = Log(tmp_path / "whole"), Log(tmp_path / "parts")
+    trained(shards, settings, whole)
+    calls = iter(range(100))
+    trained(shards, settings, parts, stop_requested=lambda: next(calls) >= 2)
+    assert parts.lines == [{}]
+    for last in (3, 6):
+        calls = iter(range(100))
+        stopping = {"stop_requested": lambda calls=calls: next(calls) >= 2} if last == 3 else {}
+        trained(shards, settings, parts, resume=parts.checkpoints[-1], **stopping)
+    assert [line.get("step") for line in parts.lines] == [None, 3, None, 6]
+    assert training.history(parts.checkpoints[-1]) == training.history(whole.checkpoints[-1])
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_oserror(
+    shards: Path, small_disk: Callable[[Path, str], None], tmp_path: Path
+) -> None:
+    settings = recipe()
+    (tmp_path / "small").mkdir()
+    small_disk(tmp_path / "small", "16k")
+    with pytest.raises(OSError, match="is the disk full"):
+        Training(network(settings), settings, CPU).save(tmp_path / "small")
+
+
+def test_a_checkpoint_that_cannot_be_written_is_left_to_who_waits(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, save, waited = iter([True, True, False]), Training.save, []
+
+    def fails_twice(self: Training, folder: Path) -> None:
+        if next(full):
+            raise OSError("full")
+        save(self, folder)
+
+    def patiently(what: str, action: Callable[[], Any]) -> None:
+        while True:
+            try:
+                return action()
+            except OSError:
+                waited.append(what)
+
+    monkeypatch.setattr(Training, "save", fails_twice)
+    log = Log(tmp_path / "log")
+    trained(shards, recipe(num_steps=3, validate_every=3), log, patiently=patiently)
+    assert waited == ["written", "written"]
+    assert len(log.checkpoints) == 1
 
 
 def test_equal_runs_have_equal_checkpoints_and_another_seed_has_not(shards: Path, tmp_path: Path) -> None:
     logs = [Log(tmp_path / str(n)) for n in range(2)]
     for log in logs:
         trained(shards, recipe(), log)
-    first, second = ((log.checkpoints[-1] / training.BEST / "model.safetensors").read_bytes() for log in logs)
+    first, second = ((exported(log) / "model.safetensors").read_bytes() for log in logs)
     assert first == second
     assert [{k: v for k, v in line.items() if "second" not in k and "waiting" not in k} for line in logs[0].lines] == [
         {k: v for k, v in line.items() if "second" not in k and "waiting" not in k} for line in logs[1].lines
@@ -117,7 +182,7 @@ def test_the_best_weights_are_kept_and_told_in_the_card(shards: Path, tmp_path: 
     log = Log(tmp_path / "log")
     trained(shards, recipe(num_steps=12, validate_every=3), log)
     best = max(log.lines, key=lambda line: line["val_psnr"])
-    told = read_card(log.checkpoints[-1] / training.BEST)["provenance"]["metrics"]
+    told = read_card(exported(log))["provenance"]["metrics"]
     assert told == {"steps": best["step"], "val_psnr": best["val_psnr"]}
 
 
@@ -126,7 +191,7 @@ def test_stopped_before_the_first_validation_it_saves_and_goes_on(shards: Path, 
     whole, parts = Log(tmp_path / "whole"), Log(tmp_path / "parts")
     trained(shards, settings, whole)
     trained(shards, settings, parts, stop_requested=lambda: True)
-    assert read_card(parts.checkpoints[0] / training.BEST)["provenance"]["metrics"] == {"steps": 0}
+    assert read_card(exported(parts))["provenance"]["metrics"] == {"steps": 0}
     trained(shards, settings, parts, resume=parts.checkpoints[-1])
     assert training.history(parts.checkpoints[-1]) == training.history(whole.checkpoints[-1])
 
@@ -161,7 +226,7 @@ def poisoned(shards: Path, settings: Train, log: Log, steps: set[int]) -> Ports:
 def test_a_step_that_is_not_finite_is_skipped_and_counted(shards: Path, tmp_path: Path) -> None:
     settings, log = recipe(num_steps=8, validate_every=8), Log(tmp_path / "log")
     net = network(settings)
-    loop.fit(net, settings, poisoned(shards, settings, log, {3}), device=CPU, resume=None, card=CARD)
+    loop.fit(net, settings, poisoned(shards, settings, log, {3}), device=CPU, resume=None)
     assert log.lines[-1]["skipped_steps"] == 1
     assert math.isfinite(log.lines[-1]["loss"])
     assert all(torch.isfinite(tensor).all() for tensor in weights(net))
@@ -190,7 +255,7 @@ def test_steps_that_stay_not_finite_stop_with_step_and_keys(shards: Path, tmp_pa
 
     with pytest.raises(TrainingFailed, match=r"step 3: .*2 steps in a row.*pair00") as failure:
         net = network(settings)
-        loop.fit(net, settings, replace(given, keep=keep), device=CPU, resume=None, card=CARD)
+        loop.fit(net, settings, replace(given, keep=keep), device=CPU, resume=None)
     assert str(failure.value).count("pair00") == settings.batch_size
     assert kept[0][0] == "batch-of-step-3-worker-0.pt"
     batch = torch.load(io.BytesIO(kept[0][1]), weights_only=True)
@@ -274,7 +339,7 @@ def _as_worker(rank: int, num_workers: int, shards: str, out: str) -> None:
         validation=lambda: loader.pairs(Path(shards) / "val", rank, num_workers),
         report=lambda metrics, folder: lines.append(metrics),
     )
-    loop.fit(network(settings), settings, given, device=CPU, resume=None, card=CARD)
+    loop.fit(network(settings), settings, given, device=CPU, resume=None)
     if rank == 0:
         torch.save([(line["loss"], line["val_psnr"]) for line in lines], f"{out}/losses{num_workers}.pt")
     dist.destroy_process_group()

@@ -85,6 +85,9 @@ def synthesize(images: list[Entry], settings: Synthesize, recipe: dict[str, Any]
         write_index(out / split, Index({**recipe, "seed": 1}, entries))
 
 
+CARD = {"task": "test", "provenance": {"commit": "none", "data": "none"}}
+
+
 def train(settings: Train, channels: int, shards: Path, model: Path) -> list[float]:
     """What the door does, without Ray; returns the losses."""
     with torch.random.fork_rng():
@@ -98,7 +101,7 @@ def train(settings: Train, channels: int, shards: Path, model: Path) -> list[flo
     def report(metrics: dict[str, float], folder: Path | None) -> None:
         assert folder is not None
         losses.append(metrics["loss"])
-        (folder / training.BEST).rename(model)
+        training.export(folder, model, CARD)
 
     ports = loop.Ports(
         batches=lambda step: loader.batches(
@@ -107,8 +110,7 @@ def train(settings: Train, channels: int, shards: Path, model: Path) -> list[flo
         validation=lambda: loader.pairs(shards / "val"),
         report=report,
     )
-    card = {"task": "test", "provenance": {"commit": "none", "data": "none"}}
-    loop.fit(network, settings, ports, device=torch.device("cpu"), resume=None, card=card)
+    loop.fit(network, settings, ports, device=torch.device("cpu"), resume=None)
     return losses
 
 
