@@ -68,8 +68,8 @@ def main() -> None:
         for line in measured(network, sizes, device, given):
             print(line, flush=True)
             lines.append(line)
-    if device.type == "cuda":
-        RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if device.type == "cuda":
+            RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def measured(network: str, sizes: dict[str, int | bool], device: torch.device, given: argparse.Namespace) -> list[str]:
@@ -84,6 +84,10 @@ def measured(network: str, sizes: dict[str, int | bool], device: torch.device, g
         except torch.cuda.OutOfMemoryError:
             steps.pop(name, None)
             memory[name] = "out of memory"
+        except Exception as error:  # no compiler, say: the other rows are worth having
+            print(f"{network}, {name}: {error}", file=sys.stderr)
+            steps.pop(name, None)
+            memory[name] = f"failed: {type(error).__name__}"
     speeds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(given.turns):
         for name, step in steps.items():

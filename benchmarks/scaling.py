@@ -21,10 +21,12 @@ from typing import Any
 
 import torch
 from ray.cluster_utils import Cluster
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
 
 from dgunet.network import DGUNet, DGUNetConfig
-from pipeline import cluster, workers
+from pipeline import cluster, peers, workers
 from pipeline.line import Ears
 from pipeline.loader import Batch
 from pipeline.params import Train, load_section
@@ -37,7 +39,9 @@ NETWORKS = {  # parameters in millions, as counted by tests/test_network.py
     "deblur DGUNet+": DGUNetConfig(width=96, growth=48, head_growth=0, share_stages=False),
 }
 LINKS = {"NVLink in one machine, 300 GB/s": 300e9, "InfiniBand 400 Gb/s": 50e9, "Ethernet 100 Gb/s": 12.5e9}
-GPUS = 64
+GPUS, PER_GPU, SIZE = 64, 16, 256
+NOMINAL = 989e12  # operations per second
+LOADER_RATE = 649  # samples per second and core, benchmarks/results/loader.md
 
 
 def main() -> None:
@@ -102,7 +106,10 @@ def timed(steps: int, recipe: Train, worker: workers.Worker) -> None:
             torch.distributed.barrier()
         started = time.perf_counter()
         if talking or not isinstance(training.objective, DistributedDataParallel):
-            training.step(batch)
+            loss, _ = training.step(batch)
+            if worker.num_workers > 1:  # on a CPU the loop asks for these, too, after each step
+                torch.distributed.all_reduce(loss)
+                peers.agreed((False, False))
         else:
             with training.objective.no_sync():
                 training.step(batch)
@@ -133,14 +140,41 @@ def estimate() -> list[str]:
         sent = 2 * (GPUS - 1) / GPUS * 4 * count
         times = " | ".join(f"{1e3 * sent / rate:.2f} ms" for rate in LINKS.values())
         lines.append(f"| {name} | {count / 1e6:.1f} M | {4 * count / 1e6:.0f} MB | {times} |")
-    return [
-        *lines,
+    lines += [
         "",
-        "DistributedDataParallel exchanges while it computes the backward pass, so this bounds from above what talking",
-        "adds. As a share it needs the time of a step on the GPU at hand (`make bench-gpu`; not measured here):",
-        "it is below 5 % even without overlap where a step takes 20 times the number above. Validation and checkpoints",
-        "talk once in `validate_every` steps, the stop request every 20 steps on GPUs.",
+        "DistributedDataParallel exchanges while it computes the backward pass, so this bounds from above what",
+        "talking adds. Validation and checkpoints talk once in `validate_every` steps, losses and the wish to stop",
+        f"every 20 steps. As a share of a step, were an H200 to compute at its nominal {NOMINAL / 1e12:.0f} TFLOP/s",
+        f"(bfloat16, dense), which no network does: {PER_GPU} images of {SIZE}² on each GPU, {GPUS * PER_GPU} in all",
+        "(train.batch_size; a run uses at most as many workers as a batch has images). So real shares are smaller, and",
+        "so are images per second and the cores that make the pairs "
+        f"({LOADER_RATE} a second each, benchmarks/results/loader.md).",
+        "",
+        "| network | TFLOP a step | ms, at least | images/s of a GPU, at most | InfiniBand, at most "
+        "| Ethernet, at most | loader cores of a GPU, at most |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
+    for name, config in NETWORKS.items():
+        count = sum(parameter.numel() for parameter in DGUNet(config).parameters())
+        sent, flops = 2 * (GPUS - 1) / GPUS * 4 * count, flops_of_a_step(config)
+        seconds = flops / NOMINAL
+        shares = " | ".join(
+            f"{100 * sent / LINKS[link] / seconds:.1f} %" for link in ("InfiniBand 400 Gb/s", "Ethernet 100 Gb/s")
+        )
+        rate = PER_GPU / seconds
+        lines.append(
+            f"| {name} | {flops / 1e12:.1f} | {1e3 * seconds:.1f} | {rate:.0f} | {shares} | {rate / LOADER_RATE:.1f} |"
+        )
+    return [*lines, "", "The time of a step on a GPU at hand: `make bench-gpu` (none has been at hand yet)."]
+
+
+def flops_of_a_step(config: DGUNetConfig) -> int:
+    """Floating-point operations of a forward and a backward pass of one GPU's share of a batch, counted, not run."""
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        estimates = DGUNet(config)(torch.empty(PER_GPU, 3, SIZE, SIZE))
+        torch.stack([estimate.sum() for estimate in estimates]).sum().backward()
+    total: int = counter.get_total_flops()
+    return total
 
 
 if __name__ == "__main__":
