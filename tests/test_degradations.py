@@ -22,7 +22,7 @@ ZERO_STRENGTH: dict[str, dict[str, Any]] = {
     "none": {},
     "gaussian_noise": {"sigma": [0, 0]},
     "camera_noise": {"shot_noise": [0, 0]},
-    "camera_noise_bayer": {"shot_noise": [0, 0], "mosaic": False},
+    "camera_noise_bayer": {"shot_noise": [0, 0]},
     "jpeg": {"quality": [100, 100], "chroma": "4:4:4"},
     "camera_shake": {"length": [0, 0]},
     "defocus": {"radius": [0, 0]},

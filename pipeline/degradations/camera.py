@@ -1,11 +1,11 @@
 """Noise of a camera: shot and read noise in raw, linear light, seen through the camera's own processing.
 
-    raw   = gains⁻¹ · M · expand(tone⁻¹(x))           the picture taken back to the sensor
+    raw   = sample(gains⁻¹ · M · expand(tone⁻¹(x)))    the picture taken back to the sensor, and through its mosaic
     noisy = min(raw + n, 1),   n ~ N(0, λ_shot·raw + λ_read)
     y     = clip(x + develop(noisy) − develop(raw))    develop: white balance, demosaic, M⁻¹, gamma, tone
 
-Adding the difference, and not developing alone, makes y = x where there is no noise, also in the highlights that the
-way back cannot recover exactly. Model and numbers: Brooks, Mildenhall, Xue, Chen, Sharlet and Barron, "Unprocessing
+Adding the difference, and not developing alone, makes y = x where there is no noise: the pair holds neither what the
+way back cannot recover of highlights nor what a demosaicing invents at edges, only what both make of noise. Model and numbers: Brooks, Mildenhall, Xue, Chen, Sharlet and Barron, "Unprocessing
 Images for Learned Raw Denoising", CVPR 2019 (arXiv 1811.11127); demosaicing: Malvar, He and Cutler, ICASSP 2004.
 """
 
@@ -107,14 +107,17 @@ class CameraNoise:
         mosaic = drawn["mosaic"] and clean.shape[2] == 3
         gains = white_balance(clean.shape[2], drawn)
         raw = take_back(clean, gains, drawn)
-        noisy = sample_bayer(raw, drawn) if mosaic else raw
-        deviation = np.sqrt(np.float32(drawn["shot_noise"]) * noisy + np.float32(drawn["read_noise"]))
-        noise = generator(drawn["seed"]).standard_normal(noisy.shape, dtype=np.float32)
-        noisy = np.minimum(noisy + deviation * noise, 1)  # the sensor saturates before the gains
-        balanced = demosaic(noisy, gains, drawn) if mosaic else mix(noisy, np.diag(gains))
-        difference = develop(balanced, drawn) - develop(mix(raw, np.diag(gains)), drawn)
-        seen: Image = np.clip(clean + difference, 0, 1)
-        return seen
+        if mosaic:
+            raw = sample_bayer(raw, drawn)
+        deviation = np.sqrt(np.float32(drawn["shot_noise"]) * raw + np.float32(drawn["read_noise"]))
+        noise = generator(drawn["seed"]).standard_normal(raw.shape, dtype=np.float32)
+        noisy = np.minimum(raw + deviation * noise, 1)  # the sensor saturates before the gains
+        seen, meant = (
+            develop(demosaic(values, gains, drawn) if mosaic else mix(values, np.diag(gains)), drawn)
+            for values in (noisy, raw)
+        )
+        degraded: Image = np.clip(clean + (seen - meant), 0, 1)
+        return degraded
 
 
 def take_back(clean: Image, gains: Float64[np.ndarray, " C"], drawn: Drawn) -> Image:
