@@ -126,6 +126,16 @@ def test_demosaicing_balances_each_colour_by_its_own_gain() -> None:
     np.testing.assert_allclose(demosaic(sample_bayer(flat, drawn), gains, drawn), 0.3, atol=1e-6)
 
 
+def test_saturated_values_stay_white_whatever_their_gain_and_have_no_fringes() -> None:
+    drawn = {"bayer_row": 0, "bayer_column": 1}
+    gains = np.array([2.4, 1.2, 1.9])
+    lamp = np.broadcast_to((0.3 / gains).astype(np.float32), (16, 24, 3)).copy()
+    lamp[:, 8:16] = 1
+    seen = demosaic(sample_bayer(lamp, drawn), gains, drawn)
+    np.testing.assert_allclose(seen[:, 10:14], 1, atol=1e-6)
+    assert np.ptp(seen, axis=2).max() < 0.25  # what Malvar's filters make of the step; 1.4 without the clipping
+
+
 def test_a_mosaic_makes_noise_that_neighbours_share() -> None:
     def correlation(mosaic: bool) -> float:
         noise = CameraNoise.apply(GRAY, camera_step(mosaic=mosaic)) - GRAY

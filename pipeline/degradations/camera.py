@@ -187,13 +187,17 @@ def sample_bayer(image: Image, drawn: Drawn) -> Mosaic:
 
 
 def demosaic(mosaic: Mosaic, gains: Float64[np.ndarray, "3"], drawn: Drawn) -> Float32[np.ndarray, "H W 3"]:
-    """Three balanced colours of a Bayer mosaic by Malvar's filters; reflected at the border, so the pattern goes on."""
+    """Three balanced colours of a Bayer mosaic by Malvar's filters; reflected at the border, so the pattern goes on.
+
+    Balanced values above white are clipped first: filters that mix colours would draw fringes around what is saturated.
+    """
     row, column = drawn["bayer_row"], drawn["bayer_column"]
     red, green, blue = gains.astype(np.float32)
     pattern = np.full((2, 2), green)
     pattern[row, column], pattern[1 - row, 1 - column] = red, blue
     height, width = mosaic.shape[:2]
-    mosaic = mosaic * np.tile(pattern, (height // 2 + 1, width // 2 + 1))[:height, :width, None]
+    balance = np.tile(pattern, (height // 2 + 1, width // 2 + 1))[:height, :width, None]
+    mosaic = np.minimum(mosaic * balance, 1)
     image = np.repeat(mosaic, 3, axis=2)
     middle, other = interpolate(mosaic, GREEN_ELSEWHERE), interpolate(mosaic, COLOUR_AT_OTHER)
     beside, above = interpolate(mosaic, COLOUR_AT_GREEN), interpolate(mosaic, COLOUR_AT_GREEN.T)
