@@ -11,8 +11,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float32
 
-from dgunet.images import SUFFIXES, UnreadableImage, read_photo, to_array, to_float, to_tensor
-from dgunet.metrics import luma
+from dgunet.images import SUFFIXES, UnreadableImage, in_channels, read_photo, to_float
 from pipeline import storage
 from pipeline.degradations import Degradation, degrade
 from pipeline.loader import LoadedPair
@@ -47,7 +46,7 @@ class Benchmark:
         return next((place for place in (self.clean, self.degraded) if place and not _is_there(place)), None)
 
     def pairs(self, task_degradation: Degradation, channels: int, seed: int) -> Iterator[LoadedPair]:
-        """Yield the pairs in the order of their names, as RGB (`channels` 3) or as gray images or luma (1).
+        """Yield the pairs in the order of their names, as RGB (`channels` 3) or as gray (1).
 
         Raises ValueError for an image without partner or of another size than its partner: a part of a benchmark is
         not the benchmark.
@@ -86,11 +85,7 @@ def _images(place: str) -> dict[str, str]:
 def _read(where: str, channels: int) -> tuple[Image, bool]:
     """Return an image in the task's channels, and whether it came as gray where they are three."""
     try:
-        image = to_float(read_photo(storage.read(where)).pixels)
+        pixels = read_photo(storage.read(where)).pixels
     except (UnreadableImage, storage.UnreadableFile) as error:
         raise ValueError(f"{where}: {error}") from error
-    if image.shape[2] == channels:
-        return image, False
-    if channels == 1:
-        return to_array(luma(to_tensor(image)).float()), False
-    return np.repeat(image, 3, axis=2), True
+    return to_float(in_channels(pixels, channels)), pixels.shape[2] < channels

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from dgunet.images import UnreadableImage, quantise, read_photo, to_array, to_float, to_tensor
-from dgunet.metrics import luma
+from dgunet.images import UnreadableImage, in_channels, quantise, read_photo, to_float
 from dgunet.photo import Pixels
 from pipeline.degradations import degrade
 from pipeline.inspection import pixel_hash
@@ -169,26 +168,20 @@ def _starts(length: int, size: int, stride: int) -> list[int]:
 
 
 def read_channels(source: str | Path | bytes, channels: int) -> Float32[np.ndarray, "H W C"]:
-    """Read an image in [0, 1] as RGB (`channels` 3), or as it is if gray and its luma if colour (1)."""
-    return _in_channels(to_float(read_photo(source).pixels), channels)
-
-
-def _in_channels(image: Float32[np.ndarray, "H W C"], channels: int) -> Float32[np.ndarray, "H W D"]:
-    if image.shape[2] == channels:
-        return image
-    return to_array(luma(to_tensor(image))) if channels == 1 else np.repeat(image, 3, axis=2)
+    """Read an image in [0, 1] as RGB (`channels` 3) or as gray (1)."""
+    return to_float(in_channels(read_photo(source).pixels, channels))
 
 
 def _read_clean(image: Entry, channels: int) -> UInt8[np.ndarray, "H W C"]:
     pixels = _decode(image, image.where)
-    if pixel_hash(_in_channels(to_float(pixels), 3)) != image.sha256:
+    if pixel_hash(to_float(in_channels(pixels, 3))) != image.sha256:
         raise _changed(image.where)
     return _stored(pixels, channels)
 
 
 def _read_partner(image: Entry, where: str, channels: int) -> UInt8[np.ndarray, "H W C"]:
     pixels = _decode(image, where)
-    if pixel_hash(_in_channels(to_float(pixels), 3)) != image.degraded_sha256:
+    if pixel_hash(to_float(in_channels(pixels, 3))) != image.degraded_sha256:
         raise _changed(where)
     return _stored(pixels, channels)
 
@@ -206,9 +199,8 @@ def _changed(where: str) -> ValueError:
 
 
 def _stored(pixels: Pixels, channels: int) -> UInt8[np.ndarray, "H W D"]:
-    if pixels.dtype == np.uint8 and pixels.shape[2] == channels:
-        return pixels
-    return quantise(_in_channels(to_float(pixels), channels), np.uint8)
+    stored = in_channels(pixels, channels)
+    return stored if stored.dtype == np.uint8 else quantise(to_float(stored), np.uint8)
 
 
 def _origin(tile: Tile) -> dict[str, Any]:

@@ -223,8 +223,14 @@ def test_a_benchmark_of_clean_images_is_degraded_alike_whatever_else_lies_there(
     np.testing.assert_array_equal(alone.degraded, both["b"].degraded)
 
 
-def test_a_benchmark_for_a_gray_task_has_one_channel(tmp_path):
-    assert {one.degraded.shape for one in benchmark(tmp_path, degraded=True).pairs(NOISE, 1, 0)} == {(8, 9, 1)}
+def test_a_benchmark_of_colour_files_in_a_gray_task_is_their_gray_in_full_range(tmp_path):
+    folder = benchmark(tmp_path, degraded=True)
+    write_image(tmp_path / "clean" / "a.png", np.full((8, 9, 3), [1.0, 0.0, 1.0], np.float32))
+    write_image(tmp_path / "degraded" / "a.png", np.ones((8, 9, 3), np.float32))
+    first, _ = folder.pairs(NOISE, 1, 0)
+    np.testing.assert_allclose(first.clean, np.full((8, 9, 1), 0.413), atol=0.51 / 255)
+    np.testing.assert_array_equal(first.degraded, np.ones((8, 9, 1), np.float32))
+    assert not first.was_gray
 
 
 def test_a_benchmark_of_gray_files_says_so_in_a_colour_task(tmp_path):

@@ -9,6 +9,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from dgunet.images import (
     Photo,
     UnreadableImage,
     dimensions,
+    in_channels,
     quantise,
     read_image,
     read_photo,
@@ -66,6 +68,19 @@ def assert_equal(a: Photo, b: Photo) -> None:
     assert (a.alpha is None) == (b.alpha is None)
     if a.alpha is not None and b.alpha is not None:
         np.testing.assert_array_equal(a.alpha, b.alpha)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_gray_of_colours_has_their_full_range_and_a_gray_picture_is_kept(dtype):
+    colours = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (40, 50, 3), dtype, endpoint=True)
+    colours[0, 0], colours[0, 1] = 0, np.iinfo(dtype).max
+    gray = in_channels(colours, 1)
+    assert (gray.dtype, gray.shape) == (dtype, (40, 50, 1))
+    assert gray[0, :2, 0].tolist() == [0, np.iinfo(dtype).max]
+    assert np.abs(gray - colours @ np.array([[0.299], [0.587], [0.114]])).max() < {1: 0.51, 2: 2}[gray.itemsize]
+    assert in_channels(gray, 1) is gray
+    np.testing.assert_array_equal(in_channels(gray, 3), np.repeat(gray, 3, axis=2))
+    np.testing.assert_array_equal(gray[..., 0], cv2.cvtColor(colours[..., ::-1].copy(), cv2.COLOR_BGR2GRAY))
 
 
 @pytest.mark.parametrize("has_alpha", [False, True])

@@ -9,15 +9,17 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import yaml
 from conftest import PROJECT, SmallDisk
 
-from dgunet.images import quantise, read_image, to_float, write_image
+from dgunet.images import quantise, read_image, read_photo, to_float, write_image
 from pipeline import cluster, synthesize, tiles
 from pipeline.degradations import regenerate
 from pipeline.inspection import pixel_hash
@@ -102,6 +104,22 @@ def test_every_pair_is_made_again_from_its_record_bit_for_bit(checkout: Path) ->
                 np.testing.assert_array_equal(pair.degraded, again)
                 seen += 1
     assert seen > 50
+
+
+def test_the_pairs_of_a_gray_task_are_the_gray_of_colour_files(checkout: Path) -> None:
+    settings = validated({**SETTINGS, "channels": 1}, Synthesize)
+    write_image("5.png", np.stack(np.broadcast_arrays(*np.ogrid[0:1:40j, 0:1:50j], 0.5), axis=2).astype(np.float32))
+    photo = read_photo("5.png").pixels
+    entry = replace(
+        photograph("6.png", 6, "test"), where="5.png", sha256=pixel_hash(to_float(photo)), height=40, width=50
+    )
+    (stretch,) = tiles.plan([entry], settings)
+    for tile, pair in zip(stretch, tiles.pairs(stretch, settings, 0), strict=True):
+        window = photo[tile.top : tile.top + tile.size, tile.left : tile.left + tile.size]
+        gray = cv2.cvtColor(window[:, :, ::-1].copy(), cv2.COLOR_BGR2GRAY)
+        np.testing.assert_array_equal(pair.clean[:, :, 0], gray)
+        assert pair.degraded is not None
+        assert pair.degraded.shape == pair.clean.shape
 
 
 def interrupted_after(number: int) -> Callable[..., Iterator[Any]]:

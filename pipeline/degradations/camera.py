@@ -5,8 +5,9 @@
     y     = clip(x + develop(noisy) − develop(raw))    develop: white balance, demosaic, M⁻¹, gamma, tone
 
 Adding the difference, and not developing alone, makes y = x where there is no noise: the pair holds neither what the
-way back cannot recover of highlights nor what a demosaicing invents at edges, only what both make of noise. Model and numbers: Brooks, Mildenhall, Xue, Chen, Sharlet and Barron, "Unprocessing
-Images for Learned Raw Denoising", CVPR 2019 (arXiv 1811.11127); demosaicing: Malvar, He and Cutler, ICASSP 2004.
+way back cannot recover of highlights nor what a demosaicing invents at edges, only what both make of noise. Model
+and numbers: Brooks, Mildenhall, Xue, Chen, Sharlet and Barron, "Unprocessing Images for Learned Raw Denoising", CVPR
+2019 (arXiv 1811.11127); demosaicing: Malvar, He and Cutler, ICASSP 2004.
 """
 
 import math
