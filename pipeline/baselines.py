@@ -1,7 +1,8 @@
 """Classical restorations to stand beside the network: what a photographer gets without learning anything.
 
 Each is a frozen dataclass, chosen by its `kind` in params.yaml, and a function of the degraded image alone: the noise
-strength that non-local means needs is estimated from the image, as a blind network must do too.
+strength that non-local means needs is estimated from the image, as a blind network must do too. Only where the network
+measures the clean image itself, the baseline does so too.
 """
 
 from __future__ import annotations
@@ -11,13 +12,11 @@ from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
-import torch
-from jaxtyping import Float, Float32
-from torch import Tensor
-from torch.nn import functional
+from jaxtyping import Float32
 
-from dgunet.gradient import BLOCK_SIZE, Measurements
-from dgunet.images import quantise, to_array, to_float
+from dgunet.gradient import BLOCK_SIZE, SensingMatrix
+from dgunet.images import quantise, to_array, to_float, to_tensor
+from dgunet.network import pad
 
 _NOISE_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
 _NOISE_KERNEL_NORM = 6.0
@@ -137,21 +136,28 @@ class Unsharp:
 
 @dataclass(frozen=True)
 class PseudoInverse:
-    """For block compressive sensing: Φ⁺y, the image of least norm among those that explain the measurements."""
+    """For block compressive sensing: Φ⁺Φx, Φ the lowest frequencies of a block's cosine transform; nothing is learned.
+
+    Φ has as many rows as the network's, but is not the network's: that one is learned for what follows it, its own
+    pseudo-inverse gets worse in training, and a network should beat what needs none.
+    """
 
     kind: Literal["pseudo_inverse"]
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def restore(self, degraded: Float32[np.ndarray, "H W C"]) -> Float32[np.ndarray, "H W C"]:
-        """Refuse: there are no measurements in an image."""
+        """Refuse: how many measurements there are, only a sensing network knows."""
         raise ValueError("baseline pseudo_inverse needs a sensing network; choose another kind for this task")
 
-    def reconstruct(self, measurements: Measurements, matrix: Float[Tensor, "M N"]) -> Float32[np.ndarray, "H W C"]:
-        """Return Φ⁺y of the measurements of one image, `matrix` being Φ of blocks flattened row by row."""
-        inverse = torch.linalg.pinv(matrix.double()).T.reshape(-1, 1, BLOCK_SIZE, BLOCK_SIZE)
-        image = functional.conv_transpose2d(measurements.values.double(), inverse, stride=BLOCK_SIZE)
-        return to_array(image[:, :, : measurements.height, : measurements.width])
+    def reconstruct(self, clean: Float32[np.ndarray, "H W 1"], num_measurements: int) -> Float32[np.ndarray, "H W 1"]:
+        """Return, clipped, the image of least norm among those with the same M measurements in each block as `clean`.
+
+        The rows of Φ are orthonormal: Φ⁺ = Φᵀ.
+        """
+        waves = SensingMatrix(num_measurements).requires_grad_(False)
+        image = waves.adjoint(waves.degrade(pad(to_tensor(clean), BLOCK_SIZE)))
+        return to_array(image[:, :, : clean.shape[0], : clean.shape[1]].clamp(0, 1))
 
 
 Baseline = NoBaseline | NonLocalMeans | Median | Bilateral | Opening | Unsharp | PseudoInverse

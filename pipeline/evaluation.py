@@ -148,7 +148,7 @@ def _sensed(model: DGUNet, clean: Image, baseline: Baseline) -> Restoration:
     height, width = clean.shape[:2]
     degraded = to_array(model.sensing.adjoint(measurements.values)[:, :, :height, :width])
     linear = (
-        baseline.reconstruct(measurements, model.sensing.matrix)
+        baseline.reconstruct(clean, model.config.num_measurements)
         if isinstance(baseline, PseudoInverse)
         else baseline.restore(degraded)
     )
