@@ -1,7 +1,11 @@
 """What holds for every degradation, whatever it does: the promises of `degrade` and `regenerate`, by name."""
 
+import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from numpy._core._multiarray_umath import __cpu_features__
 from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.degradations import Degradation, degrade, regenerate
@@ -160,6 +165,48 @@ def test_the_result_does_not_depend_on_the_number_of_threads_of_opencv(name: str
         cv2.setNumThreads(threads)
     for one, several in zip(*results, strict=True):
         assert np.array_equal(one, several)
+
+
+OTHER_CPUS = {  # settings that switch off what only some CPUs have, and the feature they are about
+    "no AVX-512": ({"NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR"}, "X86_V4"),
+    "no AVX2": (
+        {
+            "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
+            "OPENCV_CPU_DISABLE": "SSSE3,SSE4_1,AVX,FP16,FMA3,AVX2,AVX512-SKX,AVX512-ICL",
+            "OPENCV_IPP": "disabled",
+            "OPENBLAS_CORETYPE": "Nehalem",
+        },
+        "X86_V3",
+    ),
+}
+DIGESTS = "import json, test_degradations; print(json.dumps(test_degradations.digests()))"
+
+
+def digests() -> dict[str, str]:
+    """Of what each example makes of a picture, 32 bits a value."""
+    coarse = np.random.default_rng(1).random((8, 8, 3))
+    noise = np.random.default_rng(2).standard_normal((96, 96, 3))
+    clean = np.rint(np.clip(1.3 * np.kron(coarse, np.ones((12, 12, 1))) - 0.15 + 0.05 * noise, 0, 1) * 255)
+    clean = clean.astype(np.float32) / np.float32(255)
+    return {
+        name: hashlib.sha256(
+            b"".join(degrade(clean, example(name), [seed]).image.tobytes() for seed in range(4))
+        ).hexdigest()
+        for name in EXAMPLES
+    }
+
+
+@pytest.mark.parametrize("cpu", OTHER_CPUS)
+def test_the_bytes_do_not_depend_on_what_the_cpu_has(cpu: str) -> None:
+    settings, feature = OTHER_CPUS[cpu]
+    if not __cpu_features__.get(feature):
+        pytest.skip(f"NumPy has no {feature} to switch off here")
+    tests = Path(__file__).parent
+    environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
+    done = subprocess.run(
+        [sys.executable, "-c", DIGESTS], env=environment, check=True, capture_output=True, text=True, timeout=120
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == digests()
 
 
 @every

@@ -76,7 +76,7 @@ def test_white_stays_white_on_the_sensor_and_colour_matrices_keep_gray_gray() ->
 @pytest.mark.parametrize("value", [0.2, 0.4])
 def test_noise_on_the_sensor_has_the_variance_shot_times_light_plus_read(value: float) -> None:
     # A gray camera without gains: its display values differ from raw ones by a known curve alone.
-    clean = compress(np.full((400, 400, 1), value, np.float32))
+    clean = compress(np.full((400, 400, 1), value)).astype(np.float32)
     drawn = camera_step(shot_noise=1e-4, read_noise=4e-6, exposure_gain=1.0)
     raw = expand(CameraNoise.apply(clean, drawn))
     assert raw.var() == pytest.approx(1e-4 * value + 4e-6, rel=0.03)
@@ -110,11 +110,11 @@ def test_a_logarithmic_range_from_zero_is_refused() -> None:
 @pytest.mark.parametrize("phase", [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_demosaicing_recovers_ramps_exactly_and_keeps_what_was_measured(phase: tuple[int, int]) -> None:
     drawn = {"bayer_row": phase[0], "bayer_column": phase[1]}
-    y, x = np.mgrid[:12, :15].astype(np.float32) / 20
+    y, x = np.mgrid[:12, :15] / 20
     ramps = np.stack([0.2 + 0.3 * y, 0.1 + 0.3 * y, 0.4 + 0.3 * y], axis=2) + 0.2 * x[:, :, None]
     restored = demosaic(sample_bayer(ramps, drawn), np.ones(3), drawn)
     np.testing.assert_allclose(restored[2:-2, 2:-2], ramps[2:-2, 2:-2], atol=1e-6)
-    noise = RNG.random((9, 8, 3), dtype=np.float32)
+    noise = RNG.random((9, 8, 3))
     mosaic = sample_bayer(noise, drawn)
     np.testing.assert_array_equal(sample_bayer(demosaic(mosaic, np.ones(3), drawn), drawn), mosaic)
 
@@ -122,14 +122,14 @@ def test_demosaicing_recovers_ramps_exactly_and_keeps_what_was_measured(phase: t
 def test_demosaicing_balances_each_colour_by_its_own_gain() -> None:
     drawn = {"bayer_row": 1, "bayer_column": 0}
     gains = np.array([2.0, 1.0, 1.5])
-    flat = np.broadcast_to((0.3 / gains).astype(np.float32), (8, 9, 3))
+    flat = np.broadcast_to(0.3 / gains, (8, 9, 3))
     np.testing.assert_allclose(demosaic(sample_bayer(flat, drawn), gains, drawn), 0.3, atol=1e-6)
 
 
 def test_saturated_values_stay_white_whatever_their_gain_and_have_no_fringes() -> None:
     drawn = {"bayer_row": 0, "bayer_column": 1}
     gains = np.array([2.4, 1.2, 1.9])
-    lamp = np.broadcast_to((0.3 / gains).astype(np.float32), (16, 24, 3)).copy()
+    lamp = np.broadcast_to(0.3 / gains, (16, 24, 3)).copy()
     lamp[:, 8:16] = 1
     seen = demosaic(sample_bayer(lamp, drawn), gains, drawn)
     np.testing.assert_allclose(seen[:, 10:14], 1, atol=1e-6)

@@ -3,6 +3,10 @@
 A degradation is a frozen dataclass of ranges. `draw` turns it and a generator into a list of steps, each a
 dictionary of plain JSON numbers; `apply` turns a clean image and a step into an image, and knows no other
 randomness than the seed that the step holds.
+
+The same bytes on every CPU: NumPy's transcendental functions and OpenCV's filters round float32 by what the CPU has
+(AVX-512, fused multiply-add). They work in float64 here and the result is rounded to float32: what differs is then
+some 2⁻⁵³, and practically never survives.
 """
 
 from collections import abc

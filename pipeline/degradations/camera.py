@@ -16,7 +16,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float64
 
 from pipeline.degradations.drawing import (
     NAMED_FIELDS_ONLY,
@@ -29,7 +29,8 @@ from pipeline.degradations.drawing import (
     generator,
 )
 
-Mosaic = Float32[np.ndarray, "H W 1"]
+Light = Float64[np.ndarray, "H W C"]
+Mosaic = Float64[np.ndarray, "H W 1"]
 
 READ_NOISE_SLOPE, READ_NOISE_OFFSET, READ_NOISE_SPREAD = 2.18, 1.20, 0.26  # log λ_read against log λ_shot
 EXPOSURE_GAIN_MEAN, EXPOSURE_GAIN_SPREAD = 0.8, 0.1  # of its inverse
@@ -52,13 +53,13 @@ RGB_TO_XYZ = np.array(
 # Malvar's filters, times 8: green where red or blue was measured; then a colour at green between its horizontal
 # neighbours (between vertical ones: transposed); and red at blue or blue at red.
 GREEN_ELSEWHERE = np.array(
-    [[0, 0, -1, 0, 0], [0, 0, 2, 0, 0], [-1, 2, 4, 2, -1], [0, 0, 2, 0, 0], [0, 0, -1, 0, 0]], np.float32
+    [[0, 0, -1, 0, 0], [0, 0, 2, 0, 0], [-1, 2, 4, 2, -1], [0, 0, 2, 0, 0], [0, 0, -1, 0, 0]], np.float64
 )
 COLOUR_AT_GREEN = np.array(
-    [[0, 0, 0.5, 0, 0], [0, -1, 0, -1, 0], [-1, 4, 5, 4, -1], [0, -1, 0, -1, 0], [0, 0, 0.5, 0, 0]], np.float32
+    [[0, 0, 0.5, 0, 0], [0, -1, 0, -1, 0], [-1, 4, 5, 4, -1], [0, -1, 0, -1, 0], [0, 0, 0.5, 0, 0]], np.float64
 )
 COLOUR_AT_OTHER = np.array(
-    [[0, 0, -1.5, 0, 0], [0, 2, 0, 2, 0], [-1.5, 0, 6, 0, -1.5], [0, 2, 0, 2, 0], [0, 0, -1.5, 0, 0]], np.float32
+    [[0, 0, -1.5, 0, 0], [0, 2, 0, 2, 0], [-1.5, 0, 6, 0, -1.5], [0, 2, 0, 2, 0], [0, 0, -1.5, 0, 0]], np.float64
 )
 
 
@@ -110,31 +111,35 @@ class CameraNoise:
         raw = take_back(clean, gains, drawn)
         if mosaic:
             raw = sample_bayer(raw, drawn)
-        deviation = np.sqrt(np.float32(drawn["shot_noise"]) * raw + np.float32(drawn["read_noise"]))
-        noise = generator(drawn["seed"]).standard_normal(raw.shape, dtype=np.float32)
-        noisy = np.minimum(raw + deviation * noise, 1)  # the sensor saturates before the gains
+        noisy = drawn["shot_noise"] * raw  # raw + deviation · noise, in place: fresh memory costs more than arithmetic
+        noisy += drawn["read_noise"]
+        np.sqrt(noisy, out=noisy)
+        noisy *= generator(drawn["seed"]).standard_normal(raw.shape, dtype=np.float32)
+        noisy += raw
+        np.minimum(noisy, 1, out=noisy)  # the sensor saturates before the gains
         seen, meant = (
             develop(demosaic(values, gains, drawn) if mosaic else mix(values, np.diag(gains)), drawn)
             for values in (noisy, raw)
         )
-        degraded: Image = np.clip(clean + (seen - meant), 0, 1)
+        difference = (seen - meant).astype(np.float32)  # before the sum: where noise makes black, it leaves no 1e-17
+        degraded: Image = np.clip(clean + difference, 0, 1)
         return degraded
 
 
-def take_back(clean: Image, gains: Float64[np.ndarray, " C"], drawn: Drawn) -> Image:
+def take_back(clean: Image, gains: Float64[np.ndarray, " C"], drawn: Drawn) -> Light:
     """Raw values in [0, 1] of a developed picture; white stays white, although the gains are above 1."""
     raw = expand(clean)
     if clean.shape[2] == 3:
         raw = mix(raw, to_camera(drawn))
     gray = mix(raw, np.full((1, clean.shape[2]), 1 / clean.shape[2]))[:, :, 0]
-    white = np.square(np.maximum(gray - np.float32(HIGHLIGHTS), 0) / np.float32(1 - HIGHLIGHTS))
-    for channel, inverse in enumerate((1 / gains).astype(np.float32)):
+    white = np.square(np.maximum(gray - HIGHLIGHTS, 0) / (1 - HIGHLIGHTS))
+    for channel, inverse in enumerate(1 / gains):
         raw[:, :, channel] *= np.maximum(white + (1 - white) * inverse, inverse)
     np.clip(raw, 0, 1, out=raw)
     return raw
 
 
-def develop(balanced: Image, drawn: Drawn) -> Image:
+def develop(balanced: Light, drawn: Drawn) -> Light:
     """Display values of white-balanced raw values."""
     linear = np.clip(balanced, 0, 1)
     if balanced.shape[2] == 3:
@@ -143,20 +148,25 @@ def develop(balanced: Image, drawn: Drawn) -> Image:
     return compress(linear)
 
 
-def expand(display: Image) -> Image:
+def expand(display: Image) -> Light:
     """Linear light of display values: the inverses of the tone curve and of the gamma."""
-    tone = np.float32(0.5) - np.sin(np.arcsin(1 - 2 * display) / 3)
-    linear: Image = np.power(tone, np.float32(GAMMA))
+    linear: Light = 1 - 2 * display.astype(np.float64)
+    np.arcsin(linear, out=linear)
+    linear /= 3
+    np.sin(linear, out=linear)
+    np.subtract(0.5, linear, out=linear)
+    np.power(linear, GAMMA, out=linear)
     return linear
 
 
-def compress(linear: Image) -> Image:
+def compress(linear: Light) -> Light:
     """Display values of linear light: gamma, then the tone curve 3x² − 2x³."""
-    tone: Image = np.power(linear, np.float32(1 / GAMMA))
-    curve: Image = 3 - 2 * tone
-    curve *= tone
-    curve *= tone
-    return curve
+    tone: Light = np.power(linear, 1 / GAMMA)
+    square = np.square(tone)
+    tone *= -2
+    tone += 3
+    tone *= square
+    return tone
 
 
 def white_balance(channels: int, drawn: Drawn) -> Float64[np.ndarray, " C"]:
@@ -172,13 +182,13 @@ def to_camera(drawn: Drawn) -> Float64[np.ndarray, "3 3"]:
     return normalised
 
 
-def mix(image: Image, matrix: Float64[np.ndarray, "new C"]) -> Float32[np.ndarray, "H W new"]:
+def mix(image: Light, matrix: Float64[np.ndarray, "new C"]) -> Float64[np.ndarray, "H W new"]:
     """A matrix times the channels of each pixel; many times faster than broadcasting over so short an axis."""
-    mixed: Float32[np.ndarray, "H W new"] = cv2.transform(image, matrix).reshape(*image.shape[:2], -1)
+    mixed: Float64[np.ndarray, "H W new"] = cv2.transform(image, matrix).reshape(*image.shape[:2], -1)
     return mixed
 
 
-def sample_bayer(image: Image, drawn: Drawn) -> Mosaic:
+def sample_bayer(image: Light, drawn: Drawn) -> Mosaic:
     """One channel: of three colours the one that a sensor with this phase of the pattern measures at each pixel."""
     row, column = drawn["bayer_row"], drawn["bayer_column"]
     mosaic = image[:, :, 1:2].copy()
@@ -187,13 +197,13 @@ def sample_bayer(image: Image, drawn: Drawn) -> Mosaic:
     return mosaic
 
 
-def demosaic(mosaic: Mosaic, gains: Float64[np.ndarray, "3"], drawn: Drawn) -> Float32[np.ndarray, "H W 3"]:
+def demosaic(mosaic: Mosaic, gains: Float64[np.ndarray, "3"], drawn: Drawn) -> Float64[np.ndarray, "H W 3"]:
     """Three balanced colours of a Bayer mosaic by Malvar's filters; reflected at the border, so the pattern goes on.
 
     Balanced values above white are clipped first: filters that mix colours would draw fringes around what is saturated.
     """
     row, column = drawn["bayer_row"], drawn["bayer_column"]
-    red, green, blue = gains.astype(np.float32)
+    red, green, blue = gains
     pattern = np.full((2, 2), green)
     pattern[row, column], pattern[1 - row, 1 - column] = red, blue
     height, width = mosaic.shape[:2]
@@ -210,7 +220,7 @@ def demosaic(mosaic: Mosaic, gains: Float64[np.ndarray, "3"], drawn: Drawn) -> F
     return image
 
 
-def interpolate(mosaic: Mosaic, kernel: Float32[np.ndarray, "5 5"]) -> Float32[np.ndarray, "H W"]:
+def interpolate(mosaic: Mosaic, kernel: Float64[np.ndarray, "5 5"]) -> Float64[np.ndarray, "H W"]:
     """One of the filters at every pixel."""
-    filtered: Float32[np.ndarray, "H W"] = cv2.filter2D(mosaic, -1, kernel / 8, borderType=cv2.BORDER_REFLECT_101)
+    filtered: Float64[np.ndarray, "H W"] = cv2.filter2D(mosaic, -1, kernel / 8, borderType=cv2.BORDER_REFLECT_101)
     return filtered

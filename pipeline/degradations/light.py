@@ -54,5 +54,6 @@ def to_display(linear: Image) -> Image:
 
 def power(image: Image, exponent: float) -> Image:
     """image^exponent of values >= 0."""
-    raised: Image = np.power(image, np.float32(exponent))
+    raised: Image = np.empty_like(image)  # given, it is filled piece by piece: no float64 copy of the picture
+    np.power(image, exponent, out=raised, dtype=np.float64, casting="same_kind")
     return raised

@@ -11,13 +11,14 @@ merges into a veil (Garg and Nayar, "Vision and Rain", IJCV 2007). Blending is d
 the sets that the field trains on.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from pipeline.degradations.drawing import (
     NAMED_FIELDS_ONLY,
@@ -116,8 +117,14 @@ def behind_layers(clean: Image, drawn: Drawn, layer: Layer) -> Image:
     optical_depth = np.full(clean.shape[:2], -np.log1p(-drawn["veil"]), dtype=np.float32)
     for distance in np.geomspace(drawn["depth"], 1.0, drawn["layers"]):
         optical_depth += layer(clean.shape[0], clean.shape[1], drawn, float(distance), rng)
-    hidden = -np.expm1(-optical_depth)[:, :, None]
-    return clean + (np.float32(drawn["brightness"]) - clean) * hidden
+    seen: Image = clean + (np.float32(drawn["brightness"]) - clean) * hidden(optical_depth)
+    return seen
+
+
+def hidden(optical_depth: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W 1"]:
+    """The share of the background that is not seen through it, 1 − e^{−τ}."""
+    share: Float32[np.ndarray, "H W 1"] = -np.expm1(-optical_depth, dtype=np.float64).astype(np.float32)[:, :, None]
+    return share
 
 
 def streak_layer(
@@ -174,7 +181,11 @@ def blur_across(depth: Float32[np.ndarray, "H W"], streak_width: float) -> Float
     A lens shows no streak sharper than about a pixel and a half; those that should be are fainter instead.
     """
     variance = max((streak_width / FWHM_OF_GAUSSIAN) ** 2 - VARIANCE_OF_DOT, VARIANCE_OF_LENS)
-    blurred: Float32[np.ndarray, "H W"] = cv2.GaussianBlur(
-        depth, (0, 0), float(np.sqrt(variance)), borderType=cv2.BORDER_REFLECT
-    )
-    return blurred
+    return soften(depth.astype(np.float64), variance)
+
+
+def soften(depth: Float64[np.ndarray, "H W"], variance: float) -> Float32[np.ndarray, "H W"]:
+    """A Gaussian blur, the border reflected."""
+    blurred = cv2.GaussianBlur(depth, (0, 0), math.sqrt(variance), borderType=cv2.BORDER_REFLECT)
+    softened: Float32[np.ndarray, "H W"] = blurred.astype(np.float32)
+    return softened

@@ -24,7 +24,7 @@ from pipeline.degradations.drawing import (
     generator,
 )
 from pipeline.degradations.light import to_display, to_linear
-from pipeline.degradations.rain import DENSITY_AREA, FWHM_OF_GAUSSIAN, behind_layers, check_layers
+from pipeline.degradations.rain import DENSITY_AREA, FWHM_OF_GAUSSIAN, behind_layers, check_layers, hidden, soften
 
 CLUMPS_PER_FLAKE = 5
 SAMPLES_PER_FLAKE = 6  # along the way it falls during the exposure
@@ -66,9 +66,8 @@ class Haze:
         colour = np.array(drawn["airlight"], np.float32).reshape(1, 1, 3)
         airlight = to_linear(colour if clean.shape[2] == 3 else colour.mean(axis=2, keepdims=True))
         depth = distance(clean.shape[0], clean.shape[1], drawn["relief"], generator(drawn["seed"]))
-        hidden = -np.expm1(-np.float32(drawn["beta"]) * depth)[:, :, None]
         light = to_linear(clean)
-        return to_display(light + (airlight - light) * hidden)
+        return to_display(light + (airlight - light) * hidden(np.float32(drawn["beta"]) * depth))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +121,9 @@ def distance(height: int, width: int, relief: float, rng: np.random.Generator) -
         -0.5, 0.5, width, dtype=np.float32
     )
     plane = 1 / (1 + 3 * np.clip(down, 0, 1))
-    coarse = rng.random((5, 5), dtype=np.float32)
-    hills = np.clip(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1).reshape(height, width)
+    coarse = rng.random((5, 5), dtype=np.float32).astype(np.float64)
+    hills = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width)
+    hills = np.clip(hills, 0, 1).astype(np.float32)
     away: Float32[np.ndarray, "H W"] = np.float32(1 - relief) * plane + np.float32(relief) * hills
     return away
 
@@ -151,9 +151,4 @@ def flake_layer(
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     place = row[inside] * width + column[inside]
     depth = np.bincount(place, weights=weight[inside], minlength=height * width)
-    depth = depth.reshape(height, width).astype(np.float32)
-    variance = max((clump / FWHM_OF_GAUSSIAN) ** 2, 0.01)
-    blurred: Float32[np.ndarray, "H W"] = cv2.GaussianBlur(
-        depth, (0, 0), math.sqrt(variance), borderType=cv2.BORDER_REFLECT
-    )
-    return blurred
+    return soften(depth.reshape(height, width).astype(np.float64), max((clump / FWHM_OF_GAUSSIAN) ** 2, 0.01))
