@@ -10,13 +10,22 @@ import secrets
 from pathlib import Path
 from typing import TypeAlias
 
-import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8, UInt16
+from jaxtyping import Float, Float32
 from torch import Tensor
 
-from dgunet.photo import MAX_PIXELS, SUFFIXES, Photo, Pixels, UnreadableImage, decode, encode, header_dimensions
+from dgunet.photo import (
+    MAX_PIXELS,
+    SUFFIXES,
+    Photo,
+    Pixels,
+    UnreadableImage,
+    decode,
+    encode,
+    header_dimensions,
+    in_channels,
+)
 
 __all__ = [
     "SUFFIXES",
@@ -36,7 +45,6 @@ __all__ = [
 
 GREY_LEVELS = 255  # the unit in which the field gives noise levels: sigma 25 is 25 / GREY_LEVELS
 
-InChannels: TypeAlias = UInt8[np.ndarray, "H W D"] | UInt16[np.ndarray, "H W D"]
 Source: TypeAlias = str | os.PathLike[str] | bytes
 
 
@@ -87,20 +95,6 @@ def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
 def write_image(path: str | os.PathLike[str], image: Float32[np.ndarray, "H W C"]) -> None:
     """Write an array in [0, 1] with 1 or 3 channels as 8 bits. Raises as `write_photo`."""
     write_photo(path, Photo(quantise(image, np.uint8)))
-
-
-def in_channels(pixels: Pixels, channels: int) -> InChannels:
-    """The picture as RGB (`channels` 3), gray repeated; or as gray (1), 0.299 R + 0.587 G + 0.114 B of colours.
-
-    BT.601 in full range, black 0 and white all bits, in OpenCV's whole numbers: to rounding what the field's gray
-    files (BSD68, Set11) are of their colour ones. Not `metrics.luma`, where white is 235.
-    """
-    if pixels.shape[2] == channels:
-        return pixels
-    if channels == 3:
-        return np.repeat(pixels, 3, axis=2)
-    gray: InChannels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[:, :, None]
-    return gray
 
 
 def to_float(pixels: Pixels) -> Float32[np.ndarray, "H W C"]:

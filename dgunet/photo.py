@@ -29,6 +29,7 @@ except ImportError as error:
     ) from error
 
 Pixels: TypeAlias = UInt8[np.ndarray, "H W C"] | UInt16[np.ndarray, "H W C"]
+InChannels: TypeAlias = UInt8[np.ndarray, "H W D"] | UInt16[np.ndarray, "H W D"]
 Turned: TypeAlias = UInt8[np.ndarray, "_ _ C"] | UInt16[np.ndarray, "_ _ C"]
 Plane: TypeAlias = UInt8[np.ndarray, "H W 1"] | UInt16[np.ndarray, "H W 1"]
 
@@ -123,6 +124,20 @@ def encode(photo: Photo, file_format: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(channels[..., 0] if channels.shape[2] == 1 else channels).save(buffer, file_format, **options)
     return buffer.getvalue()
+
+
+def in_channels(pixels: Pixels, channels: int) -> InChannels:
+    """The picture as RGB (`channels` 3), gray repeated; or as gray (1), 0.299 R + 0.587 G + 0.114 B of colours.
+
+    BT.601 in full range, black 0 and white all bits, in OpenCV's whole numbers: to rounding what the field's gray
+    files (BSD68, Set11) are of their colour ones. Not `metrics.luma`, where white is 235.
+    """
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    gray: InChannels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[:, :, None]
+    return gray
 
 
 @contextmanager
