@@ -102,6 +102,12 @@ def header_dimensions(file: io.BytesIO | io.BufferedReader, name: str) -> tuple[
         return (width, height) if exif.orientation(exif.of_image(image, file)) >= 5 else (height, width)
 
 
+def header_size(file: io.BufferedReader, name: str) -> tuple[int, int]:
+    """(width, height) before EXIF rotation; reads nothing behind the header. Raises UnreadableImage."""
+    with _decoding(name):
+        return Image.open(file, formats=FORMATS).size
+
+
 def encode(photo: Photo, file_format: str) -> bytes:
     """The bytes of a file. Raises ValueError if `file_format` (one of FORMATS) cannot hold the photo."""
     channels = photo.pixels if photo.alpha is None else np.concatenate([photo.pixels, photo.alpha], axis=2)

@@ -115,7 +115,7 @@ def pixel_hash(image: Float32[np.ndarray, "H W 3"]) -> str:
 
 def _read(where: str, max_pixels: int) -> NDArray[np.float32]:
     try:
-        return images.read_image(read_source_image(where), max_pixels=max_pixels)
+        return images.read_image(read_source_image(where, max_pixels=max_pixels), max_pixels=max_pixels)
     except images.UnreadableImage as error:
         raise images.UnreadableImage(str(error).removeprefix("image in memory: ")) from error
 

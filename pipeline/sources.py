@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from dgunet.images import SUFFIXES
+from dgunet.photo import MAX_PIXELS
 from pipeline.params import Fraction, Section
 from pipeline.storage import File, StorageError, list_files, read, split_member
 
@@ -138,10 +139,10 @@ def list_images(source: Source) -> Iterator[Candidate | LeftOut]:
             return _list_pairs(source)
 
 
-def read_source_image(where: str) -> bytes:
-    """Return the bytes of an image named in the manifest. Raises as storage.read."""
+def read_source_image(where: str, *, max_pixels: int = MAX_PIXELS) -> bytes:
+    """Return the bytes of an image named in the manifest. `max_pixels` and what it raises as storage.read."""
     package, _, name = where.removeprefix("starter:").partition("/")
-    return read(str(_starter_path(package, name)) if where.startswith("starter:") else where)
+    return read(str(_starter_path(package, name)) if where.startswith("starter:") else where, max_pixels=max_pixels)
 
 
 def _list_starter(source: Starter) -> Iterator[Candidate | LeftOut]:

@@ -8,6 +8,7 @@ Nothing is ever extracted to disk, and members are read by exact name, so a host
 from __future__ import annotations
 
 import gzip
+import io
 import lzma
 import os
 import tarfile
@@ -22,8 +23,13 @@ from typing import Any
 
 import fsspec
 
+from dgunet.photo import MAX_PIXELS, UnreadableImage, header_size
+
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-MAX_FILE_BYTES = 2**31  # more than any image that the pixel limit lets pass; stops a bomb before it is unpacked
+_BYTES_PER_PIXEL = 8  # RGBA of 16 bits, not compressed
+_BYTES_BESIDE_PIXELS = 2**26  # previews, profiles, notes of the camera
+MAX_FILE_BYTES = _BYTES_PER_PIXEL * MAX_PIXELS + _BYTES_BESIDE_PIXELS
+_HARMLESS_BYTES = 2**24  # so large a member is unpacked without a look at its header
 
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
@@ -76,11 +82,15 @@ def list_files(place: str) -> Iterator[File]:
         yield from _walk(folder, "", set())
 
 
-def read(where: str) -> bytes:
-    """Return the bytes of one file. Raises UnreadableFile for this file alone, StorageError for its place."""
+def read(where: str, *, max_pixels: int = MAX_PIXELS) -> bytes:
+    """Return the bytes of one image file. Raises UnreadableFile for this file alone, StorageError for its place.
+
+    A few bytes in an archive may unpack to gigabytes: a large member is unpacked only if its header is that of an image
+    of at most `max_pixels`, and it has no more bytes than such an image needs. UnreadableFile otherwise.
+    """
     place, member = split_member(where)
     if member is not None:
-        return _open_archive(place, _local_stamp(place)).read(member)
+        return _open_archive(place, _local_stamp(place)).read(member, max_pixels)
     if "://" not in where:
         try:
             return Path(where).expanduser().read_bytes()
@@ -153,7 +163,7 @@ class _Archive:
     def __init__(self, place: str, stamp: str | None):
         self._place, self._stamp = place, stamp
         self._turn = threading.Lock()
-        self._names_inside: dict[str, str] = {}  # of a tar, whose names may begin with "./"
+        self._inside: dict[str, zipfile.ZipInfo | tarfile.TarInfo] = {}  # by name, without the "./" of some tars
         self._file = _open_binary(place)
         try:
             self._zip = zipfile.ZipFile(self._file) if place.lower().endswith(".zip") else None
@@ -168,20 +178,25 @@ class _Archive:
             stamp = self._stamp and f"{self._stamp}:{facts}"
             yield File(name, f"{_portable_place(self._place)}!{name}", stamp, problem)
 
-    def read(self, member: str) -> bytes:
+    def read(self, member: str, max_pixels: int) -> bytes:
         facts_and_problem = self._members.get(member)
         if facts_and_problem is None:
             raise UnreadableFile("not in the archive")
         if facts_and_problem[1]:
             raise UnreadableFile(facts_and_problem[1])
+        inside = self._inside[member]
+        size = inside.file_size if isinstance(inside, zipfile.ZipInfo) else inside.size
+        if size > _BYTES_PER_PIXEL * max_pixels + _BYTES_BESIDE_PIXELS:
+            raise UnreadableFile(f"{size} bytes are too many for an image of the {max_pixels} pixels allowed")
         try:
             with self._turn:
-                if self._zip:
-                    return self._zip.read(member)
-                assert self._tar is not None
-                content = self._tar.extractfile(self._names_inside[member])
-                assert content is not None, "only regular files are without a problem"
-                return content.read()
+                if size > _HARMLESS_BYTES:
+                    with self._open(inside) as content:
+                        _check_header(content, max_pixels)
+                with self._open(inside) as content:
+                    return bytes(content.read())
+        except UnreadableFile:
+            raise
         except _DAMAGE as error:
             raise UnreadableFile(f"damaged in its archive: {_describe(error)}") from error
         except Exception as error:  # each protocol has its own errors
@@ -189,10 +204,18 @@ class _Archive:
                 f"{self._place}: cannot be reached ({_describe(error)}); try again when it can"
             ) from error
 
+    def _open(self, inside: zipfile.ZipInfo | tarfile.TarInfo) -> Any:
+        if isinstance(inside, zipfile.ZipInfo):
+            assert self._zip is not None
+            return self._zip.open(inside)
+        assert self._tar is not None
+        return self._tar.extractfile(inside)  # None for no regular file; those have a problem
+
     def _zip_members(self) -> Iterator[tuple[str, tuple[str, str | None]]]:
         assert self._zip is not None
         for member in self._zip.infolist():
             if not member.is_dir():
+                self._inside[member.filename] = member
                 problem = "encrypted" if member.flag_bits & 1 else None
                 facts = f"{member.header_offset}:{member.CRC}:{member.file_size}"
                 yield member.filename, (facts, problem or _member_problem(member.filename, member.file_size))
@@ -204,7 +227,7 @@ class _Archive:
             name = member.name.removeprefix("./")
             if not member.isdir():
                 problem = None if member.isreg() else "a link or device in an archive"
-                self._names_inside[name] = member.name
+                self._inside[name] = member
                 yield name, (f"{member.offset_data}:{member.size}", problem or _member_problem(name, member.size))
         # tarfile takes a damaged header, or a cut between two members, for the end: a whole archive ends in zeros
         assert self._tar.fileobj is not None
@@ -215,6 +238,44 @@ class _Archive:
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             self._file.close()
+
+
+class _Watched(io.RawIOBase):
+    """A stream that keeps the error in which it ended: who decodes a header takes it for one of the image."""
+
+    def __init__(self, content: Any):
+        self._content = content
+        self.error: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        try:
+            return int(self._content.seek(offset, whence))
+        except Exception as error:
+            self.error = error
+            raise
+
+    def readinto(self, buffer: Any, /) -> int:
+        try:
+            return int(self._content.readinto(buffer))
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def _check_header(content: Any, max_pixels: int) -> None:
+    watched = _Watched(content)
+    try:
+        width, height = header_size(io.BufferedReader(watched), "")
+    except UnreadableImage as error:
+        raise watched.error or UnreadableFile(str(error).removeprefix(": ")) from error
+    if height * width > max_pixels:
+        raise UnreadableFile(f"{width}x{height} are more than the {max_pixels} pixels allowed")
 
 
 @lru_cache(maxsize=16)

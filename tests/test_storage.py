@@ -2,15 +2,19 @@
 
 import io
 import os
+import struct
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import s3fs
 from conftest import S3Server, lay, png
+from PIL import Image
 
+from pipeline import storage
 from pipeline.storage import File, StorageError, UnreadableFile, list_files, read
 
 
@@ -24,7 +28,7 @@ def listed(place: str) -> dict[str, File]:
 
 
 def write_zip(path: str, members: dict[str, bytes]) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
 
@@ -107,6 +111,76 @@ def test_a_cut_zip_is_an_error() -> None:
     Path("a.zip").write_bytes(Path("a.zip").read_bytes()[:-10])
     with pytest.raises(StorageError, match=r"a\.zip: not a whole archive"):
         list(list_files("a.zip"))
+
+
+@pytest.fixture
+def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all pieces that come out of zip archives."""
+    sizes: list[int] = []
+    read_some = zipfile.ZipExtFile.read
+
+    def noting(self: zipfile.ZipExtFile, n: int | None = -1) -> bytes:
+        piece = read_some(self, n)
+        sizes.append(len(piece))
+        return piece
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", noting)
+    return sizes
+
+
+def header(width: int, height: int) -> bytes:
+    """How a PNG of 16-bit RGBA begins."""
+    facts = b"IHDR" + struct.pack(">IIBBBBB", width, height, 16, 6, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + facts + struct.pack(">I", zlib.crc32(facts)) + b"\x7f\0\0\0IDAT"
+    )
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "reason"),
+    [
+        pytest.param(b"", 2**25, "no PNG, JPEG", id="zeros"),
+        pytest.param(b"II*\0\xf0\xff\xff\x01", 2**25, "no PNG, JPEG", id="a TIFF whose directory lies at its end"),
+        pytest.param(header(2000, 3000), 2**25, "2000x3000 are more than the 5000000 pixels allowed", id="more pixels"),
+        pytest.param(header(40000, 40000), 2**25, "1600000000 pixels", id="more than Pillow takes"),
+        pytest.param(header(2000, 2000), 5 * 2**23, "41943040 bytes are too many for an image", id="more bytes"),
+    ],
+)
+def test_a_bomb_is_refused_before_it_is_unpacked(
+    unpacked: list[int], monkeypatch: pytest.MonkeyPatch, start: bytes, size: int, reason: str
+) -> None:
+    monkeypatch.setattr(storage, "_BYTES_BESIDE_PIXELS", 0)
+    write_zip("a.zip", {"a.png": start + bytes(size - len(start)), "b.png": png(1)})
+    assert Path("a.zip").stat().st_size < 50_000
+    with pytest.raises(UnreadableFile, match=reason):
+        read("a.zip!a.png", max_pixels=5_000_000)
+    is_tiff = start.startswith(b"II")  # streamed to its directory, never held whole
+    assert max(unpacked, default=0) <= 2**24 and (is_tiff or sum(unpacked) < 10**6)
+    assert read("a.zip!b.png") == png(1)
+
+
+def test_a_large_image_of_an_archive_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_HARMLESS_BYTES", 2**16)
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    bitmap, compressed = io.BytesIO(), io.BytesIO()
+    Image.fromarray(pixels).save(bitmap, "BMP")
+    Image.fromarray(pixels).save(compressed, "TIFF", compression="tiff_adobe_deflate")  # its directory is at the end
+    members = {"a.bmp": bitmap.getvalue(), "a.tif": compressed.getvalue()}
+    assert min(map(len, members.values())) > 2**16
+    write_zip("a.zip", members)
+    write_tar("a.tar", members)
+    for archive in ("a.zip", "a.tar"):
+        assert {name: read(f"{archive}!{name}", max_pixels=200**2) for name in members} == members
+
+
+def test_a_large_member_that_is_damaged_at_its_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_HARMLESS_BYTES", 2**16)
+    write_zip("a.zip", {"a.png": np.random.default_rng(0).bytes(2**17)})
+    content = bytearray(Path("a.zip").read_bytes())
+    content[35:45] = bytes(10)
+    Path("a.zip").write_bytes(content)
+    with pytest.raises(UnreadableFile, match="damaged in its archive"):
+        read("a.zip!a.png")
 
 
 @pytest.mark.slow
