@@ -16,7 +16,7 @@ from pipeline.inspection import Inspection, group_scenes, inspect_images
 from pipeline.manifest import SPLITS, Entry, SplitName, check_splits, split_of, write_manifest, write_whole
 from pipeline.mirror import check
 from pipeline.params import door, load_section
-from pipeline.sources import Candidate, LeftOut, Prepare, describe, list_images
+from pipeline.sources import Candidate, LeftOut, Pairs, Prepare, Source, describe, list_images
 
 MEMORY = Path(".cache/prepare/looks.sqlite")
 
@@ -46,9 +46,9 @@ def main() -> None:
 def prepare(settings: Prepare, *, seed: int, memory: Path) -> Prepared:
     """Look once at every image of the sources and split the usable ones; the file `memory` keeps what was seen.
 
-    Raises ValueError if a source is not there, if no image is usable, or if a split ends empty.
+    Raises ValueError if a source is not there or has no image, if no image is usable, or if a split ends empty.
     """
-    listed = [item for source in settings.sources for item in list_images(source)]
+    listed = [item for source in settings.sources for item in _listed(source)]
     left_out = [item for item in listed if isinstance(item, LeftOut)]
     candidates = tqdm([item for item in listed if isinstance(item, Candidate)], "prepare", unit=" images", disable=None)
     usable: dict[tuple[str, str], tuple[Candidate, Inspection]] = {}
@@ -117,11 +117,22 @@ def summary(content: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _listed(source: Source) -> list[Candidate | LeftOut]:
+    """Beside another source, one with a mistake in its pattern would not be missed."""
+    found = list(list_images(source))
+    left_out = [item for item in found if isinstance(item, LeftOut)]
+    if len(left_out) == len(found):
+        wanted = f" that fits {source.clean} and {source.degraded}" if isinstance(source, Pairs) else ""
+        raise ValueError(f"{describe(source)}: no {'pair' if wanted else 'image'}{wanted}{_reasons(left_out)}")
+    return found
+
+
 def _reasons(left_out: Sequence[LeftOut]) -> str:
     if not left_out:
         return ": nothing is there"
-    some = "".join(f"\n  {item.where}: {item.reason}" for item in left_out[:5])
-    return f" among {len(left_out)} files:{some}" + ("\n  ..." if len(left_out) > 5 else "")
+    first = list({item.reason: item for item in reversed(left_out)}.values())[::-1]  # of each reason
+    some = "".join(f"\n  {item.where}: {item.reason}" for item in first[:5])
+    return f" among {len(left_out)} files:{some}" + ("\n  ..." if len(left_out) > min(len(first), 5) else "")
 
 
 if __name__ == "__main__":

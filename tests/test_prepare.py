@@ -199,11 +199,27 @@ def test_an_empty_split_is_an_error_that_says_what_to_do() -> None:
 
 def test_no_usable_image_is_an_error_that_names_folder_and_reasons() -> None:
     Path("empty").mkdir()
-    with pytest.raises(ValueError, match="folder:empty: no usable image: nothing is there"):
+    with pytest.raises(ValueError, match="folder:empty: no image: nothing is there"):
         run(Folder(path="empty"))
     save("p/tiny.png", scene(1, 8, 8))
     with pytest.raises(ValueError, match=r"(?s)folder:p: no usable image among 1 files:.*p/tiny\.png: too small"):
         run(Folder(path="p"))
+
+
+def test_a_source_without_an_image_is_an_error_beside_others_too() -> None:
+    for number in range(6):
+        save(f"pp/c/{number}_gt.png", scene(number))
+        save(f"pp/d/{number}_in.png", scene(number))
+    with pytest.raises(
+        ValueError, match=r"(?s)no pair that fits pp/c/{}_GT\.png and pp/d/{}_in\.png among 12 files:.*no clean partner"
+    ):
+        run(Starter(), Pairs(clean="pp/c/{}_GT.png", degraded="pp/d/{}_in.png"))
+    with pytest.raises(ValueError, match=r"(?s)among 12 files:.*pp/c/0_gt\.png: matches neither pattern"):
+        run(Starter(), Pairs(clean="pp/c/{}_GT.png", degraded="pp/d/{}_IN.png"))
+    Path("texts").mkdir()
+    Path("texts/a.txt").touch()
+    with pytest.raises(ValueError, match=r"(?s)folder:texts: no image among 1 files:.*a\.txt: \.txt: not an image"):
+        run(Starter(), Folder(path="texts"))
 
 
 def test_pairs_carry_their_partner_and_misaligned_ones_are_left_out() -> None:
