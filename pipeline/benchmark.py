@@ -5,14 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float32
 
-from dgunet.images import SUFFIXES, UnreadableImage, in_channels, read_photo, to_float
-from pipeline import storage
+from dgunet.images import UnreadableImage, in_channels, read_photo, to_float
+from pipeline import sources, storage
 from pipeline.degradations import Degradation, degrade
 from pipeline.loader import LoadedPair
 from pipeline.protocol import Protocol
@@ -24,8 +23,8 @@ Image = Float32[np.ndarray, "H W C"]
 class Benchmark:
     """A test set of the field.
 
-    clean, degraded: folders (relative to where the pipeline runs), archives or URLs; an image and its partner have the
-    same name but for the suffix. With `degraded` null the clean images are degraded by `degradation`, with a seed that
+    clean, degraded: folders (relative to where the pipeline runs), archives, URLs, or patterns of names, as
+    `sources.Pairs` takes them. With `degraded` null the clean images are degraded by `degradation`, with a seed that
     depends on the image's name alone; with both null by the task's own degradation.
     """
 
@@ -42,44 +41,57 @@ class Benchmark:
             raise ValueError(f"benchmark {self.name}: give degraded or degradation, not both")
 
     def absent(self) -> str | None:
-        """Return the folder, archive or URL that is missing, None if all is there."""
-        return next((place for place in (self.clean, self.degraded) if place and not _is_there(place)), None)
+        """Return the folder, archive or URL that is missing or empty (an unmounted disk), None if all is there.
+
+        Raises StorageError if an archive is damaged.
+        """
+        sides = (side for side in (self.clean, self.degraded) if side)
+        return next((missing for side in sides if (missing := _missing(sources.place_of(side)))), None)
 
     def pairs(self, task_degradation: Degradation, channels: int, seed: int) -> Iterator[LoadedPair]:
         """Yield the pairs in the order of their names, as RGB (`channels` 3) or as gray (1).
 
-        Raises ValueError for an image without partner or of another size than its partner: a part of a benchmark is
-        not the benchmark.
+        Raises ValueError for an image that cannot be read, has no partner, several, or one of another size: a part of
+        a benchmark is not the benchmark.
         """
-        degraded = None if self.degraded is None else _images(self.degraded)
-        for stem, path in _images(self.clean).items():
-            clean, was_gray = _read(path, channels)
-            if degraded is None:
-                drawn = degrade(clean, self.degradation or task_degradation, [seed, zlib.crc32(stem.encode())])
-                yield LoadedPair(stem, clean, drawn.image, drawn.record, was_gray)
-            elif stem not in degraded:
-                raise ValueError(f"benchmark {self.name}: {path} has no partner in {self.degraded}")
+        for name, image in self._images().items():
+            clean, was_gray = _read(image.where, channels)
+            if image.degraded is None:
+                drawn = degrade(clean, self.degradation or task_degradation, [seed, zlib.crc32(name.encode())])
+                yield LoadedPair(name, clean, drawn.image, drawn.record, was_gray)
             else:
-                partner, _ = _read(degraded[stem], channels)
+                partner, _ = _read(image.degraded, channels)
                 if partner.shape != clean.shape:
-                    raise ValueError(f"benchmark {self.name}: {path} and {degraded[stem]} differ in size")
-                yield LoadedPair(stem, clean, partner, {"clean": path, "degraded": degraded[stem]}, was_gray)
+                    raise ValueError(f"benchmark {self.name}: {image.where} and {image.degraded} differ in size")
+                yield LoadedPair(name, clean, partner, {"clean": image.where, "degraded": image.degraded}, was_gray)
+
+    def _images(self) -> dict[str, sources.Candidate]:
+        """By name, sorted."""
+        source = sources.Pairs(clean=self.clean, degraded=self.degraded) if self.degraded else None
+        try:
+            images, left_out = sources.require_images(source or sources.Folder(path=self.clean))
+        except ValueError as error:
+            raise ValueError(f"benchmark {self.name}: {error}") from error
+        for item in left_out:
+            if not item.ignored:
+                raise ValueError(f"benchmark {self.name}: {item.where}: {item.reason}")
+        named: dict[str, sources.Candidate] = {}
+        for image in sorted(images, key=lambda image: image.name):
+            if (other := named.setdefault(image.name, image)) is not image:
+                one, two = other.degraded or other.where, image.degraded or image.where
+                raise ValueError(f"benchmark {self.name}: {one} and {two} differ in their suffix alone: remove one")
+        return named
 
 
-def _is_there(place: str) -> bool:
-    if "://" not in place:
-        return Path(place).expanduser().exists()
+def _missing(place: str) -> str | None:
     try:
-        return next(storage.list_files(place), None) is not None
-    except storage.StorageError:
-        return False
-
-
-def _images(place: str) -> dict[str, str]:
-    """Return what `storage.read` takes of each image, by its name below `place` without the suffix, sorted."""
-    files = [file for file in storage.list_files(place) if PurePosixPath(file.name).suffix.lower() in SUFFIXES]
-    named = {str(PurePosixPath(file.name).with_suffix("")): file.where for file in files if not file.is_hidden}
-    return dict(sorted(named.items()))
+        return None if any(not file.is_hidden for file in storage.list_files(place)) else place
+    except storage.NotThere:
+        return place
+    except storage.StorageError as error:
+        if "://" in place:  # out of reach, as where there is no network
+            return f"{place} ({str(error).removeprefix(f'{place}: ')})"
+        raise
 
 
 def _read(where: str, channels: int) -> tuple[Image, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pipeline.inspection import Inspection, group_scenes, inspect_images
 from pipeline.manifest import SPLITS, Entry, SplitName, check_splits, split_of, write_manifest, write_whole
 from pipeline.mirror import check
 from pipeline.params import door, load_section
-from pipeline.sources import Candidate, LeftOut, Pairs, Prepare, Source, describe, list_images
+from pipeline.sources import Candidate, LeftOut, Prepare, describe, require_images, why
 
 MEMORY = Path(".cache/prepare/looks.sqlite")
 
@@ -48,11 +48,12 @@ def prepare(settings: Prepare, *, seed: int, memory: Path) -> Prepared:
 
     Raises ValueError if a source is not there or has no image, if no image is usable, or if a split ends empty.
     """
-    listed = [item for source in settings.sources for item in _listed(source)]
-    left_out = [item for item in listed if isinstance(item, LeftOut)]
-    candidates = tqdm([item for item in listed if isinstance(item, Candidate)], "prepare", unit=" images", disable=None)
+    listed = [require_images(source) for source in settings.sources]
+    left_out = [item for _, items in listed for item in items]
+    images = [candidate for candidates, _ in listed for candidate in candidates]
     usable: dict[tuple[str, str], tuple[Candidate, Inspection]] = {}
-    for candidate, look in inspect_images(candidates, round(settings.max_megapixels * 1e6), memory):
+    watched = tqdm(images, "prepare", unit=" images", disable=None)
+    for candidate, look in inspect_images(watched, round(settings.max_megapixels * 1e6), memory):
         reason = look.reason
         if not reason and min(look.height, look.width) < settings.min_side:
             reason = f"too small: {look.width}x{look.height}, min_side is {settings.min_side}"
@@ -64,7 +65,7 @@ def prepare(settings: Prepare, *, seed: int, memory: Path) -> Prepared:
 
     origin = ", ".join(describe(source) for source in settings.sources)
     if not usable:
-        raise ValueError(f"{origin}: no usable image{_reasons(left_out)}")
+        raise ValueError(f"{origin}: no usable image{why(left_out)}")
     groups = group_scenes({look.sha256: look.thumbnail for _, look in usable.values()}, memory)
     shares: dict[SplitName, float] = {"val": settings.split.val, "test": settings.split.test}
     check_splits(sorted(set(groups.values())), seed=seed, shares=shares, origin=origin)
@@ -115,24 +116,6 @@ def summary(content: Mapping[str, Any]) -> str:
         lines.append(f"{split:<7}{numbers['images']:>8}{numbers['scenes']:>8}{numbers['megapixels']:>12.1f}")
     lines.append(f"left out: {len(content['left_out'])}, ignored: {sum(content['ignored'].values())}")
     return "\n".join(lines)
-
-
-def _listed(source: Source) -> list[Candidate | LeftOut]:
-    """Beside another source, one with a mistake in its pattern would not be missed."""
-    found = list(list_images(source))
-    left_out = [item for item in found if isinstance(item, LeftOut)]
-    if len(left_out) == len(found):
-        wanted = f" that fits {source.clean} and {source.degraded}" if isinstance(source, Pairs) else ""
-        raise ValueError(f"{describe(source)}: no {'pair' if wanted else 'image'}{wanted}{_reasons(left_out)}")
-    return found
-
-
-def _reasons(left_out: Sequence[LeftOut]) -> str:
-    if not left_out:
-        return ": nothing is there"
-    first = list({item.reason: item for item in reversed(left_out)}.values())[::-1]  # of each reason
-    some = "".join(f"\n  {item.where}: {item.reason}" for item in first[:5])
-    return f" among {len(left_out)} files:{some}" + ("\n  ..." if len(left_out) > min(len(first), 5) else "")
 
 
 if __name__ == "__main__":

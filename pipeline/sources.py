@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -43,7 +43,10 @@ class Starter:
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """Every image below a folder, an archive (.zip, .tar, .tar.gz, ...) or an fsspec URL, recursively."""
+    """Every image below a folder, an archive (.zip, .tar, .tar.gz, ...), ARCHIVE!FOLDER or an fsspec URL, recursively.
+
+    A pattern may follow, as one side of `Pairs`: then every image whose name matches.
+    """
 
     __pydantic_config__: ClassVar = _STRICT
 
@@ -100,12 +103,16 @@ class Prepare(Section):
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image not yet looked at; `degraded` is its partner in a real pair. `stamp` as in storage.File."""
+    """An image not yet looked at; `degraded` is its partner in a real pair. `stamp` as in storage.File.
+
+    `name` is that of the file (in a pair, of the degraded one) below its place, without the suffix.
+    """
 
     where: str
     stamp: str | None
     source: str
     degraded: str | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,31 @@ def list_images(source: Source) -> Iterator[Candidate | LeftOut]:
             return _list_pairs(source)
 
 
+def require_images(source: Source) -> tuple[list[Candidate], list[LeftOut]]:
+    """Return what list_images lists. Raises as it does, and ValueError, showing what is there, if no image is."""
+    found = list(list_images(source))
+    candidates = [item for item in found if isinstance(item, Candidate)]
+    left_out = [item for item in found if isinstance(item, LeftOut)]
+    if not candidates:
+        wanted = f"no pair that fits {source.clean} and {source.degraded}" if isinstance(source, Pairs) else "no image"
+        raise ValueError(f"{describe(source)}: {wanted}{why(left_out)}")
+    return candidates, left_out
+
+
+def why(left_out: Sequence[LeftOut]) -> str:
+    """Say how many files were left out, with an example of each reason."""
+    if not left_out:
+        return ": nothing is there"
+    first = list({item.reason: item for item in reversed(left_out)}.values())[::-1]
+    some = "".join(f"\n  {item.where}: {item.reason}" for item in first[:5])
+    return f" among {len(left_out)} files:{some}" + ("\n  ..." if len(left_out) > min(len(first), 5) else "")
+
+
+def place_of(pattern: str) -> str:
+    """Return the folder, archive or URL that holds what matches a pattern (as in `Pairs`)."""
+    return _Pattern.parse(pattern).place
+
+
 def read_source_image(where: str, *, max_pixels: int = MAX_PIXELS) -> bytes:
     """Return the bytes of an image named in the manifest. `max_pixels` and what it raises as storage.read."""
     package, _, name = where.removeprefix("starter:").partition("/")
@@ -150,7 +182,8 @@ def _list_starter(source: Starter) -> Iterator[Candidate | LeftOut]:
         for file in files:
             name = Path(file).name
             stat = _starter_path(package, name).stat()
-            yield Candidate(f"starter:{package}/{name}", f"{stat.st_size}:{stat.st_mtime_ns}", describe(source))
+            stamp = f"{stat.st_size}:{stat.st_mtime_ns}"
+            yield Candidate(f"starter:{package}/{name}", stamp, describe(source), name=_without_suffix(name))
 
 
 def _starter_path(package: str, name: str) -> Path:
@@ -165,8 +198,14 @@ def _starter_path(package: str, name: str) -> Path:
 
 
 def _list_folder(source: Folder) -> Iterator[Candidate | LeftOut]:
-    for file in list_files(source.path):
-        yield _set_aside(file) or Candidate(file.where, file.stamp, describe(source))
+    pattern = _Pattern.parse(source.path)
+    for file in list_files(pattern.place):
+        if verdict := _set_aside(file):
+            yield verdict
+        elif pattern.key(file.name) is None:
+            yield LeftOut(file.where, "does not match the pattern", ignored=True)
+        else:
+            yield Candidate(file.where, file.stamp, describe(source), name=_without_suffix(file.name))
 
 
 _Keyed: TypeAlias = dict[str, tuple[File, _Key]]
@@ -217,7 +256,7 @@ def _join(clean: _Keyed, degraded: _Keyed, label: str) -> Iterator[Candidate | L
                 yield LeftOut(file.where, "no clean partner")
             case [partner]:
                 stamp = f"{partner.stamp} {file.stamp}" if partner.stamp and file.stamp else None
-                yield Candidate(partner.where, stamp, label, degraded=file.where)
+                yield Candidate(partner.where, stamp, label, file.where, _without_suffix(file.name))
             case several:
                 yield LeftOut(file.where, f"{len(several)} clean partners: {', '.join(file.where for file in several)}")
     needed = {key for _, key in degraded.values()}
@@ -255,6 +294,10 @@ class _Pattern:
     def key(self, name: str) -> _Key | None:
         """What `name` shares with its partner; None if it does not match."""
         if self.names is None:
-            return (str(PurePosixPath(name).with_suffix("")),)
+            return (_without_suffix(name),)
         match = self.names.fullmatch(name)
         return match.groups() if match else None
+
+
+def _without_suffix(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))

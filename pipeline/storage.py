@@ -1,6 +1,7 @@
 """Folders, archives and URLs as one thing: named files, listed in a fixed order and read by a portable string.
 
-    where:   photos/a.png     photos.zip!inner/a.png     s3://bucket/photos/a.png     https://host/photos.tar!a.png
+    place:   photos           photos.zip, photos.zip!inner    s3://bucket/photos          https://host/photos.tar
+    where:   photos/a.png     photos.zip!inner/a.png          s3://bucket/photos/a.png    https://host/photos.tar!a.png
 
 Nothing is ever extracted to disk, and members are read by exact name, so a hostile archive can write nowhere.
 """
@@ -16,7 +17,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, l
 
 class StorageError(ValueError):
     """A place that cannot be listed or reached: nothing can be said about its files."""
+
+
+class NotThere(StorageError):
+    """A place that does not exist, or a URL or a folder of an archive without files."""
 
 
 class UnreadableFile(ValueError):
@@ -62,19 +67,22 @@ class File:
 
 
 def list_files(place: str) -> Iterator[File]:
-    """List all files below a folder, archive or URL, recursively, sorted within each folder.
+    """List all files below a folder, archive, folder in an archive or URL, recursively, sorted within each folder.
 
     Hidden files are listed (a hidden folder as one entry). Links to folders are followed once.
-    Raises StorageError, naming the place, if it does not exist, is no folder or archive, is damaged or out of reach.
+    Raises NotThere, or StorageError if the place is no folder or archive, is damaged or out of reach; each names it.
     """
-    if is_archive(place):
+    archive, below = split_member(place)
+    if below is not None:
+        yield from _list_below(archive, below)
+    elif is_archive(place):
         yield from _open_archive(place, _local_stamp(place)).files()
     elif "://" in place:
         yield from _list_url(place)
     else:
         folder = Path(place).expanduser()
         if not folder.exists():
-            raise StorageError(f"{place}: no such folder (looked in {folder.absolute()})")
+            raise NotThere(f"{place}: no such folder (looked in {folder.absolute()})")
         if not folder.is_dir():
             raise StorageError(
                 f"{place}: not a folder; give a folder, an archive ({', '.join(ARCHIVE_SUFFIXES)}) or a URL"
@@ -143,6 +151,16 @@ def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[
         yield File(name, _portable(path), _stamp(stat), _size_problem(stat.st_size))
 
 
+def _list_below(archive: str, folder: str) -> Iterator[File]:
+    prefix = folder.rstrip("/") + "/"
+    files = list(list_files(archive))
+    found = [replace(file, name=file.name.removeprefix(prefix)) for file in files if file.name.startswith(prefix)]
+    if not found:
+        example = f"; there is, for one, {files[0].name}" if files else ""
+        raise NotThere(f"{archive}!{folder}: no such folder in the archive{example}")
+    yield from found
+
+
 def _list_url(place: str) -> Iterator[File]:
     try:
         filesystem, root = fsspec.core.url_to_fs(place)
@@ -151,7 +169,7 @@ def _list_url(place: str) -> Iterator[File]:
     except Exception as error:  # each protocol has its own errors
         raise StorageError(f"{place}: cannot be listed ({_describe(error)})") from error
     if not found:
-        raise StorageError(f"{place}: nothing there")
+        raise NotThere(f"{place}: nothing there")
     for path, facts in sorted(found.items()):
         name = path.removeprefix(root.rstrip("/")).lstrip("/") or path.rpartition("/")[2]
         yield File(name, filesystem.unstrip_protocol(path), _url_stamp(facts), _size_problem(facts.get("size") or 0))
@@ -290,7 +308,7 @@ def _open_binary(place: str) -> Any:
             return Path(place).expanduser().open("rb")
         return fsspec.open(place, "rb").open()
     except FileNotFoundError as error:
-        raise StorageError(f"{place}: no such archive") from error
+        raise NotThere(f"{place}: no such archive") from error
     except Exception as error:  # each protocol has its own errors
         raise StorageError(f"{place}: cannot be opened ({_describe(error)})") from error
 

@@ -267,7 +267,7 @@ def test_a_benchmark_with_a_missing_or_misshapen_partner_is_refused(tmp_path):
     with pytest.raises(ValueError, match="differ in size"):
         list(folder.pairs(NOISE, 3, 0))
     (tmp_path / "degraded" / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"a\.png has no partner"):
+    with pytest.raises(ValueError, match=r"clean/a\.png: no degraded partner"):
         list(folder.pairs(NOISE, 3, 0))
 
 
@@ -275,6 +275,70 @@ def test_an_absent_benchmark_names_the_folder_that_is_missing(tmp_path):
     folder = benchmark(tmp_path, degraded=True)
     assert folder.absent() is None
     assert Benchmark("set", folder.clean, str(tmp_path / "nowhere"), None, RGB).absent() == str(tmp_path / "nowhere")
+
+
+def lay_benchmark(folder: Path, *names: str) -> None:
+    """Images at these places; the degraded ones, which are the later half, are brighter by 0.1."""
+    for number, name in enumerate(names):
+        later = number >= len(names) // 2
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_image(path, np.full((8, 9, 3), 0.2 + 0.2 * (number % (len(names) // 2)) + 0.1 * later, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("clean", "degraded", "names"),
+    [
+        ("t/{}/sharp/{}", "t/{}/blur/{}", ["t/x/sharp/1.png", "t/y/sharp/1.png", "t/x/blur/1.png", "t/y/blur/1.png"]),
+        ("norain-{}.png", "rain-{}.png", ["norain-1.png", "norain-2.png", "rain-1.png", "rain-2.png"]),
+        ("target", "input", ["target/a.png", "target/s/b.png", "input/a.png", "input/s/b.png"]),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_benchmark_may_be_laid_out_as_the_field_does(tmp_path, clean, degraded, names, packed):
+    lay_benchmark(tmp_path / "set", *names)
+    root = f"{tmp_path}/set/"
+    if packed:
+        root = shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set") + "!"
+    both = Benchmark("set", root + clean, root + degraded, None, RGB)
+    assert both.absent() is None
+    found = list(both.pairs(NOISE, 3, 0))
+    assert len({one.key for one in found}) == len(found) == 2
+    for one in found:
+        np.testing.assert_allclose(one.degraded - one.clean, 0.1, atol=0.01)
+    alone = Benchmark("set", root + clean, None, NOISE, RGB)
+    assert alone.absent() is None and len(list(alone.pairs(NOISE, 3, 0))) == 2
+
+
+def test_a_benchmark_whose_pattern_fits_nothing_is_an_error_that_shows_what_is_there(tmp_path):
+    folder = benchmark(tmp_path, degraded=True)
+    wrong = Benchmark("set", folder.clean + "/{}.PNG", folder.degraded + "/{}.PNG", None, RGB)
+    assert wrong.absent() is None
+    with pytest.raises(ValueError, match=r"(?s)benchmark set: .*\{\}\.PNG.*a\.png: matches neither pattern"):
+        list(wrong.pairs(NOISE, 3, 0))
+
+
+def test_an_empty_folder_as_of_a_disk_that_is_not_mounted_is_an_absent_benchmark(tmp_path):
+    folder = benchmark(tmp_path, degraded=True)
+    (tmp_path / "mount").mkdir()
+    (tmp_path / "mount" / ".keep").touch()
+    for place in (str(tmp_path / "mount"), str(tmp_path / "no.zip"), "http://127.0.0.1:9/set"):
+        missing = Benchmark("set", folder.clean, place, None, RGB).absent()
+        assert missing is not None and missing.startswith(place)
+    (tmp_path / "no.zip").write_bytes(b"x")
+    with pytest.raises(ValueError, match="not a whole archive"):
+        Benchmark("set", str(tmp_path / "no.zip"), None, None, RGB).absent()
+
+
+@pytest.mark.parametrize("part", ["clean", "degraded"])
+@pytest.mark.parametrize("is_pair", [True, False])
+def test_two_images_of_a_benchmark_that_differ_in_their_suffix_alone_are_refused(tmp_path, part, is_pair):
+    folder = benchmark(tmp_path, degraded=is_pair)
+    if part == "degraded" and not is_pair:
+        folder = Benchmark("set", str(tmp_path / "degraded"), None, None, RGB)
+    write_image(tmp_path / part / "a.bmp", np.zeros((8, 9, 3), np.float32))
+    with pytest.raises(ValueError, match=r"a\.bmp.*a\.png"):
+        list(folder.pairs(NOISE, 3, 0))
 
 
 def test_a_benchmark_has_one_kind_of_degraded_images():

@@ -11,7 +11,7 @@ import pytest
 from conftest import lay, png
 
 from pipeline.sources import Candidate, Folder, LeftOut, Pairs, Source, Starter, list_images, read_source_image
-from pipeline.storage import UnreadableFile, read
+from pipeline.storage import NotThere, UnreadableFile, read
 
 
 @pytest.fixture(autouse=True)
@@ -198,6 +198,21 @@ def test_pairs_may_lie_in_an_archive() -> None:
     write_zip("a.zip", {"target/a.png": png(1), "input/a.png": png(2)})
     pairs = candidates(Pairs(clean="a.zip!target/{}", degraded="a.zip!input/{}"))
     assert [(item.where, item.degraded) for item in pairs] == [("a.zip!target/a.png", "a.zip!input/a.png")]
+
+
+def test_a_folder_of_an_archive_is_a_source_of_its_own() -> None:
+    write_zip("a.zip", {"set/target/a.png": png(1), "set/target/s/b.png": png(2), "set/input/a.png": png(3)})
+    assert wheres(Folder(path="a.zip!set/target")) == ["a.zip!set/target/a.png", "a.zip!set/target/s/b.png"]
+    pairs = candidates(Pairs(clean="a.zip!set/target/", degraded="a.zip!set/input"))
+    assert [(item.where, item.degraded) for item in pairs] == [("a.zip!set/target/a.png", "a.zip!set/input/a.png")]
+    with pytest.raises(NotThere, match=r"a\.zip!target: no such folder in the archive; there is, for one, set/input/a"):
+        list(list_images(Folder(path="a.zip!target")))
+
+
+def test_a_folder_may_be_narrowed_by_a_pattern() -> None:
+    lay("s/01/GT_1.png", "s/02/GT_2.png", "s/01/NOISY_1.png")
+    assert wheres(Folder(path="s/{}/GT_{}.png")) == ["s/01/GT_1.png", "s/02/GT_2.png"]
+    assert reasons(Folder(path="s/*/GT_*")) == {"s/01/NOISY_1.png": "does not match the pattern"}
 
 
 def test_patterns_that_share_nothing_alike_are_refused() -> None:
