@@ -3,30 +3,41 @@
     place:   photos           photos.zip, photos.zip!inner    s3://bucket/photos          https://host/photos.tar
     where:   photos/a.png     photos.zip!inner/a.png          s3://bucket/photos/a.png    https://host/photos.tar!a.png
 
-Nothing is ever extracted to disk, and members are read by exact name, so a hostile archive can write nowhere.
+No member is ever extracted to disk, and members are read by exact name, so a hostile archive can write nowhere. An
+archive that can only be read from its start (a compressed tar, or one on a server that gives no parts of a file) is
+copied once, whole and uncompressed, to .cache/archives: one copy for each archive, until the archive changes.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import hashlib
 import io
 import lzma
 import os
 import tarfile
+import tempfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
+from filelock import FileLock
 
 from dgunet.photo import MAX_PIXELS, UnreadableImage, header_size
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+COPIES = Path(".cache/archives")
+_COMPRESSED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_MAX_RATIO, _HARMLESS_COPY_BYTES = 100, 2**30  # images hardly compress further: what unpacks to more is a bomb
+_ASKED_AT_ONCE = 16  # files at a URL, where the server must be asked for the stamp of each
 _BYTES_PER_PIXEL = 8  # RGBA of 16 bits, not compressed
 _BYTES_BESIDE_PIXELS = 2**26  # previews, profiles, notes of the camera
 MAX_FILE_BYTES = _BYTES_PER_PIXEL * MAX_PIXELS + _BYTES_BESIDE_PIXELS
@@ -76,7 +87,7 @@ def list_files(place: str) -> Iterator[File]:
     if below is not None:
         yield from _list_below(archive, below)
     elif is_archive(place):
-        yield from _open_archive(place, _local_stamp(place)).files()
+        yield from _open_archive(place, _archive_stamp(place, anew=True)).files()
     elif "://" in place:
         yield from _list_url(place)
     else:
@@ -98,14 +109,14 @@ def read(where: str, *, max_pixels: int = MAX_PIXELS) -> bytes:
     """
     place, member = split_member(where)
     if member is not None:
-        return _open_archive(place, _local_stamp(place)).read(member, max_pixels)
+        return _open_archive(place, _archive_stamp(place)).read(member, max_pixels)
     if "://" not in where:
         try:
             return Path(where).expanduser().read_bytes()
         except OSError as error:
             raise UnreadableFile(f"cannot be read: {error.strerror or error}") from error
+    filesystem, path = _filesystem(where)
     try:
-        filesystem, path = fsspec.core.url_to_fs(where)
         return bytes(filesystem.cat_file(path))
     except (FileNotFoundError, PermissionError) as error:
         raise UnreadableFile(f"cannot be read: {error}") from error
@@ -162,17 +173,41 @@ def _list_below(archive: str, folder: str) -> Iterator[File]:
 
 
 def _list_url(place: str) -> Iterator[File]:
+    filesystem, root = _filesystem(place)
     try:
-        filesystem, root = fsspec.core.url_to_fs(place)
         filesystem.invalidate_cache()
         found: dict[str, dict[str, Any]] = filesystem.find(root, detail=True)
     except Exception as error:  # each protocol has its own errors
         raise StorageError(f"{place}: cannot be listed ({_describe(error)})") from error
     if not found:
         raise NotThere(f"{place}: nothing there")
-    for path, facts in sorted(found.items()):
-        name = path.removeprefix(root.rstrip("/")).lstrip("/") or path.rpartition("/")[2]
-        yield File(name, filesystem.unstrip_protocol(path), _url_stamp(facts), _size_problem(facts.get("size") or 0))
+
+    def complete(path: str) -> dict[str, Any]:
+        try:
+            return found[path] if _url_stamp(found[path]) else {**found[path], **filesystem.info(path)}
+        except Exception:  # each protocol has its own errors; reading it says why
+            return found[path]
+
+    paths = sorted(found)
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        for path, facts in zip(paths, pool.map(complete, paths), strict=True):
+            name = path.removeprefix(root.rstrip("/")).lstrip("/") or path.rpartition("/")[2]
+            yield File(
+                name, filesystem.unstrip_protocol(path), _url_stamp(facts), _size_problem(facts.get("size") or 0)
+            )
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        missing = getattr(error.__cause__, "name", None) or error.name or "the package"
+        raise StorageError(
+            f"{url}: needs a package that is not installed: .venv/bin/pip install {missing} ({_describe(error)})"
+        ) from error
+    except Exception as error:  # an unknown protocol, or one that wants to know more
+        raise StorageError(f"{url}: cannot be opened ({_describe(error)})") from error
+    return filesystem, path
 
 
 class _Archive:
@@ -182,10 +217,10 @@ class _Archive:
         self._place, self._stamp = place, stamp
         self._turn = threading.Lock()
         self._inside: dict[str, zipfile.ZipInfo | tarfile.TarInfo] = {}  # by name, without the "./" of some tars
-        self._file = _open_binary(place)
+        self._file = _open_seekable(place, stamp)
         try:
             self._zip = zipfile.ZipFile(self._file) if place.lower().endswith(".zip") else None
-            self._tar = None if self._zip else tarfile.open(fileobj=self._file, mode="r:*")  # noqa: SIM115
+            self._tar = None if self._zip else tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
             self._members = dict(self._zip_members() if self._zip else self._tar_members())
         except (*_DAMAGE, OSError) as error:
             self._file.close()
@@ -302,22 +337,115 @@ def _open_archive(place: str, stamp: str | None) -> _Archive:
     return _Archive(place, stamp)
 
 
-def _open_binary(place: str) -> Any:
+def _open_seekable(place: str, stamp: str | None) -> BinaryIO:
+    """Open an archive so that it can be read in any order: as a copy where it cannot be itself."""
+    copy = _copy(place, stamp) if stamp else None
+    if copy and copy.exists():
+        return copy.open("rb")
+    file, gives_parts = _open_binary(place)
+    # of a zip, whose directory is at its end, not even the first block is fetched
+    start = b"" if place.lower().endswith(".zip") else file.peek(8)
+    opener = next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
+    if gives_parts and opener is None:
+        return file
+    COPIES.mkdir(parents=True, exist_ok=True)
+    with file:
+        chunks = _chunks(place, file, opener(file) if opener else file)
+        if copy:
+            return _written(copy, chunks)
+        nameless = tempfile.TemporaryFile(dir=COPIES)  # noqa: SIM115
+        nameless.writelines(chunks)
+        nameless.seek(0)
+        return nameless
+
+
+def _copy(place: str, stamp: str) -> Path:
+    name, version = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in (_portable_place(place), stamp))
+    return COPIES / f"{name}.{version}"
+
+
+def _written(copy: Path, chunks: Iterator[bytes]) -> BinaryIO:
+    """Make the copy, unless another process did meanwhile, and remove older ones of the same archive."""
+    with FileLock(copy.with_suffix(".lock")):
+        if not copy.exists():
+            for stale in copy.parent.glob(f"{copy.stem}.*"):
+                if stale.suffix != ".lock":
+                    stale.unlink()
+            partial = copy.with_suffix(".partial")
+            try:
+                with partial.open("wb") as file:
+                    file.writelines(chunks)
+                partial.replace(copy)
+            finally:
+                partial.unlink(missing_ok=True)
+        return copy.open("rb")
+
+
+def _chunks(place: str, packed: BinaryIO, content: Any) -> Iterator[bytes]:
+    size = 0
+    while True:
+        try:
+            chunk = content.read(2**20)
+        except Exception as error:  # each protocol and each compression has its own errors
+            raise StorageError(f"{place}: not a whole archive ({_describe(error)}); fetch it again") from error
+        if not chunk:
+            return
+        size += len(chunk)
+        if size > max(_MAX_RATIO * packed.tell(), _HARMLESS_COPY_BYTES):
+            raise StorageError(
+                f"{place}: unpacks to more than {_MAX_RATIO} times its size; if it is no bomb, unpack it"
+            )
+        yield chunk
+
+
+def _open_binary(place: str) -> tuple[io.BufferedReader, bool]:
+    """Return the file, opened at its start, and whether it can be read in any order."""
     try:
         if "://" not in place:
-            return Path(place).expanduser().open("rb")
-        return fsspec.open(place, "rb").open()
+            return Path(place).expanduser().open("rb"), True
+        filesystem, path = _filesystem(place)
+        file = filesystem.open(path, "rb")
+        if gives_parts := _gives_parts(file):
+            file.seek(0)
+        else:
+            file.close()
+            file = filesystem.open(path, "rb", block_size=0)  # from its start to its end
+        return io.BufferedReader(file), gives_parts
+    except StorageError:
+        raise
     except FileNotFoundError as error:
-        raise NotThere(f"{place}: no such archive") from error
+        told = f" ({_describe(error.__cause__)})" if error.__cause__ else ""
+        raise NotThere(f"{place}: no such archive{told}") from error
     except Exception as error:  # each protocol has its own errors
         raise StorageError(f"{place}: cannot be opened ({_describe(error)})") from error
 
 
-def _local_stamp(place: str) -> str | None:
+def _gives_parts(file: Any) -> bool:
+    """Whether the server gives a part of a file: those of HTTP need not."""
     try:
-        return None if "://" in place else _stamp(Path(place).expanduser().stat())
-    except OSError:
-        return None  # opening it says why
+        file.seek(-1, os.SEEK_END)
+        file.read(1)
+    except ValueError:
+        return False
+    return True
+
+
+_stamps_at_urls: dict[str, str | None] = {}  # when last listed: to ask the server for each image would take long
+
+
+def _archive_stamp(place: str, *, anew: bool = False) -> str | None:
+    try:
+        if "://" not in place:
+            return _stamp(Path(place).expanduser().stat())
+        if anew or place not in _stamps_at_urls:
+            filesystem, path = _filesystem(place)
+            filesystem.invalidate_cache()
+            _stamps_at_urls[place] = _url_stamp(filesystem.info(path))
+        return _stamps_at_urls[place]
+    except StorageError:
+        raise
+    except Exception:  # each protocol has its own errors; opening it says why
+        return None
 
 
 def _stamp(stat: os.stat_result) -> str:
@@ -326,7 +454,9 @@ def _stamp(stat: os.stat_result) -> str:
 
 def _url_stamp(facts: dict[str, Any]) -> str | None:
     known = [
-        facts[key] for key in ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated") if facts.get(key)
+        facts[key]
+        for key in ("ETag", "etag", "LastModified", "Last-Modified", "last_modified", "mtime", "updated")
+        if facts.get(key)
     ]
     return f"{facts.get('size')}:{known[0]}" if known else None
 

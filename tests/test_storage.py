@@ -2,11 +2,17 @@
 
 import io
 import os
+import re
 import struct
 import tarfile
+import threading
 import zipfile
 import zlib
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +21,7 @@ from conftest import S3Server, lay, png
 from PIL import Image
 
 from pipeline import storage
-from pipeline.storage import File, StorageError, UnreadableFile, list_files, read
+from pipeline.storage import File, NotThere, StorageError, UnreadableFile, list_files, read
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +189,159 @@ def test_a_large_member_that_is_damaged_at_its_start_says_so(monkeypatch: pytest
         read("a.zip!a.png")
 
 
+def copies() -> list[Path]:
+    return sorted(path for path in storage.COPIES.glob("*") if path.suffix != ".lock")
+
+
+def forget() -> None:
+    """As in a new process."""
+    storage._open_archive.cache_clear()
+    storage._stamps_at_urls.clear()
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_a_compressed_tar_is_unpacked_once_until_it_changes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = {f"{number}.png": png(number) for number in range(5)}
+    place = f"a.tar.{kind}"
+    write_tar(place, members, f"w:{kind}")
+    first = listed(place)
+    assert first.keys() == members.keys() and all(file.stamp for file in first.values())
+    (copy,) = copies()
+    forget()
+    with monkeypatch.context() as once:
+        once.setattr(storage, "_open_binary", None)
+        assert {name: read(f"{place}!{name}") for name in reversed(members)} == members and listed(place) == first
+    write_tar(place, {"0.png": png(7)}, f"w:{kind}")
+    assert read(f"{place}!0.png") == png(7) and len(copies()) == 1 and copies() != [copy]
+
+
+def test_a_compressed_tar_that_is_cut_is_an_error_and_leaves_no_copy() -> None:
+    write_tar("a.tar.gz", {"a.png": np.random.default_rng(0).bytes(10_000)}, "w:gz")
+    Path("a.tar.gz").write_bytes(Path("a.tar.gz").read_bytes()[:5000])
+    with pytest.raises(StorageError, match=r"a\.tar\.gz: not a whole archive"):
+        list(list_files("a.tar.gz"))
+    assert not copies()
+
+
+def test_a_compressed_tar_that_is_a_bomb_does_not_fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_HARMLESS_COPY_BYTES", 2**20)
+    write_tar("a.tar.gz", {"a.png": bytes(2**24)}, "w:gz")
+    with pytest.raises(StorageError, match=r"a\.tar\.gz: unpacks to more than 100 times its size"):
+        list(list_files("a.tar.gz"))
+    assert not copies()
+
+
+class Server(ThreadingHTTPServer):
+    """The working folder over HTTP, as told by its attributes: with parts of files or not, telling times or not."""
+
+    gives_parts = False
+    tells_times = True
+    asked: ClassVar[list[str]] = []
+
+
+class Handler(SimpleHTTPRequestHandler):
+    server: Server
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if keyword != "Last-Modified" or self.server.tells_times:
+            super().send_header(keyword, value)
+
+    def do_GET(self) -> None:
+        self.server.asked.append(f"{self.path} {self.headers.get('Range', 'whole')}")
+        path = Path(self.translate_path(self.path))
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if not (self.server.gives_parts and match and path.is_file()):
+            return super().do_GET()
+        part = path.read_bytes()[int(match[1]) : int(match[2]) + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {match[1]}-{match[2]}/{path.stat().st_size}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+        return None
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def http() -> Iterator[Server]:
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.asked.clear()
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def url(server: Server, path: str) -> str:
+    return f"http://127.0.0.1:{server.server_port}/{path}"
+
+
+def test_a_folder_on_a_web_server_is_listed_and_its_files_bear_stamps(http: Server) -> None:
+    lay("p/a.png", "p/s/b.png")
+    os.utime("p/a.png", (1000, 1000))
+    before = listed(url(http, "p"))
+    assert {name: read(file.where) for name, file in before.items()} == {"a.png": png(0), "s/b.png": png(1)}
+    assert listed(url(http, "p")) == before and all(file.stamp for file in before.values())
+    os.utime("p/a.png", (2000, 2000))
+    after = listed(url(http, "p"))
+    assert after["a.png"].stamp != before["a.png"].stamp and after["s/b.png"] == before["s/b.png"]
+    (single,) = listed(url(http, "p/a.png")).values()
+    assert single.name == "a.png" and single.stamp == after["a.png"].stamp
+    with pytest.raises(UnreadableFile):
+        read(url(http, "p/c.png"))
+    http.tells_times = False
+    assert {file.stamp for file in listed(url(http, "p")).values()} == {None}
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz"])
+def test_an_archive_on_a_server_that_gives_no_parts_is_fetched_once_until_it_changes(http: Server, name: str) -> None:
+    def write(members: dict[str, bytes], time: int) -> None:
+        write_zip(name, members) if name == "a.zip" else write_tar(name, members, "w:gz" if "gz" in name else "w")
+        os.utime(name, (time, time))
+
+    place, members = url(http, name), {f"{number}.png": png(number) for number in range(4)}
+    write(members, 1000)
+    first = listed(place)
+    assert all(file.stamp for file in first.values())
+    assert {name: read(file.where) for name, file in first.items()} == members
+    forget()
+    http.asked.clear()
+    assert listed(place) == first and read(f"{place}!2.png") == png(2) and len(copies()) == 1
+    assert f"/{name} whole" not in http.asked
+    write({"0.png": png(7)}, 2000)
+    assert listed(place)["0.png"].stamp != first["0.png"].stamp
+    assert read(f"{place}!0.png") == png(7) and len(copies()) == 1
+    forget()
+    http.tells_times = False
+    assert listed(place)["0.png"].stamp is None and read(f"{place}!0.png") == png(7)
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar"])
+def test_an_archive_on_a_server_that_gives_parts_is_read_in_place(http: Server, name: str) -> None:
+    http.gives_parts = True
+    (write_zip if name == "a.zip" else write_tar)(name, {"a.png": png(1), "b.png": png(2)})
+    assert read(listed(url(http, name))["b.png"].where) == png(2)
+    assert not copies()
+
+
+def test_an_archive_that_a_server_does_not_have_is_an_error_that_names_it(http: Server) -> None:
+    with pytest.raises(NotThere, match=r"http://.*/a\.zip: no such archive.*404"):
+        list(list_files(url(http, "a.zip")))
+
+
+@pytest.mark.parametrize("place", ["gs://bucket/photos", "gs://bucket/photos.zip"])
+def test_a_url_that_needs_another_package_names_it(place: str) -> None:
+    assert find_spec("gcsfs") is None
+    for attempt in (lambda: list(list_files(place)), lambda: [read(f"{place}!a.png" if "zip" in place else place)]):
+        with pytest.raises(StorageError, match=r"gs://bucket/photos.*: needs a package.*/pip install gcsfs"):
+            attempt()
+    with pytest.raises(StorageError, match=r"sea://photos: cannot be opened.*Protocol not known"):
+        list(list_files("sea://photos"))
+
+
 @pytest.mark.slow
 def test_a_bucket_is_listed_and_read_like_a_folder_and_its_loss_is_no_fault_of_an_image(s3_server: S3Server) -> None:
     s3fs.S3FileSystem.clear_instance_cache()  # another test's server had another port
@@ -197,6 +356,14 @@ def test_a_bucket_is_listed_and_read_like_a_folder_and_its_loss_is_no_fault_of_a
         read("s3://bucket/p/b.png")
     with pytest.raises(StorageError, match="nothing there"):
         list(list_files("s3://bucket/q"))
+    before = listed("s3://bucket/a.zip")["in/a.png"].stamp
+    assert before and listed("s3://bucket/a.zip")["in/a.png"].stamp == before
+    write_zip("a.zip", {"in/a.png": png(3)})
+    client.put_object(Bucket="bucket", Key="a.zip", Body=Path("a.zip").read_bytes())
+    assert listed("s3://bucket/a.zip")["in/a.png"].stamp != before and read("s3://bucket/a.zip!in/a.png") == png(3)
+    write_tar("a.tgz", {"in/a.png": png(4)}, "w:gz")
+    client.put_object(Bucket="bucket", Key="a.tgz", Body=Path("a.tgz").read_bytes())
+    assert read(listed("s3://bucket/a.tgz")["in/a.png"].where) == png(4) and len(copies()) == 1
     client.put_object(Bucket="bucket", Key="large.zip", Body=_large_zip())
     (large,) = listed("s3://bucket/large.zip").values()
     s3_server.stop()
@@ -208,5 +375,7 @@ def test_a_bucket_is_listed_and_read_like_a_folder_and_its_loss_is_no_fault_of_a
 
 def _large_zip() -> bytes:
     """An archive of more than the 5 MB that are fetched (and kept) at a time."""
-    write_zip("large.zip", {"a.png": np.random.default_rng(0).bytes(30_000_000)})
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), dtype=np.uint8)).save(file, "BMP")
+    write_zip("large.zip", {"a.png": file.getvalue()})
     return Path("large.zip").read_bytes()
