@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from dgunet.images import SUFFIXES
 from dgunet.photo import MAX_PIXELS
@@ -99,6 +99,13 @@ class Prepare(Section):
     min_side: PositiveInt
     max_megapixels: PositiveFloat
     split: Split
+
+    @field_validator("max_megapixels")
+    @classmethod
+    def _pillow_reads_them(cls, megapixels: float) -> float:
+        if megapixels * 1e6 > MAX_PIXELS:
+            raise ValueError(f"must be at most {MAX_PIXELS // 10**6}: Pillow reads no image of more, not {megapixels}")
+        return megapixels
 
 
 @dataclass(frozen=True)
