@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 from filelock import FileLock
@@ -225,6 +225,9 @@ class _Archive:
         except (*_DAMAGE, OSError) as error:
             self._file.close()
             raise StorageError(f"{place}: not a whole archive ({_describe(error)}); fetch it again") from error
+        except Exception as error:  # each protocol has its own errors
+            self._file.close()
+            raise StorageError(f"{place}: cannot be opened ({_describe(error)})") from error
 
     def files(self) -> Iterator[File]:
         for name, (facts, problem) in sorted(self._members.items()):
@@ -337,7 +340,7 @@ def _open_archive(place: str, stamp: str | None) -> _Archive:
     return _Archive(place, stamp)
 
 
-def _open_seekable(place: str, stamp: str | None) -> BinaryIO:
+def _open_seekable(place: str, stamp: str | None) -> Any:
     """Open an archive so that it can be read in any order: as a copy where it cannot be itself."""
     copy = _copy(place, stamp) if stamp else None
     if copy and copy.exists():
@@ -364,7 +367,7 @@ def _copy(place: str, stamp: str) -> Path:
     return COPIES / f"{name}.{version}"
 
 
-def _written(copy: Path, chunks: Iterator[bytes]) -> BinaryIO:
+def _written(copy: Path, chunks: Iterator[bytes]) -> io.BufferedReader:
     """Make the copy, unless another process did meanwhile, and remove older ones of the same archive."""
     with FileLock(copy.with_suffix(".lock")):
         if not copy.exists():
@@ -381,7 +384,7 @@ def _written(copy: Path, chunks: Iterator[bytes]) -> BinaryIO:
         return copy.open("rb")
 
 
-def _chunks(place: str, packed: BinaryIO, content: Any) -> Iterator[bytes]:
+def _chunks(place: str, packed: io.BufferedReader, content: Any) -> Iterator[bytes]:
     size = 0
     while True:
         try:

@@ -236,6 +236,7 @@ class Server(ThreadingHTTPServer):
 
     gives_parts = False
     tells_times = True
+    fails_after: int | None = None
     asked: ClassVar[list[str]] = []
 
 
@@ -248,6 +249,8 @@ class Handler(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(f"{self.path} {self.headers.get('Range', 'whole')}")
+        if self.server.fails_after is not None and len(self.server.asked) > self.server.fails_after:
+            return self.send_error(503)
         path = Path(self.translate_path(self.path))
         match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if not (self.server.gives_parts and match and path.is_file()):
@@ -325,6 +328,13 @@ def test_an_archive_on_a_server_that_gives_parts_is_read_in_place(http: Server, 
     (write_zip if name == "a.zip" else write_tar)(name, {"a.png": png(1), "b.png": png(2)})
     assert read(listed(url(http, name))["b.png"].where) == png(2)
     assert not copies()
+
+
+def test_an_archive_whose_server_fails_is_an_error_that_names_it(http: Server) -> None:
+    http.gives_parts, http.fails_after = True, 1  # the byte that was tried, then the directory is wanted
+    write_zip("a.zip", {"a.png": np.random.default_rng(0).bytes(100_000)})
+    with pytest.raises(StorageError, match=r"http://.*/a\.zip: cannot be opened .*503"):
+        list(list_files(url(http, "a.zip")))
 
 
 def test_an_archive_that_a_server_does_not_have_is_an_error_that_names_it(http: Server) -> None:
