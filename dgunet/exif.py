@@ -80,6 +80,8 @@ def _behind_png_pixels(file: io.BytesIO | io.BufferedReader) -> bytes | None:
         length, kind = struct.unpack(">I4s", head)
         if kind == b"eXIf":
             return file.read(length)
+        if kind == b"IEND" or not kind.isalpha():  # what follows is no part of the picture
+            return None
         file.seek(length + 4, io.SEEK_CUR)
     return None
 

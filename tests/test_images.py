@@ -275,8 +275,9 @@ def test_exif_behind_the_pixels_of_a_png_is_found():
     data = encoded(Image.fromarray(smooth(3)), "PNG")
     exif = exif_of_orientation(6).tobytes()[6:]
     chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
-    data = data[:-12] + chunk + data[-12:]
+    data, after_the_end = data[:-12] + chunk + data[-12:], data + chunk
     assert dimensions(data) == read_photo(data).pixels.shape[:2] == (WIDTH, HEIGHT)
+    assert dimensions(after_the_end) == (HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize(
