@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field, PositiveInt
 
+from dgunet.gradient import Measurements
 from dgunet.images import to_array, to_tensor
 from dgunet.network import DGUNet
 from dgunet.restore import WHOLE_IMAGE_PIXELS, restore
@@ -145,14 +146,19 @@ def restoration(model: DGUNet, pair: LoadedPair, baseline: Baseline) -> Restorat
 def _sensed(model: DGUNet, clean: Image, baseline: Baseline) -> Restoration:
     assert model.sensing is not None, "a network with a sensing ratio has a sensing matrix"
     measurements = model.sense(to_tensor(clean).to(model.sensing.matrix.device))
-    height, width = clean.shape[:2]
-    degraded = to_array(model.sensing.adjoint(measurements.values)[:, :, :height, :width])
+    degraded = first_estimate(model, measurements)
     linear = (
         baseline.reconstruct(clean, model.config.num_measurements)
         if isinstance(baseline, PseudoInverse)
         else baseline.restore(degraded)
     )
     return Restoration(clean, degraded, linear, _clipped(to_array(estimate) for estimate in model(measurements)))
+
+
+def first_estimate(model: DGUNet, measurements: Measurements) -> Image:
+    """Return Φᵀy of the measurements of one image: where a sensing network's iteration starts."""
+    assert model.sensing is not None, "a network with a sensing ratio has a sensing matrix"
+    return to_array(model.sensing.adjoint(measurements.values)[:, :, : measurements.height, : measurements.width])
 
 
 def _clipped(estimates: Iterable[Image]) -> tuple[Image, ...]:

@@ -7,26 +7,37 @@ scikit-image wheel that are free of copyright.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import yaml
 from jaxtyping import Float32, UInt8
 
-from dgunet.images import to_float, write_image
-from pipeline.degradations import degrade
+from dgunet.images import to_float, to_tensor, write_image
+from dgunet.network import DGUNet, DGUNetConfig
+from pipeline.degradations import Degradation, degrade
+from pipeline.degradations.drawing import generator
 from pipeline.degradations.resample import downsample
-from pipeline.params import Synthesize, door, load_section, parse_degradation
-from pipeline.sheet import Cell, Row, describe, kind_sheet, pair_sheet
+from pipeline.evaluation import first_estimate
+from pipeline.params import Network, Synthesize, door, load_section, parse_degradation
+from pipeline.sheet import Cell, Note, Row, describe, kind_sheet, pair_sheet
 from pipeline.sources import LeftOut, Pairs, Prepare, list_images, read_source_image
 from pipeline.tiles import read_channels
 
 EXAMPLES = Path("infra/degradations.yaml")
 FREE_PHOTOS = ("coffee.png", "chelsea.png", "rocket.jpg", "astronaut.png")
-TILE_SIZE, NUM_ROWS = 256, 4
+TILE_SIZE, NUM_ROWS, NUM_ATTEMPTS = 256, 4, 16
 CELL_HEIGHT, CELL_WIDTH, COLUMNS = 128, 168, 6
+
+
+class Photo(NamedTuple):
+    """A clean image, and its real partner if it has one."""
+
+    clean: Float32[np.ndarray, "H W C"]
+    partner: Float32[np.ndarray, "H W C"] | None
 
 
 def main() -> None:
@@ -44,24 +55,57 @@ def main() -> None:
 
 
 def one_task(task: str) -> UInt8[np.ndarray, "H W 3"]:
-    """The middles of the first photographs of the sources, degraded as the task says, or real pairs as they came."""
+    """The middles of the first photographs of the sources, degraded as the task says, or real pairs as they came.
+
+    Of a degradation that is now this, now that, the rows show as many as they can. What compressive sensing shows for
+    degraded is Φᵀy, where its network starts before any training: Φ has orthonormal rows then.
+    """
     settings = load_section(f"{task}.synthesize", Synthesize)
+    network = load_section(f"{task}.train.network", Network)
     seed = load_section("seed", int)
-    rows = []
-    for clean, real in islice(photographs(settings), NUM_ROWS):
-        if real is not None:
-            rows.append(Row(clean, real, ["a real pair"]))
-        else:
-            degraded = degrade(clean, settings.degradation, [seed, len(rows)])
-            rows.append(Row(clean, degraded.image, describe(degraded.record)))
-    if not rows:
+    photos = list(islice(photographs(settings), NUM_ROWS))
+    if not photos:
         raise ValueError("prepare.sources: no image can be read; `make repro` says why in reports/prepare.json")
-    return pair_sheet(rows)
+    if network.sensing_ratio_percent is None:
+        return pair_sheet(drawn_rows(photos, settings.degradation, seed))
+    model = DGUNet(DGUNetConfig(image_channels=settings.channels, **network.model_dump()))
+    share = f"{network.sensing_ratio_percent:g} %"
+    return pair_sheet(
+        [measured_row(photo.clean, model) for photo in photos],
+        degraded_is=f"measured at {share}: least squares",
+        notes_are="measurement",
+    )
 
 
-def photographs(
-    settings: Synthesize,
-) -> Iterator[tuple[Float32[np.ndarray, "H W C"], Float32[np.ndarray, "H W C"] | None]]:
+def drawn_rows(photos: Iterable[Photo], degradation: Degradation, seed: int) -> list[Row]:
+    """Photographs with what was drawn for each: where it can, steps of other kinds than those of the rows before."""
+    rows, shown = [], set[tuple[str, ...]]()
+    for number, (clean, real) in enumerate(photos):
+        if real is not None:
+            rows.append(Row(clean, real, [Note("real pair", ["as it came"])]))
+            continue
+        seeds = [[seed, number, attempt] for attempt in range(NUM_ATTEMPTS)]
+        kinds = [tuple(step["kind"] for step in degradation.draw(generator(one))) for one in seeds]
+        place = next((place for place, drawn in enumerate(kinds) if drawn not in shown), 0)
+        shown.add(kinds[place])
+        degraded = degrade(clean, degradation, seeds[place])
+        rows.append(Row(clean, degraded.image, describe(degraded.record)))
+    return rows
+
+
+def measured_row(clean: Float32[np.ndarray, "H W 1"], model: DGUNet) -> Row:
+    """What compressive sensing keeps of a picture, and how much that is."""
+    measurements = model.sense(to_tensor(clean))
+    config = model.config
+    numbers = f"{config.num_measurements} numbers per block of 32 x 32 pixels"
+    notes = [
+        Note("measured", [f"at {config.sensing_ratio_percent:g} %", numbers]),
+        Note("shown", ["least squares, where the network starts", "Phi before training, the lowest frequencies"]),
+    ]
+    return Row(clean, first_estimate(model, measurements), notes)
+
+
+def photographs(settings: Synthesize) -> Iterator[Photo]:
     """Middles of the task's photographs, each with its real partner if it has one; what cannot be read is skipped."""
     for source in load_section("prepare", Prepare).sources:
         real = isinstance(source, Pairs) and source.clean in settings.real_pairs
@@ -76,7 +120,7 @@ def photographs(
             except ValueError:
                 continue
             if all(image.shape == images[0].shape for image in images):
-                yield images[0], images[1] if len(images) == 2 else None
+                yield Photo(images[0], images[1] if len(images) == 2 else None)
 
 
 def middle(

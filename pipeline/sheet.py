@@ -9,19 +9,30 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from dgunet.images import quantise
+from dgunet.images import quantise, to_tensor
+from dgunet.metrics import psnr
 
-GAP, TEXT_WIDTH, FONT_SIZE = 8, 330, 13
-PAPER, INK = (250, 250, 250), (20, 20, 20)
+GAP, FONT_SIZE = 8, 13
+LINE = FONT_SIZE + 3
+COLUMN_WIDTH, NAME_WIDTH, ITEMS_WIDTH = 210, 104, 330  # that of images at least: the longest heading
+PAPER, INK, FAINT_INK = (250, 250, 250), (20, 20, 20), (100, 100, 100)
 DIFFERENCE_GAIN = 2.0
+FONT = ImageFont.load_default(FONT_SIZE)  # has no Greek and no mathematical signs
+
+
+class Note(NamedTuple):
+    """A name and what is to be said of it; an item is not broken across lines."""
+
+    name: str
+    items: Sequence[str]
 
 
 class Row(NamedTuple):
-    """One pair to be shown and the lines that stand beside it."""
+    """One pair to be shown and the notes that stand beside it."""
 
     clean: Float32[np.ndarray, "H W C"]
     degraded: Float32[np.ndarray, "H W C"]
-    lines: Sequence[str]
+    notes: Sequence[Note]
 
 
 class Cell(NamedTuple):
@@ -31,18 +42,31 @@ class Cell(NamedTuple):
     name: str
 
 
-def pair_sheet(rows: Sequence[Row]) -> UInt8[np.ndarray, "H W 3"]:
-    """Show pairs one below the other: clean, degraded, difference (gray is none, twice as strong as it is), text."""
-    height = sum(row.clean.shape[0] + GAP for row in rows) + GAP
-    width = max(row.clean.shape[1] for row in rows)
-    page = Image.new("RGB", (3 * (width + GAP) + TEXT_WIDTH + GAP, height), PAPER)
-    top = GAP
-    for row in rows:
+def pair_sheet(
+    rows: Sequence[Row], *, degraded_is: str = "degraded", notes_are: str = "drawn parameters"
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Show pairs one below the other under headings: clean, degraded, difference; beside them PSNR and notes.
+
+    A row is as high as its image or its notes, whichever is higher.
+    """
+    texts = [_lines([Note("PSNR", [f"{_psnr(row):.1f} dB"]), *row.notes]) for row in rows]
+    heights = [max(row.clean.shape[0], LINE * len(text)) for row, text in zip(rows, texts, strict=True)]
+    step = max(COLUMN_WIDTH, *(row.clean.shape[1] for row in rows)) + GAP
+    left = 3 * step + 2 * GAP
+    size = (left + NAME_WIDTH + ITEMS_WIDTH + GAP, sum(heights) + (2 + len(rows)) * GAP + LINE)
+    headings = ("clean", degraded_is, f"difference, {DIFFERENCE_GAIN:g} times; gray is none", notes_are)
+    page = Image.new("RGB", size, PAPER)
+    for place, heading in zip((GAP, GAP + step, GAP + 2 * step, left), headings, strict=True):
+        write(page, (place, GAP), heading, FAINT_INK)
+    top = LINE + 2 * GAP
+    for row, text, height in zip(rows, texts, heights, strict=True):
         difference = 0.5 + 0.5 * DIFFERENCE_GAIN * (row.degraded - row.clean)
         for column, image in enumerate((row.clean, row.degraded, difference)):
-            page.paste(picture(image), (GAP + column * (width + GAP), top))
-        write(page, (GAP + 3 * (width + GAP), top), row.lines)
-        top += row.clean.shape[0] + GAP
+            page.paste(picture(image), (GAP + column * step, top))
+        for number, (name, items) in enumerate(text):
+            write(page, (left, top + number * LINE), name)
+            write(page, (left + NAME_WIDTH, top + number * LINE), items, FAINT_INK)
+        top += height + GAP
     return np.asarray(page)
 
 
@@ -54,24 +78,43 @@ def kind_sheet(cells: Sequence[Cell], columns: int) -> UInt8[np.ndarray, "H W 3"
     for index, cell in enumerate(cells):
         top, left = GAP + index // columns * step_y, GAP + index % columns * step_x
         page.paste(picture(cell.image), (left, top))
-        write(page, (left, top + height + 2), [cell.name])
+        write(page, (left, top + height + 2), cell.name)
     return np.asarray(page)
 
 
-def describe(record: Mapping[str, Any]) -> list[str]:
-    """What was drawn, one line per number, without the seeds."""
-    lines = []
+def describe(record: Mapping[str, Any]) -> list[Note]:
+    """What was drawn, a note for each step, without the seeds."""
+    notes = []
     for step in record["steps"]:
-        lines.append(step["kind"])
-        lines += [f"    {name}  {shorten(value)}" for name, value in step.items() if name not in ("kind", "seed")]
-    return lines or ["none"]
+        drawn = {name: value for name, value in step.items() if name not in ("kind", "seed")}
+        notes.append(Note(step["kind"], [f"{name} {shorten(value)}" for name, value in drawn.items()]))
+    return notes or [Note("nothing", ["the picture as it is"])]
 
 
 def shorten(value: Any) -> str:
     """A drawn value as a person wants to read it."""
     if isinstance(value, list):
         return ", ".join(map(shorten, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value).lower()
+
+
+def _psnr(row: Row) -> float:
+    return float(psnr(to_tensor(row.degraded), to_tensor(row.clean)))
+
+
+def _lines(notes: Sequence[Note]) -> list[tuple[str, str]]:
+    """Name and items of each line: as many items as fit, and the name on a note's first."""
+    lines = []
+    for name, items in notes:
+        here, text = name, ""
+        for item in items:
+            longer = f"{text} · {item}" if text else item
+            if text and FONT.getlength(longer) > ITEMS_WIDTH:
+                lines.append((here, text))
+                here, longer = "", item
+            text = longer
+        lines.append((here, text))
+    return lines
 
 
 def picture(image: Float32[np.ndarray, "H W C"]) -> Image.Image:
@@ -80,6 +123,6 @@ def picture(image: Float32[np.ndarray, "H W C"]) -> Image.Image:
     return Image.fromarray(np.repeat(codes, 3, axis=2) if codes.shape[2] == 1 else codes)
 
 
-def write(page: Image.Image, place: tuple[int, int], lines: Sequence[str]) -> None:
-    """Write lines below each other; place is (left, top)."""
-    ImageDraw.Draw(page).multiline_text(place, "\n".join(lines), INK, ImageFont.load_default(FONT_SIZE), spacing=3)
+def write(page: Image.Image, place: tuple[int, int], text: str, ink: tuple[int, int, int] = INK) -> None:
+    """Write a line; place is (left, top)."""
+    ImageDraw.Draw(page).text(place, text, ink, FONT)
