@@ -189,7 +189,7 @@ def measure_driver(number: int) -> None:
 
     def pretend(function: object, wanted: Iterable[synthesize.Order]) -> Iterator[tuple[str, ShardEntry]]:
         for order in wanted:
-            yield order.name, ShardEntry(Path(order.name).name, len(order.tiles), 2**20, f"{hash(order.name):064x}")
+            yield order.name, ShardEntry(Path(order.name).name, len(order.tiles), 2**20, f"{hash(order.name):064x}", 64)
 
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

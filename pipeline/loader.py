@@ -131,6 +131,7 @@ class Patches(Dataset[tuple[np.ndarray, np.ndarray, str]]):
         self.folder = folder
         self.index = index or read_index(folder)
         self.course = Course(self.index, batch_size, seed)
+        _check_patch_size(patch_size, self.index)
         self.degradation = online_degradation(self.index)
         self.patch_size = patch_size
         self.seed = seed
@@ -296,12 +297,19 @@ def _number(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
 
 
+def _check_patch_size(patch_size: int, index: Index) -> None:
+    if patch_size <= index.min_side:
+        return
+    tile_size = index.recipe["tile_size"]
+    raise ValueError(
+        f"train.patch_size is {patch_size}, but the smallest training tile has a side of {index.min_side} pixels: "
+        f"lower train.patch_size to {index.min_side}, or raise "
+        + (f"synthesize.tile_size to {patch_size} or more and " if tile_size < patch_size else "")
+        + f"prepare.min_side to {patch_size}, which leaves smaller photographs out"
+    )
+
+
 def _window(size: tuple[int, ...], patch_size: int, rng: np.random.Generator) -> tuple[slice, slice]:
-    if min(size) < patch_size:
-        raise ValueError(
-            f"train.patch_size is {patch_size}, but a tile has only {size[0]} x {size[1]} pixels: "
-            "lower it, or raise synthesize.tile_size"
-        )
     top, left = (int(rng.integers(length - patch_size + 1)) for length in size)
     return slice(top, top + patch_size), slice(left, left + patch_size)
 

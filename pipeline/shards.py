@@ -1,7 +1,7 @@
 """Pairs of images in WebDataset shards: the one file that knows the format.
 
 A folder of shards is `000000.tar`, `000001.tar`, ... and an `index.json` that says, per shard, how many samples and
-bytes it holds and its sha256, and by which recipe they were made. A sample is
+bytes it holds, its sha256 and its shortest side, and by which recipe they were made. A sample is
 
     KEY.clean.npy       H W C uint8
     KEY.degraded.npy    H W C uint8; absent when pairs are made online
@@ -55,12 +55,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard as the index knows it: file name, number of samples, bytes, checksum."""
+    """One shard as the index knows it: file name, number of samples, bytes, checksum, shortest side of an image."""
 
     name: str
     samples: int
     bytes: int
     sha256: str
+    min_side: int
 
 
 @dataclass(frozen=True)
@@ -75,20 +76,26 @@ class Index:
         """Number of pairs in all shards."""
         return sum(entry.samples for entry in self.shards)
 
+    @property
+    def min_side(self) -> int:
+        """The shortest side of an image in all shards, in pixels; there is one at least."""
+        return min(entry.min_side for entry in self.shards)
+
 
 def write_shard(path: Path, pairs: Iterable[Pair]) -> ShardEntry:
     """Write `pairs` to the tar `path` (temporary name, fsync, rename): same pairs, same bytes."""
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
-    samples = 0
+    samples, sides = 0, set[int]()
     try:
         with partial.open("wb") as file:
             with wds.TarWriter(file, mtime=0, user="", group="", mode=0o444) as tar:
                 for pair in pairs:
                     tar.write(_members(pair))
                     samples += 1
+                    sides.update(pair.clean.shape[:2])
             file.flush()
             os.fsync(file.fileno())
-        entry = ShardEntry(path.name, samples, partial.stat().st_size, checksum(partial))
+        entry = ShardEntry(path.name, samples, partial.stat().st_size, checksum(partial), min(sides))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -54,7 +54,7 @@ def write_folder(folder: Path, sizes: list[int], *, online: bool = False) -> Ind
         pairs = [pair(i, degraded=not online) for i in range(first, first + size)]
         entries.append(write_shard(folder / f"{number:06d}.tar", pairs))
         first += size
-    index = Index({"degradation": degradation, "online": online, "seed": 1}, tuple(entries))
+    index = Index({"degradation": degradation, "online": online, "seed": 1, "tile_size": 24}, tuple(entries))
     write_index(folder, index)
     return index
 

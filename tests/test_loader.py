@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_folder
+from conftest import pair, write_folder
 
 from pipeline import loader
 from pipeline.loader import Batch, Course, Patches, batches, pairs, share
-from pipeline.shards import DamagedShard, Index, Shard, ShardEntry
+from pipeline.shards import DamagedShard, Index, Shard, ShardEntry, write_index, write_shard
 
 
 def course(sizes: list[int], batch_size: int, seed: int = 1) -> Course:
-    index = Index({}, tuple(ShardEntry(f"{n:06d}.tar", size, 0, "") for n, size in enumerate(sizes)))
+    index = Index({}, tuple(ShardEntry(f"{n:06d}.tar", size, 0, "", 24) for n, size in enumerate(sizes)))
     return Course(index, batch_size, seed)
 
 
@@ -170,12 +170,25 @@ def test_shares_are_even_and_cover_the_batch() -> None:
         share(16, 0, 17)
 
 
-def test_too_few_samples_and_too_small_tiles_are_told(tmp_path: Path) -> None:
+def test_too_few_samples_are_told(tmp_path: Path) -> None:
     write_folder(tmp_path / "s", [3])
     with pytest.raises(ValueError, match=r"train\.batch_size"):
         Patches(tmp_path / "s", batch_size=4, patch_size=16, seed=1)
-    with pytest.raises(ValueError, match=r"train\.patch_size is 32, but a tile has only 24 x 24"):
-        Patches(tmp_path / "s", batch_size=2, patch_size=32, seed=1)[0, 0]
+
+
+def test_one_tile_that_is_too_small_is_told_before_the_first_step_with_what_helps(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    recipe = {"degradation": {"kind": "none"}, "online": False, "seed": 1, "tile_size": 48}
+    images = [pair(0, size=48), pair(1, size=48), pair(2, size=20), pair(3, size=48)]
+    entries = [write_shard(tmp_path / "s" / f"{n}.tar", images[2 * n : 2 * n + 2]) for n in range(2)]
+    write_index(tmp_path / "s", Index(recipe, entries))
+    assert Patches(tmp_path / "s", batch_size=2, patch_size=20, seed=1).index.min_side == 20
+    with pytest.raises(ValueError, match=r"train\.patch_size is 32, .* a side of 20 pixels: lower .* to 20,") as error:
+        Patches(tmp_path / "s", batch_size=2, patch_size=32, seed=1)
+    assert "prepare.min_side to 32" in str(error.value)
+    assert "tile_size" not in str(error.value), "the tiles that are too small are whole photographs"
+    with pytest.raises(ValueError, match=r"synthesize\.tile_size to 64 or more and prepare\.min_side to 64"):
+        Patches(tmp_path / "s", batch_size=2, patch_size=64, seed=1)
 
 
 def test_global_random_states_are_left_alone(shards: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import webdataset as wds
 from conftest import pair, write_folder
 
-from pipeline.shards import DamagedShard, Pair, Shard, ShardEntry, read_index, write_shard
+from pipeline.shards import DamagedShard, Index, Pair, Shard, ShardEntry, read_index, write_index, write_shard
 
 
 def test_pairs_come_back_as_they_were(tmp_path: Path) -> None:
@@ -25,6 +25,14 @@ def test_pairs_come_back_as_they_were(tmp_path: Path) -> None:
         else:
             assert found.degraded is not None
             np.testing.assert_array_equal(found.degraded, expected.degraded)
+
+
+def test_the_index_tells_the_shortest_side_of_all_pairs(tmp_path: Path) -> None:
+    tall = Pair("tall", np.zeros((30, 9, 3), np.uint8), None, {})
+    entries = [write_shard(tmp_path / "0.tar", [pair(0), tall, pair(1)]), write_shard(tmp_path / "1.tar", [pair(2)])]
+    assert [entry.min_side for entry in entries] == [9, 24]
+    write_index(tmp_path, Index({}, entries))
+    assert read_index(tmp_path).min_side == 9
 
 
 def test_the_same_pairs_make_the_same_bytes(tmp_path: Path) -> None:
@@ -98,7 +106,7 @@ def test_a_damaged_shard_is_named_with_what_to_run(tmp_path: Path, damage) -> No
 def test_an_index_that_promises_other_samples_is_refused(tmp_path: Path) -> None:
     entry = write_folder(tmp_path / "s", [4]).shards[0]
     with pytest.raises(DamagedShard, match="holds 4 samples, the index says 5"):
-        Shard(tmp_path / "s", ShardEntry(entry.name, 5, entry.bytes, entry.sha256))
+        Shard(tmp_path / "s", ShardEntry(entry.name, 5, entry.bytes, entry.sha256, entry.min_side))
 
 
 def test_a_missing_or_broken_index_says_what_to_do(tmp_path: Path) -> None:
