@@ -52,7 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reasons = choose(evaluation, settings.gallery_images)
     numbers = {image.key: image for image in evaluation.images}
     exhibits = {
-        pair.key: Exhibit(reasons[pair.key], numbers[pair.key], restoration(model, pair, settings.baseline))
+        pair.key: Exhibit(
+            reasons[pair.key],
+            numbers[pair.key],
+            restoration(model, pair, settings.baseline),
+            pair.record["degradation"],
+        )
         for pair in pairs(given.shards)
         if pair.key in reasons
     }

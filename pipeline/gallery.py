@@ -21,6 +21,7 @@ from pipeline.baselines import Baseline
 from pipeline.evaluation import Evaluation, Measured, Restoration
 from pipeline.plots import ON_DARK, ON_LIGHT, Plot, svg
 from pipeline.protocol import Quality
+from pipeline.sheet import describe
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 LONGEST_SIDE = 768  # of an image on the page; larger ones are shrunk
@@ -32,11 +33,15 @@ Image = Float32[np.ndarray, "H W C"]
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One test image on the page: why it was chosen, its numbers, its pictures."""
+    """One test image on the page: why it was chosen, its numbers, its pictures.
+
+    drawn: the record of `degrade`; empty for a real pair.
+    """
 
     reason: str
     measured: Measured
     images: Restoration
+    drawn: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,7 @@ def _exhibit(number: int, exhibit: Exhibit) -> str:
     return _EXHIBIT.substitute(
         number=number,
         key=_text(measured.key),
+        drawn=_drawn(exhibit.drawn),
         reason=_text(exhibit.reason),
         gain=f"{measured.gain_db:+.2f}",
         width=width,
@@ -146,10 +152,17 @@ def _exhibit(number: int, exhibit: Exhibit) -> str:
     )
 
 
+def _drawn(record: Mapping[str, Any]) -> str:
+    if not record.get("steps"):  # a real pair, or one that the network measures itself
+        return ""
+    steps = "; ".join(f"{note.name} {', '.join(note.items)}" for note in describe(record))
+    return f'<p class="key">{_text(steps)}</p>'
+
+
 _EXHIBIT = Template("""
 <article class="exhibit" aria-labelledby="e$number">
 <header><h3 id="e$number">$reason <span class="gain">$gain dB</span></h3>
-<p class="key">$key, $width × $height</p></header>
+<p class="key">$key, $width × $height</p>$drawn</header>
 <div class="views">
 <div class="compare" style="--ratio:$width/$height;$box">
 <img class="degraded" alt="degraded" src="$degraded" width="$width" height="$height">

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dgunet.images import to_float
-from pipeline.degradations import Degradation, degrade
+from pipeline.degradations import Degradation, Degraded, degrade
 from pipeline.params import parse_degradation
 from pipeline.shards import Index, Pair, Shard, ShardEntry, read_index
 
@@ -50,6 +50,7 @@ class Batch(NamedTuple):
 class LoadedPair:
     """One whole pair in [0, 1]; `degraded` may leave that range when it is made online.
 
+    record: how the pair came to be, with what was drawn for it (`degradation`) also when it is made online.
     was_gray: whether the image's three channels are those of a gray file, three times.
     """
 
@@ -156,7 +157,7 @@ class Patches(Dataset[tuple[np.ndarray, np.ndarray, str]]):
         turn, shard, number = self.course.at(*place)
         opened = _opener(self.course.batch_size + 1)  # one for each stream, and the next of one that goes on
         pair = opened(self.folder, self.index.shards[shard]).arrays(number)
-        rng = np.random.default_rng([self.seed, _number(pair.key), turn])
+        rng = _generator(self.seed, pair.key, turn)
         seed = int(rng.integers(2**63))
         window = _window(pair.clean.shape[:2], self.patch_size, rng)
         mirror, quarter_turns = bool(rng.integers(2)), int(rng.integers(4))
@@ -259,10 +260,32 @@ def pairs(folder: Path, rank: int = 0, num_workers: int = 1, *, index: Index | N
         if mine:
             shard = Shard(folder, entry)
             for i in mine:
-                pair = shard[i]
-                drawn = int(np.random.default_rng([seed, _number(pair.key), 0]).integers(2**63))
-                clean, degraded = _in_unit_range(pair, degradation, drawn)
-                yield LoadedPair(pair.key, clean, degraded, dict(pair.record))
+                yield _whole(shard[i], degradation, seed, turn=0)
+
+
+def online_pair(folder: Path, key: str, turn: int, seed: int) -> LoadedPair:
+    """Return, bit for bit, the pair `key` as it was in pass `turn` of a training with `seed`: before crop and flip.
+
+    Raises ValueError where no shard of the folder holds the key.
+    """
+    index = read_index(folder)
+    for entry in index.shards:
+        shard = Shard(folder, entry)
+        if key in shard.keys:
+            return _whole(shard[shard.keys.index(key)], online_degradation(index), seed, turn)
+    raise ValueError(f"{folder} holds no pair {key}")
+
+
+def _whole(pair: Pair, degradation: Degradation | None, seed: int, turn: int) -> LoadedPair:
+    clean, record = to_float(pair.clean), dict(pair.record)
+    if pair.degraded is not None:
+        return LoadedPair(pair.key, clean, to_float(pair.degraded), record)
+    drawn = _degraded(clean, degradation, int(_generator(seed, pair.key, turn).integers(2**63)))
+    return LoadedPair(pair.key, clean, drawn.image, {**record, "degradation": drawn.record})
+
+
+def _generator(seed: int, key: str, turn: int) -> np.random.Generator:
+    return np.random.default_rng([seed, int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little"), turn])
 
 
 def online_degradation(index: Index) -> Degradation | None:
@@ -284,17 +307,17 @@ class _Places:
 
 
 def _in_unit_range(
-    pair: Pair, degradation: Degradation | None, seed: int, window: tuple[slice, slice] = (slice(None), slice(None))
+    pair: Pair, degradation: Degradation | None, seed: int, window: tuple[slice, slice]
 ) -> tuple[Float32[np.ndarray, "H W C"], Float32[np.ndarray, "H W C"]]:
     if pair.degraded is not None:
         return to_float(pair.clean[window]), to_float(pair.degraded[window])
-    assert degradation is not None, "shards without degraded images are made online"
     clean = to_float(pair.clean)  # degraded as a whole: what lies outside of the window is seen through a blur
-    return clean[window], degrade(clean, degradation, [seed]).image[window]
+    return clean[window], _degraded(clean, degradation, seed).image[window]
 
 
-def _number(key: str) -> int:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+def _degraded(clean: Float32[np.ndarray, "H W C"], degradation: Degradation | None, seed: int) -> Degraded:
+    assert degradation is not None, "shards without degraded images are made online"
+    return degrade(clean, degradation, [seed])
 
 
 def _check_patch_size(patch_size: int, index: Index) -> None:

@@ -169,6 +169,11 @@ class Shard:
         """Return the number of pairs."""
         return len(self._samples)
 
+    @property
+    def keys(self) -> list[str]:
+        """The keys of its pairs, in the order of writing."""
+        return [key for key, _ in self._samples]
+
     def __getitem__(self, number: int) -> Pair:
         """Return the pair at `number`, counted from 0 in the order of writing."""
         try:

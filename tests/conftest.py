@@ -42,7 +42,7 @@ def pair(number: int, size: int = 24, degraded: bool = True) -> Pair:
     rng = np.random.default_rng(number)
     clean = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
     noisy = np.clip(clean.astype(int) + rng.integers(-20, 21, clean.shape), 0, 255).astype(np.uint8)
-    return Pair(f"pair{number:04d}", clean, noisy if degraded else None, {"number": number})
+    return Pair(f"pair{number:04d}", clean, noisy if degraded else None, {"number": number, "degradation": {}})
 
 
 def write_folder(folder: Path, sizes: list[int], *, online: bool = False) -> Index:

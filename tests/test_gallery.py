@@ -42,7 +42,11 @@ def page(channels: int = 3, task: str = "denoise") -> Page:
     noise = [rng.normal(0, 0.1 + n / 20, image.shape).astype(np.float32) for n, image in enumerate(clean)]
     pairs = [LoadedPair(f"key{n}", x, x + e, {}) for n, (x, e) in enumerate(zip(clean, noise, strict=True))]
     found = evaluate(model, pairs, BASELINE, RGB)
-    shown = [Exhibit("largest gain", found.images[n], restoration(model, one, BASELINE)) for n, one in enumerate(pairs)]
+    drawn = {"seed": [1], "steps": [{"kind": "haze", "beta": 0.512345, "seed": 99}]}
+    shown = [
+        Exhibit("largest gain", found.images[n], restoration(model, one, BASELINE), drawn if n else {})
+        for n, one in enumerate(pairs)
+    ]
     sigma = {"kind": "gaussian_noise", "sigma": [25, 25], "per_channel": True}
     return Page(
         task, found, {"Set <5>": found}, shown, plots(found, CURVE), {"kind": "sequence", "steps": [sigma]},
@@ -92,6 +96,11 @@ def test_the_page_asks_nobody_for_anything(channels):
     assert len(reader.fetched) == 3 * (3 + 4 + 2) + 3 * 2
     assert all(re.match(r"data:image/(jpeg|png|svg\+xml);base64,[A-Za-z0-9+/=]+$", uri) for uri in reader.fetched)
     assert not re.search(r"https?://|@import|url\(|<script src|<link", text)
+
+
+def test_the_page_tells_what_was_drawn_for_each_image_that_it_shows():
+    shown = [part.strip() for part in read(render(page())).text]
+    assert shown.count("haze beta 0.512") == 2
 
 
 def test_the_page_is_the_same_bytes_every_time():
@@ -202,7 +211,7 @@ def checkout(folder: Path) -> list[str]:
         yaml.safe_dump({"seed": 1, "denoise": {"synthesize": synthesize, "evaluate": SETTINGS}})
     )
     (folder / "test").mkdir()
-    pairs = [Pair(f"key{n}", rng.integers(0, 256, (32, 32, 3), np.uint8), None, {}) for n in range(4)]
+    pairs = [Pair(f"key{n}", rng.integers(0, 256, (32, 32, 3), np.uint8), None, {"degradation": {}}) for n in range(4)]
     entry = write_shard(folder / "test" / "000000.tar", pairs)
     write_index(folder / "test", Index({**synthesize, "seed": 1}, [entry]))
     save_model(network(), folder / "model", {"task": "denoise", "provenance": {}})
@@ -225,6 +234,8 @@ def test_the_door_writes_the_same_report_twice_and_says_which_benchmark_it_skipp
     ]  # fmt: skip
     door.main(arguments)
     assert contents(tmp_path / "report") == first
+    drawn = re.findall(r"gaussian_noise sigma ([0-9.]+), per_channel true", first["gallery.html"].decode())
+    assert len(set(drawn)) == len(drawn) == SETTINGS["gallery_images"]
     metrics = json.loads(first["metrics.json"])
     assert metrics["num_images"] == 4
     assert metrics["benchmarks"] == {}

@@ -12,7 +12,8 @@ import torch
 from conftest import pair, write_folder
 
 from pipeline import loader
-from pipeline.loader import Batch, Course, Patches, batches, pairs, share
+from pipeline.degradations import regenerate
+from pipeline.loader import Batch, Course, Patches, batches, online_pair, pairs, share
 from pipeline.shards import DamagedShard, Index, Shard, ShardEntry, write_index, write_shard
 
 
@@ -116,6 +117,36 @@ def test_pairs_made_online_are_new_in_each_pass_and_unclipped(tmp_path: Path) ->
         assert batch.degraded.min() < 0 and batch.degraded.max() > 1
         noises[turn] = dict(zip(batch.keys, noise, strict=True))
     assert all(not torch.equal(noises[0][key], noises[1][key]) for key in noises[0])
+
+
+def orientations(image: np.ndarray) -> list[np.ndarray]:
+    """The flips and quarter turns of an image C H W."""
+    turned = [np.rot90(image, turns, (1, 2)) for turns in range(4)]
+    return [*turned, *(one[:, :, ::-1] for one in turned)]
+
+
+def test_a_pair_made_online_is_made_again_from_its_key_and_pass_bit_for_bit(tmp_path: Path) -> None:
+    write_folder(tmp_path / "s", [3, 5], online=True)
+    patches = Patches(tmp_path / "s", batch_size=4, patch_size=24, seed=7)
+    steps = batches(patches, rank=0, num_workers=1, first_step=0, num_steps=6, processes=0, pin_memory=False)
+    for step, batch in enumerate(steps):
+        for key, clean, degraded in zip(batch.keys, batch.clean, batch.degraded, strict=True):
+            again = online_pair(tmp_path / "s", key, turn=step // 2, seed=7)
+            assert any(np.array_equal(one, again.clean.transpose(2, 0, 1)) for one in orientations(clean.numpy()))
+            assert any(np.array_equal(one, again.degraded.transpose(2, 0, 1)) for one in orientations(degraded.numpy()))
+            assert not np.array_equal(online_pair(tmp_path / "s", key, step // 2 + 1, 7).degraded, again.degraded)
+    with pytest.raises(ValueError, match="holds no pair nobody"):
+        online_pair(tmp_path / "s", "nobody", turn=0, seed=7)
+
+
+def test_the_record_of_a_pair_made_online_tells_what_was_drawn(tmp_path: Path) -> None:
+    write_folder(tmp_path / "s", [2], online=True)
+    for number, one in enumerate(pairs(tmp_path / "s")):
+        assert one.record["number"] == number
+        (step,) = one.record["degradation"]["steps"]
+        assert (step["kind"], step["sigma"]) == ("gaussian_noise", 25.0)
+        assert np.array_equal(regenerate(one.clean, one.record["degradation"]), one.degraded)
+        assert np.array_equal(online_pair(tmp_path / "s", one.key, turn=0, seed=1).degraded, one.degraded)
 
 
 def test_a_patch_is_cut_from_the_degraded_tile_so_that_a_blur_sees_beyond_its_border(
