@@ -54,7 +54,7 @@ class Synthesize(Section):
     where the image's side is no multiple.
 
     online: shards hold the clean tile alone and the loader degrades it anew each epoch (needed where the
-    degradation must not be quantised, such as Gaussian noise).
+    degradation must not be quantised, such as Gaussian noise). `copies` is then 1.
     real_pairs: which of the `prepare.sources` of kind `pairs` this task is made of, each by its `clean`, the degraded
     images as they came; `degradation` is then `none`. Empty: every clean image there is, degraded by `degradation`.
     """
@@ -73,6 +73,15 @@ class Synthesize(Section):
     def _real_pairs_are_taken_as_they_came(self) -> Synthesize:
         if self.real_pairs and (self.degradation.kind != "none" or self.copies != 1):
             raise ValueError("real_pairs are taken as they came: set degradation to {kind: none} and copies to 1")
+        return self
+
+    @model_validator(mode="after")
+    def _copies_differ(self) -> Synthesize:
+        if self.online and self.copies != 1:
+            raise ValueError(
+                f"copies must be 1 where online is true, not {self.copies}: the shards would hold the same tile so many "
+                "times, and the loader degrades it anew each epoch anyhow"
+            )
         return self
 
 

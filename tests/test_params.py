@@ -45,6 +45,7 @@ def changed(place: str, value: Any) -> dict[str, Any]:
         ("prepare.sources", [{"kind": "startr"}], "prepare.sources.0: tag 'startr' found"),
         ("denoise.synthesize.tile_size", 3.5, "denoise.synthesize.tile_size: should be a valid integer"),
         ("denoise.synthesize.degradation.sigma", [50, 25], "sigma: expected [from, to]"),
+        ("denoise.synthesize.copies", 2, "denoise.synthesize: copies must be 1 where online is true, not 2"),
         ("derain.synthesize.degradation.kind", "rain", "derain.synthesize.degradation: tag 'rain' found"),
         ("derain.train.learning_rate", -1, "derain.train.learning_rate: should be greater than 0, not -1"),
         ("derain.train.learning_rates", 1, "derain.train.learning_rates: no such key"),
