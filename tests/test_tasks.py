@@ -18,12 +18,14 @@ from dgunet.published import _unused
 from dgunet.restore import restore
 from pipeline import loader, loop, tiles, training
 from pipeline.adopt import adopted
+from pipeline.degradations import GaussianNoise
 from pipeline.evaluation import Evaluate, evaluate
 from pipeline.inspection import pixel_hash
 from pipeline.manifest import SPLITS, Entry
 from pipeline.mirror import General, check
 from pipeline.params import ParamsError, Synthesize, Train, load_section, validated
 from pipeline.prepare import prepare
+from pipeline.protocol import Protocol
 from pipeline.shards import Index, write_index, write_shard
 from pipeline.sources import Pairs, Prepare, Split
 
@@ -165,6 +167,18 @@ def test_benchmarks_are_told_apart_by_name_and_lie_outside_of_the_checkout(task:
     assert all(not Path(benchmark.clean).is_absolute() for benchmark in benchmarks)
 
 
+def test_the_usual_benchmarks_are_measured_as_the_field_does() -> None:
+    named = {task: load_section(f"{task}.evaluate", Evaluate, PARAMS_FILE).benchmarks for task in SECTIONS}
+    assert all(named.values()), "every task has a test set of the field beside its own"
+    rain = [benchmark for those in named.values() for benchmark in those if benchmark.name == "Rain100L"]
+    assert len(rain) == 2
+    assert all(one.protocol == Protocol("luma", quantise=True, crop=(320, 480), border=0) for one in rain)
+    for task in ("denoise", "denoise_gray"):
+        sigmas = [one.degradation.sigma for one in named[task] if isinstance(one.degradation, GaussianNoise)]
+        assert sigmas == [(15, 15), (25, 25), (50, 50)]
+        assert all(one.protocol == Protocol("rgb", quantise=False, crop=None, border=0) for one in named[task])
+
+
 def merged(ours: Any, theirs: Any) -> Any:
     """`theirs` over `ours`, mapping by mapping."""
     if not (isinstance(ours, dict) and isinstance(theirs, dict)):
@@ -185,9 +199,11 @@ def test_a_recipe_fits_params_yaml_and_has_the_published_number_of_parameters(tm
         run = load_section(f"{task}.train", Train, tmp_path / "params.yaml")
         assert set(recipe[task]["train"]) == set(Train.model_fields), "a recipe leaves nothing of training to chance"
         assert run.patch_size <= min(made.tile_size, min_side)
+        assert run.compute.precision == "bfloat16"
         with torch.device("meta"):
             network = DGUNet(DGUNetConfig(image_channels=made.channels, **run.network.model_dump()))
         ours = sum(parameter.numel() for parameter in network.parameters()) - 1024 * network.config.num_measurements
+        assert run.compute.recompute_activations == (ours > 60e6), "memory: the network of 70 million at 256²"
         never_used = sum(math.prod(shape) for shape in _unused(network.config).values())
         if path.stem not in UNPUBLISHED:
             assert ours + never_used - SHARED_SLOPES[path.stem] == PUBLISHED[path.stem]
