@@ -140,7 +140,7 @@ def linear(matrix: torch.Tensor, images: list[loader.LoadedPair]) -> float:
     sensing, inverse = SensingMatrix(len(matrix)), SensingMatrix(len(matrix))
     sensing.matrix.copy_(matrix)
     inverse.matrix.copy_(torch.linalg.pinv(matrix.double()).T)
-    protocol = Protocol("luma", quantise=False, crop=None, border=0)
+    protocol = Protocol("luma", quantise=False, crop=None, border=0, self_ensemble=False)
     found = []
     for clean in (image.clean for image in images):
         image = inverse.adjoint(sensing.degrade(pad(to_tensor(clean), BLOCK_SIZE)))[

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pair.key: Exhibit(
             reasons[pair.key],
             numbers[pair.key],
-            restoration(model, pair, settings.baseline),
+            restoration(model, pair, settings.baseline, settings.protocol.self_ensemble),
             pair.record["degradation"],
         )
         for pair in pairs(given.shards)

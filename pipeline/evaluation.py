@@ -50,7 +50,10 @@ class Restoration(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of one pair; `stages` holds those of the estimates, first to last (only the last if tiled)."""
+    """The numbers of one pair; `stages` holds those of the estimates, first to last.
+
+    Only of the last where the image was restored in tiles, or as the mean over flips and turns.
+    """
 
     key: str
     degraded: Quality
@@ -111,7 +114,8 @@ class Evaluation:
 
 def evaluate(model: DGUNet, pairs: Iterable[LoadedPair], baseline: Baseline, protocol: Protocol) -> Evaluation:
     """Measure `model` on `pairs`, one at a time, by `protocol`; ValueError if there is none."""
-    found = (measured(pair, restoration(model, pair, baseline), protocol) for pair in pairs)
+    restored = ((pair, restoration(model, pair, baseline, protocol.self_ensemble)) for pair in pairs)
+    found = (measured(pair, images, protocol) for pair, images in restored)
     return Evaluation(tuple(found), protocol)
 
 
@@ -127,16 +131,19 @@ def measured(pair: LoadedPair, images: Restoration, protocol: Protocol) -> Measu
 
 
 @torch.inference_mode()
-def restoration(model: DGUNet, pair: LoadedPair, baseline: Baseline) -> Restoration:
+def restoration(model: DGUNet, pair: LoadedPair, baseline: Baseline, self_ensemble: bool) -> Restoration:
     """Restore one pair with the network and with the baseline, on the device that holds the network.
 
-    A sensing network measures the clean image itself: its degraded image is Φᵀy, where its iteration starts.
+    A sensing network measures the clean image itself: its degraded image is Φᵀy, where its iteration starts. Raises
+    ValueError where it shall restore flips and turns, each of which would be measured anew.
     """
     if model.config.sensing_ratio_percent is not None:
+        if self_ensemble:
+            raise ValueError("protocol.self_ensemble must be false for compressive sensing: it would measure 8 times")
         return _sensed(model, pair.clean, baseline)
     height, width = pair.degraded.shape[:2]
-    if height * width > WHOLE_IMAGE_PIXELS:  # in tiles: only the last estimate is known
-        estimates: tuple[Image, ...] = (restore(model, pair.degraded),)
+    if self_ensemble or height * width > WHOLE_IMAGE_PIXELS:  # only the last estimate is known
+        estimates: tuple[Image, ...] = (restore(model, pair.degraded, self_ensemble=self_ensemble),)
     else:
         device = next(model.parameters()).device
         estimates = tuple(to_array(estimate) for estimate in model(to_tensor(pair.degraded).to(device)))

@@ -39,12 +39,15 @@ class Protocol:
     crop: (height, width) in pixels of the top left part that is measured, given for landscape images: a portrait one
     is cropped to (width, height). null measures all of it.
     border: pixels at every side that are left out, as super-resolution leaves out as many as its scale.
+    self_ensemble: the network restores the 8 flips and quarter turns of an image, and their mean is measured, as is
+    published for SIDD and DND; eight times the work, and only the last estimate is known.
     """
 
     colour: Literal["rgb", "luma"]
     quantise: bool
     crop: tuple[int, int] | None
     border: int
+    self_ensemble: bool
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -71,7 +74,8 @@ class Protocol:
         )
         part = "the whole image" if self.crop is None else f"the top left {self.crop[0]} × {self.crop[1]} pixels"
         within = f", but for {self.border} at every side" if self.border else ""
-        return f"PSNR and SSIM of {channels}, {rounding}, over {part}{within}."
+        ensemble = "; restored is the mean over flips and quarter turns" if self.self_ensemble else ""
+        return f"PSNR and SSIM of {channels}, {rounding}, over {part}{within}{ensemble}."
 
     def _view(self, image: Float32[np.ndarray, "H W C"], was_gray: bool) -> Tensor:
         if self.crop is not None:

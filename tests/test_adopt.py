@@ -82,7 +82,7 @@ def test_a_number_is_a_number_to_every_reader_of_yaml(value: str) -> None:
 
 def test_null_is_written_as_null() -> None:
     after = adopted(PARAMS, "denoise: {evaluate: {protocol: {crop: 4}}}")
-    assert "{colour: rgb, quantise: false, crop: 4, border: 0}" in after
+    assert "{colour: rgb, quantise: false, crop: 4, border: 0, self_ensemble: false}" in after
     assert adopted(after, "denoise: {evaluate: {protocol: {crop: null}}}") == PARAMS
 
 

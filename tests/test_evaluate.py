@@ -12,6 +12,7 @@ import torch
 
 from dgunet.images import write_image
 from dgunet.network import DGUNet, DGUNetConfig
+from dgunet.restore import restore
 from pipeline import evaluation as evaluation_room
 from pipeline.baselines import Median, NoBaseline, PseudoInverse
 from pipeline.benchmark import Benchmark
@@ -21,7 +22,7 @@ from pipeline.loader import LoadedPair
 from pipeline.protocol import Protocol, Quality, gain
 from pipeline.reports import metrics, read_curve, replacing, write_tables
 
-RGB = Protocol("rgb", quantise=False, crop=None, border=0)
+RGB = Protocol("rgb", quantise=False, crop=None, border=0, self_ensemble=False)
 NOISE = GaussianNoise(sigma=(25.0, 25.0), per_channel=True)
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -55,14 +56,14 @@ def test_psnr_is_minus_ten_log_of_the_mean_square_over_all_channels():
 
 def test_quantising_clips_and_rounds_both_images():
     clean, image = np.full((16, 16, 3), 0.5, np.float32), np.full((16, 16, 3), 1.7, np.float32)
-    quality = Protocol("rgb", quantise=True, crop=None, border=0).measure(image, clean)
+    quality = Protocol("rgb", quantise=True, crop=None, border=0, self_ensemble=False).measure(image, clean)
     assert quality.psnr == pytest.approx(-20 * math.log10((255 - 128) / 255))
 
 
 def test_luma_weighs_the_channels_as_matlab_does_and_leaves_gray_alone():
     clean, image = np.zeros((16, 16, 3), np.float32), np.zeros((16, 16, 3), np.float32)
     image[..., 1] = 0.5
-    luma = Protocol("luma", quantise=False, crop=None, border=0)
+    luma = Protocol("luma", quantise=False, crop=None, border=0, self_ensemble=False)
     assert luma.measure(image, clean).psnr == pytest.approx(-20 * math.log10(0.5 * 128.553 / 255), abs=1e-4)
     gray = pair("2", (16, 16, 1))
     assert luma.measure(gray.degraded, gray.clean) == RGB.measure(gray.degraded, gray.clean)
@@ -75,21 +76,41 @@ def test_luma_weighs_the_channels_as_matlab_does_and_leaves_gray_alone():
 def test_the_crop_turns_with_the_image(size):
     one = pair("3", size)
     rows, columns = (16, 24) if size[0] < size[1] else (24, 16)
-    quality = Protocol("rgb", quantise=False, crop=(16, 24), border=0).measure(one.degraded, one.clean)
+    quality = Protocol("rgb", quantise=False, crop=(16, 24), border=0, self_ensemble=False).measure(
+        one.degraded, one.clean
+    )
     assert quality.psnr == pytest.approx(by_hand(one.degraded[:rows, :columns], one.clean[:rows, :columns]))
 
 
 def test_the_border_is_left_out():
     one = pair("5", (20, 30, 3))
-    quality = Protocol("rgb", quantise=False, crop=None, border=4).measure(one.degraded, one.clean)
+    quality = Protocol("rgb", quantise=False, crop=None, border=4, self_ensemble=False).measure(one.degraded, one.clean)
     assert quality.psnr == pytest.approx(by_hand(one.degraded[4:-4, 4:-4], one.clean[4:-4, 4:-4]))
+
+
+def test_the_mean_over_flips_and_turns_is_measured_where_the_protocol_says_so() -> None:
+    model, one = network(), pair("1", (20, 24, 3))
+    ensembled = Protocol("rgb", quantise=False, crop=None, border=0, self_ensemble=True)
+    (found,) = evaluate(model, [one], NoBaseline("none"), ensembled).images
+    expected = restore(model, one.degraded, self_ensemble=True).clip(0, 1)
+    assert found.stages == (RGB.measure(expected, one.clean),)
+    assert found.restored != evaluate(model, [one], NoBaseline("none"), RGB).images[0].restored
+    assert "flips and quarter turns" in str(ensembled)
+    assert "flips" not in str(RGB)
+
+
+def test_a_sensing_network_is_not_measured_on_flips_and_turns() -> None:
+    ensembled = Protocol("luma", quantise=False, crop=None, border=0, self_ensemble=True)
+    model = network(image_channels=1, sensing_ratio_percent=10)
+    with pytest.raises(ValueError, match=r"self_ensemble must be false"):
+        evaluate(model, [pair("1", (32, 32, 1))], PseudoInverse("pseudo_inverse"), ensembled)
 
 
 def test_a_crop_without_pixels_is_refused():
     with pytest.raises(ValueError, match="crop"):
-        Protocol("rgb", quantise=False, crop=(0, 4), border=0)
+        Protocol("rgb", quantise=False, crop=(0, 4), border=0, self_ensemble=False)
     with pytest.raises(ValueError, match="border must be at least 0"):
-        Protocol("rgb", quantise=False, crop=None, border=-1)
+        Protocol("rgb", quantise=False, crop=None, border=-1, self_ensemble=False)
 
 
 def test_an_image_without_error_is_infinitely_good_and_gains_nothing():
@@ -126,7 +147,8 @@ def test_a_test_set_without_pairs_is_refused():
 def test_a_large_image_is_restored_in_tiles_and_left_out_of_the_stages(monkeypatch):
     seen = []
 
-    def restore(model, degraded):
+    def restore(model, degraded, *, self_ensemble):
+        assert not self_ensemble
         seen.append(degraded.shape)
         return degraded
 
@@ -143,7 +165,7 @@ def test_a_sensing_network_measures_the_clean_image_itself():
     model = network(image_channels=1, sensing_ratio_percent=25)
     clean = pair("8", (40, 33, 1)).clean
     nonsense = LoadedPair("8", clean, np.zeros_like(clean), {})
-    images = restoration(model, nonsense, PseudoInverse("pseudo_inverse"))
+    images = restoration(model, nonsense, PseudoInverse("pseudo_inverse"), self_ensemble=False)
     assert images.degraded.shape == images.baseline.shape == images.restored.shape == clean.shape
     # A fresh matrix holds the lowest frequencies, as the baseline's does.
     np.testing.assert_allclose(images.degraded.clip(0, 1), images.baseline, atol=1e-4)
@@ -352,7 +374,7 @@ def test_the_input_of_rain100l_measures_as_published(crop, psnr, ssim):
     folder = SHARED / "data" / "Rain100L"
     if not folder.is_dir():
         pytest.skip("needs ../shared/data/Rain100L")
-    protocol = Protocol("luma", quantise=True, crop=crop, border=0)
+    protocol = Protocol("luma", quantise=True, crop=crop, border=0, self_ensemble=False)
     rain = Benchmark("Rain100L", str(folder / "target"), str(folder / "input"), None, protocol)
     found = [protocol.measure(one.degraded, one.clean) for one in rain.pairs(NOISE, 3, 0)]
     assert np.mean([quality.psnr for quality in found]) == pytest.approx(psnr, abs=5e-4)

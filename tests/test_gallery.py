@@ -24,7 +24,7 @@ from pipeline.protocol import Protocol, Quality
 from pipeline.shards import Index, Pair, write_index, write_shard
 from pipeline.summary import read_results, summary
 
-RGB = Protocol("rgb", quantise=False, crop=None, border=0)
+RGB = Protocol("rgb", quantise=False, crop=None, border=0, self_ensemble=False)
 BASELINE = NonLocalMeans("non_local_means", 0.9)
 CURVE = [
     {"step": float(n), "loss": 1 / n, "learning_rate": 1e-3, "val_psnr": 20.0 + n if n % 2 else None} for n in (1, 2, 3)
@@ -44,7 +44,9 @@ def page(channels: int = 3, task: str = "denoise") -> Page:
     found = evaluate(model, pairs, BASELINE, RGB)
     drawn = {"seed": [1], "steps": [{"kind": "haze", "beta": 0.512345, "seed": 99}]}
     shown = [
-        Exhibit("largest gain", found.images[n], restoration(model, one, BASELINE), drawn if n else {})
+        Exhibit(
+            "largest gain", found.images[n], restoration(model, one, BASELINE, self_ensemble=False), drawn if n else {}
+        )
         for n, one in enumerate(pairs)
     ]
     sigma = {"kind": "gaussian_noise", "sigma": [25, 25], "per_channel": True}
@@ -168,7 +170,7 @@ def test_the_detail_is_where_network_and_baseline_differ_most():
 
 
 SETTINGS = {
-    "protocol": {"colour": "rgb", "quantise": False, "crop": [16, 16], "border": 0},
+    "protocol": {"colour": "rgb", "quantise": False, "crop": [16, 16], "border": 0, "self_ensemble": False},
     "baseline": {"kind": "non_local_means", "strength_per_sigma": 0.9},
     "gallery_images": 3,
     "benchmarks": [
@@ -177,7 +179,7 @@ SETTINGS = {
             "clean": "no/such/folder",
             "degraded": None,
             "degradation": {"kind": "gaussian_noise", "sigma": [25, 25], "per_channel": True},
-            "protocol": {"colour": "luma", "quantise": True, "crop": None, "border": 0},
+            "protocol": {"colour": "luma", "quantise": True, "crop": None, "border": 0, "self_ensemble": False},
         }
     ],
 }  # fmt: skip
@@ -186,7 +188,11 @@ SETTINGS = {
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("protocol", {"colour": "ycc", "quantise": False, "crop": None, "border": 0}, "evaluate.protocol.colour"),
+        (
+            "protocol",
+            {"colour": "ycc", "quantise": False, "crop": None, "border": 0, "self_ensemble": False},
+            "evaluate.protocol.colour",
+        ),
         ("protocol", {"colour": "rgb", "quantise": False, "border": 0}, "evaluate.protocol.crop: missing"),
         (
             "protocol",

@@ -172,11 +172,16 @@ def test_the_usual_benchmarks_are_measured_as_the_field_does() -> None:
     assert all(named.values()), "every task has a test set of the field beside its own"
     rain = [benchmark for those in named.values() for benchmark in those if benchmark.name == "Rain100L"]
     assert len(rain) == 2
-    assert all(one.protocol == Protocol("luma", quantise=True, crop=(320, 480), border=0) for one in rain)
+    assert all(
+        one.protocol == Protocol("luma", quantise=True, crop=(320, 480), border=0, self_ensemble=False) for one in rain
+    )
     for task in ("denoise", "denoise_gray"):
         sigmas = [one.degradation.sigma for one in named[task] if isinstance(one.degradation, GaussianNoise)]
         assert sigmas == [(15, 15), (25, 25), (50, 50)]
-        assert all(one.protocol == Protocol("rgb", quantise=False, crop=None, border=0) for one in named[task])
+        assert all(
+            one.protocol == Protocol("rgb", quantise=False, crop=None, border=0, self_ensemble=False)
+            for one in named[task]
+        )
 
 
 def merged(ours: Any, theirs: Any) -> Any:
