@@ -79,7 +79,7 @@ class Synthesize(Section):
     def _copies_differ(self) -> Synthesize:
         if self.online and self.copies != 1:
             raise ValueError(
-                f"copies must be 1 where online is true, not {self.copies}: the loader degrades a tile anew each epoch, "
+                f"copies must be 1 where online is true, not {self.copies}: the loader degrades anew each epoch, "
                 "and shards would hold the same tile so many times"
             )
         return self
