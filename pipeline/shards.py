@@ -7,7 +7,7 @@ bytes it holds, its sha256 and its shortest side, and by which recipe they were 
     KEY.degraded.npy    H W C uint8; absent when pairs are made online
     KEY.json            how the pair came to be: image, tile, drawn degradation, seed
 
-Arrays are stored raw: a 256 x 256 RGB tile decodes in 0.1 ms, as PNG in 3 ms (benchmarks/results/shards.md).
+Arrays are stored raw: a 256 x 256 RGB tile decodes in 0.1 ms, as PNG in 3 ms (benchmarks/results/synthesis.md).
 WebDataset reads truncated and damaged tars without a word; here nothing is read before the shard's size, checksum and
 number of samples have been compared with the index. Where DGUNET_SHARDS names a URL the tars lie there and the folder
 holds the index alone (`pipeline.remote`); the index is the same.
