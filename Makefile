@@ -54,7 +54,7 @@ ui: $(READY)  ## browse runs and models in MLflow on http://127.0.0.1:5000
 	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port 5000
 
 bench: $(READY)  ## measure network, loader, synthesis on this machine; writes benchmarks/results
-	@for name in network loader synthesis degradations; do python -m benchmarks.$$name; done
+	@for name in network loader synthesis degradations scaling; do python -m benchmarks.$$name; done
 
 bench-gpu: $(READY)  ## measure the ways to compute a training step on this machine's GPU; writes benchmarks/results/gpu.md
 	@python -m benchmarks.gpu
