@@ -2,16 +2,18 @@
 
 import io
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from PIL import Image
@@ -118,44 +120,72 @@ def lay(*names: str) -> None:
         path.write_bytes(png(number))
 
 
+def until(condition: Callable[[], Any], seconds: float = 600) -> Any:
+    """Return what `condition` returns once that is true; TimeoutError if it never is."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds:g} s: {condition}")
+        time.sleep(0.05)
+    return result
+
+
+def command(process: psutil.Process) -> str:
+    """The command line of a process; empty if it has ended, whether reaped or not."""
+    try:
+        return " ".join(process.cmdline()) if process.is_running() else ""
+    except psutil.NoSuchProcess:
+        return ""
+
+
+@contextmanager
+def started(*command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process that leads a group of its own; what of it and of all that it started is left in the end is killed."""
+    with subprocess.Popen(command, start_new_session=True, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                for left in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+                    with suppress(psutil.NoSuchProcess):
+                        left.kill()
+
+
 class S3Server:
     """A bucket on an S3 server of our own."""
 
     bucket = "bucket"
 
-    def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.start()
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+        with log.open("w") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=file)
+        self.port = int(until(self.listening).group(1))
 
-    def start(self) -> None:
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def listening(self) -> re.Match[str] | None:
+        """What it says of its port, once it listens."""
+        said = self.log.read_text()
+        assert self.process.poll() is None, said
+        return re.search(r"Running on http://127\.0\.0\.1:(\d+)", said)
 
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()
 
     def client(self) -> Any:
-        """A client of the server, which has started, with the bucket made."""
+        """A client of the server, with the bucket made."""
         import boto3
-        from botocore.exceptions import EndpointConnectionError
 
         client = boto3.client("s3")
-        for _ in range(100):
-            try:
-                client.create_bucket(Bucket=self.bucket)
-                return client
-            except EndpointConnectionError:
-                time.sleep(0.2)
-        raise TimeoutError("the S3 server did not start")
+        client.create_bucket(Bucket=self.bucket)
+        return client
 
 
 @pytest.fixture
-def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """An S3 server that the environment names."""
-    server = S3Server()
+    server = S3Server(tmp_path_factory.mktemp("s3") / "log")
     for name, value in {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
         "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
