@@ -2,24 +2,27 @@
 
 import math
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
+from conftest import until
 from mlflow.exceptions import MlflowException
 
 from pipeline import tracking
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:mlflow")
 KEY = {"fingerprint": "derain-1"}
+SYSTEM_METRICS = {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"}
 PARAMS = {"train": {"learning_rate": 0.002, "network": {"width": 16}}, "seed": 1}
 
 
@@ -132,23 +135,22 @@ def test_an_experiment_that_was_deleted_comes_back(store):
 def test_system_metrics_are_in_the_run(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     with run(system_metrics=True) as current:
-        time.sleep(1)
-    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(
-        written(current.id).data.metrics
-    )
+        until(lambda: set(written(current.id).data.metrics) >= SYSTEM_METRICS)
 
 
 class Weather:
-    """Makes MLflow's answers to metrics fail, or slow, as long as one likes."""
+    """Makes MLflow's answers to metrics fail, or hang, as long as one likes."""
 
     def __init__(self, monkeypatch) -> None:
-        self.storm, self.seconds, self.calls = False, 0.0, 0
+        self.storm, self.failures = False, 0
+        self.calm = threading.Event()
+        self.calm.set()
         original = mlflow.MlflowClient.log_batch
 
         def log_batch(client, *given, **named):
-            self.calls += 1
-            time.sleep(self.seconds)
+            self.calm.wait()
             if self.storm:
+                self.failures += 1
                 raise MlflowException("no answer\nand more that nobody reads")
             return original(client, *given, **named)
 
@@ -165,6 +167,7 @@ def test_what_a_server_missed_is_sent_when_it_is_back_and_both_are_told_once(sto
         for step in (2, 3, 4):
             current.log({"loss": 1 / step}, step)
         current.tag({"data": "abc"})
+        until(lambda: weather.failures)
         weather.storm = False
         current.log({"loss": 1 / 5}, 5)
     assert curve(current.id, "loss") == [(step, 1 / step) for step in (1, 2, 3, 4, 5)]
@@ -180,12 +183,11 @@ def test_a_server_that_hangs_holds_up_nobody(store, monkeypatch):
     weather = Weather(monkeypatch)
     monkeypatch.setattr(tracking, "SECONDS_TO_WAIT", 0.01)
     with run() as current:
-        weather.seconds = 1.0
-        started = time.monotonic()
+        weather.calm.clear()
         for step in range(5):
             current.log({"loss": float(step)}, step)
-        assert time.monotonic() - started < 0.5
-        weather.seconds = 0.0
+        assert curve(current.id, "loss") == []
+        weather.calm.set()
     assert len(curve(current.id, "loss")) == 5
 
 
@@ -204,11 +206,13 @@ def test_what_mlflow_refuses_is_one_line_with_its_address(store):
 
 
 def test_nobody_at_the_address_is_said_at_once(monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    started = time.monotonic()
-    with pytest.raises(ValueError, match=r"^MLflow at http://127.* does not answer .* set MLFLOW_TRACKING_URI$"), run():
-        pass
-    assert time.monotonic() - started < 5
+    monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", lambda *given, **named: pytest.fail("asked MLflow"))
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        unanswered = r"^MLflow at http://127.* does not answer .*refused.* set MLFLOW_TRACKING_URI$"
+        with pytest.raises(ValueError, match=unanswered), run():
+            pass
 
 
 def test_a_server_that_takes_calls_but_never_answers_is_given_up(monkeypatch):
@@ -219,35 +223,30 @@ def test_a_server_that_takes_calls_but_never_answers_is_given_up(monkeypatch):
             pass
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 class Server:
     """`mlflow server` over a SQLite file and a folder, which can be stopped and started again."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port, self.process = folder, free_port(), None
-        self.address = f"http://127.0.0.1:{self.port}"
+        self.folder, self.process = folder, None
 
-    def start(self) -> None:
+    def start(self, port: int = 0) -> None:
+        """Start it, at a port that it chooses, or at the one it had."""
         command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
             "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
             "--artifacts-destination", f"{self.folder}/files",
         ]  # fmt: skip
-        log = (self.folder / "server.log").open("a")
-        self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
-        log.close()
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"{self.address}/health", timeout=2).close()
-                return
-            except OSError:
-                time.sleep(0.5)
-        raise AssertionError((self.folder / "server.log").read_text())
+        with (self.folder / "server.log").open("w") as log:
+            self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
+        self.port = int(until(self.listening).group(1))
+        self.address = f"http://127.0.0.1:{self.port}"
+        urllib.request.urlopen(f"{self.address}/health").close()
+
+    def listening(self) -> re.Match[str] | None:
+        """What it says of its port, once it listens and has started."""
+        said = (self.folder / "server.log").read_text()
+        assert self.process.poll() is None, said
+        return re.search(r"running on http://127\.0\.0\.1:(\d+)", said)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -260,9 +259,9 @@ class Server:
 def server(tmp_path, empty_store, monkeypatch) -> Iterator[Server]:
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     server = Server(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     try:
         server.start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
         yield server
     finally:
         server.kill()
@@ -272,29 +271,26 @@ def server(tmp_path, empty_store, monkeypatch) -> Iterator[Server]:
 def test_a_real_server_killed_in_the_middle_has_everything_in_the_end(server, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.5")
     monkeypatch.setattr(tracking, "SECONDS_BETWEEN_TRIES", 1.0)
+
+    def count() -> int:
+        return len(curve(current.id, "system/cpu_utilization_percentage"))
+
     with run(system_metrics=True) as current:
         for step in range(5):
             current.log({"loss": 1 / (1 + step)}, step)
-        time.sleep(2)
-        before = len(curve(current.id, "system/cpu_utilization_percentage"))
+        before = until(count)
         server.kill()
-        slowest = 0.0
         for step in range(5, 10):
-            started = time.monotonic()
-            current.log({"loss": 1 / (1 + step)}, step)
-            slowest = max(slowest, time.monotonic() - started)
-        assert slowest < tracking.SECONDS_TO_WAIT + 0.5, "training goes on meanwhile"
-        server.start()
+            current.log({"loss": 1 / (1 + step)}, step)  # training goes on meanwhile
+        server.start(server.port)
         current.log({"loss": 1 / 11}, 10)
         current.tag({"data": "abc"})
-        time.sleep(4)
+        until(lambda: count() > before)  # system metrics go on as well
         (server.folder / "report").mkdir()
         (server.folder / "report" / "gallery.html").write_text("before, after")
         current.files(server.folder / "report", "report")
     assert curve(current.id, "loss") == [(step, 1 / (1 + step)) for step in range(11)]
     assert written(current.id).info.status == "FINISHED"
     assert written(current.id).data.tags["data"] == "abc"
-    assert before > 0
-    assert len(curve(current.id, "system/cpu_utilization_percentage")) > before, "system metrics go on as well"
     assert [file.path for file in mlflow.MlflowClient().list_artifacts(current.id, "report")] == ["report/gallery.html"]
     assert "View run" not in capsys.readouterr().out
