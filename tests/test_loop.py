@@ -323,7 +323,7 @@ def test_a_compiled_step_is_the_same_step(shards: Path, tmp_path: Path) -> None:
     assert compiled == pytest.approx(losses_of(shards, tmp_path / "0", "charbonnier_edge"), rel=1e-3)
 
 
-def _as_worker(rank: int, num_workers: int, shards: str, out: str) -> None:
+def _as_worker(rank: int, num_workers: int, shards: str, out: str, resume: str | None = None) -> None:
     """One of several workers, joined by gloo through a file; two take their shares in parts."""
     import torch.distributed as dist
 
@@ -340,7 +340,7 @@ def _as_worker(rank: int, num_workers: int, shards: str, out: str) -> None:
         validation=lambda: loader.pairs(Path(shards) / "val", rank, num_workers),
         report=lambda metrics, folder: lines.append(metrics),
     )
-    loop.fit(network(settings), settings, given, device=CPU, resume=None)
+    loop.fit(network(settings), settings, given, device=CPU, resume=Path(resume) if resume else None)
     if rank == 0:
         torch.save([(line["loss"], line["val_psnr"]) for line in lines], f"{out}/losses{num_workers}.pt")
     dist.destroy_process_group()
@@ -356,3 +356,43 @@ def test_any_number_of_workers_has_the_same_losses(shards: Path, tmp_path: Path)
     for num_workers in (2, 3, 4):
         for ours, alone in zip(losses[num_workers], losses[1], strict=True):
             assert ours == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("num_workers", [2, 4])
+def test_a_run_goes_on_with_another_number_of_workers(shards: Path, tmp_path: Path, num_workers: int) -> None:
+    log, calls = Log(tmp_path), iter(range(100))
+    settings = recipe(num_steps=6, validate_every=2, compute=COMPUTE)
+    trained(shards, settings, log)
+    part = Log(tmp_path / "part")
+    trained(shards, settings, part, stop_requested=lambda: next(calls) >= 2)  # after step 3
+    arguments = (num_workers, str(shards), str(tmp_path), str(part.checkpoints[-1]))
+    torch.multiprocessing.spawn(_as_worker, arguments, num_workers)
+    found = torch.load(tmp_path / f"losses{num_workers}.pt")
+    assert len(found) == 2  # of steps 4 and 6
+    for ours, alone in zip(found, log.lines[1:], strict=True):
+        assert ours == pytest.approx((alone["loss"], alone["val_psnr"]), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_largest_published_network_steps_whichever_way_it_is_computed() -> None:
+    sizes = {"width": 96, "growth": 48, "head_growth": 0, "num_stages": 7, "share_stages": False}
+    clean = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    batch = loader.Batch(clean, clean / 2, ["a", "b"])
+    losses = {}
+    for name, way in (
+        ("plain", {}),
+        ("recomputed", {"recompute_activations": True}),
+        ("in parts", {"accumulate": 2}),
+        ("bfloat16", {"precision": "bfloat16", "recompute_activations": True}),
+    ):
+        settings = recipe(loss="charbonnier_edge", batch_size=2, compute=COMPUTE | way)
+        settings = settings.model_copy(update={"network": settings.network.model_copy(update=sizes)})
+        large = Training(network(settings), settings, CPU)
+        assert sum(parameter.numel() for parameter in large.network.parameters()) > 69e6
+        losses[name] = [float(large.step(batch)[0]) for _ in range(2)]
+    assert losses["recomputed"] == losses["plain"]
+    assert losses["in parts"] == pytest.approx(losses["plain"], rel=1e-4)
+    assert losses["bfloat16"] == pytest.approx(losses["plain"], rel=0.05)
