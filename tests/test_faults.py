@@ -242,7 +242,7 @@ def kill(folder: Path, enough: threading.Event) -> None:
                 alive[rng.integers(len(alive))].kill()
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(1800)
 def test_a_run_killed_twenty_times_ends_where_one_ends_that_was_left_alone(
     storage: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,22 +1,25 @@
 """The road end to end, as a newcomer takes it: `dvc repro` in a fresh checkout, tiny, with real Ray and MLflow."""
 
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
-from conftest import PROJECT
+from conftest import PROJECT, command, started, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 class Checkout:
@@ -55,6 +58,11 @@ class Checkout:
         )
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done.stdout + done.stderr
+
+    def started(
+        self, *command: str, stderr: int | None = None, **environment: str
+    ) -> AbstractContextManager[subprocess.Popen[str]]:
+        return started(*command, cwd=self.folder, env=self.environment | environment, stderr=stderr)
 
     def digests(self) -> dict[str, str]:
         made = [path for name in ("data", "models", "reports") for path in (self.folder / name).rglob("*")]
@@ -112,18 +120,34 @@ def test_forcing_everything_twice_gives_the_same_bytes_and_lock(checkout: Checko
     assert checkout.read("reports/denoise/promote.json")["version"] == 1
 
 
+BEGUN = {  # what is seen first of a stage's work
+    "prepare": ".cache/prepare/looks.sqlite",
+    "synthesize@denoise": ".cache/synthesize/*/*/*.tar*",
+    "train@denoise": ".cache/runs/*/checkpoint_2*",
+    "evaluate@denoise": "reports/denoise/.*.partial/*",
+    "promote@denoise": "reports/denoise/promote.json",
+}
+
+
+def killed_at_work(checkout: Checkout, stage: str) -> bool:
+    """Run a stage, and kill it once its work has begun; return whether it was killed, and not over before."""
+    seen = partial(glob.glob, str(checkout.folder / BEGUN[stage]))
+    for path in seen():
+        Path(path).unlink()
+    with checkout.started("dvc", "repro", "--force", "--single-item", stage) as dvc:
+        until(lambda: seen() or dvc.poll() is not None)
+        if dvc.poll() is None:
+            ours = psutil.Process(dvc.pid).children(recursive=True)
+            os.killpg(dvc.pid, signal.SIGKILL)
+            until(lambda: not any(command(each) for each in ours))
+        return dvc.wait() == -signal.SIGKILL
+
+
 def test_killed_in_any_stage_the_next_run_ends_as_if_nothing_had_been(checkout: Checkout) -> None:
     before = checkout.digests()
-    for stage in ("prepare", "synthesize@denoise", "train@denoise", "evaluate@denoise", "promote@denoise"):
-        command = ["dvc", "repro", "--force", "--single-item", stage]
-        with subprocess.Popen(command, cwd=checkout.folder, env=checkout.environment, start_new_session=True) as dvc:
-            door = f"pipeline.{stage.partition('@')[0]}"
-            while not any(door in process.cmdline() for process in psutil.Process(dvc.pid).children(recursive=True)):
-                assert dvc.poll() is None, "the stage was over before it could be killed"
-                time.sleep(0.05)
-            time.sleep(2.5)  # libraries are loaded, work has begun
-            os.killpg(dvc.pid, signal.SIGKILL)
-        checkout.run("dvc", "repro")
+    for stage in BEGUN:
+        until(partial(killed_at_work, checkout, stage))
+        checkout.run("dvc", "repro", "--force", "--single-item", stage)  # else DVC fetches what it made another time
         assert checkout.digests() == before, stage
     assert checkout.read("reports/denoise/promote.json")["version"] == 1
 
@@ -132,23 +156,18 @@ def test_a_training_whose_dvc_was_killed_saves_and_leaves(checkout: Checkout) ->
     before, short = checkout.digests(), checkout.read_params()["denoise"]["train"]["num_steps"]
     checkout.change(lambda params: params["denoise"]["train"].update(num_steps=100_000))  # cannot end by itself
     runs = checkout.folder / ".cache" / "runs"
-    command = ["dvc", "repro", "--single-item", "train@denoise"]
-    with subprocess.Popen(
-        command,
-        cwd=checkout.folder,
-        env=checkout.environment,
-        start_new_session=True,
-        stderr=subprocess.PIPE,
-        text=True,
+    with checkout.started(
+        "dvc", "repro", "--single-item", "train@denoise", stderr=subprocess.PIPE, DGUNET_LOADER_PROCESSES="1"
     ) as dvc:
-        while not list(runs.glob("*/checkpoint_manager_snapshot.json")):
-            assert dvc.poll() is None, "training was over before dvc could be killed"
-            time.sleep(0.05)
-        training = next(c for c in psutil.Process(dvc.pid).children(True) if "pipeline.train" in c.cmdline())
+        until(lambda: list(runs.glob("*/checkpoint_manager_snapshot.json")) or dvc.poll() is not None)
+        assert dvc.poll() is None, "training was over before dvc could be killed"
+        ours = psutil.Process(dvc.pid).children(recursive=True)
+        for part in ("pipeline.train", "ray::RayTrainWorker", "multiprocessing.forkserver"):
+            assert any(part in command(each) for each in ours), part
         dvc.terminate()
         assert dvc.stderr
         said = dvc.stderr.read()  # to the end of the training, which shares it
-    training.wait(60)
+        until(lambda: not any(command(each) for each in ours))
     assert "the same command goes on" in said
     assert list(runs.glob("*/checkpoint_*/*"))
     shutil.rmtree(runs)
@@ -165,20 +184,28 @@ def test_touching_the_code_of_a_stage_runs_it_and_what_follows(checkout: Checkou
     assert "Running stage 'train@denoise'" not in said
 
 
+def stored_step(runs: Path) -> int:
+    """The step of the last checkpoint that Ray has listed; 0 without any, and while it writes the list."""
+    steps = [0]
+    for listed in runs.glob("denoise-*/checkpoint_manager_snapshot.json"):
+        with suppress(ValueError, OSError):
+            steps.append(json.loads(listed.read_text())["latest_checkpoint_result"]["metrics"].get("step", 0))
+    return max(steps)
+
+
 def test_training_killed_in_the_middle_goes_on_from_its_checkpoint(checkout: Checkout) -> None:
-    checkout.change(lambda params: params["denoise"]["train"].update(num_steps=400, validate_every=4))
-    command = ["dvc", "repro", "train@denoise"]
-    with subprocess.Popen(command, cwd=checkout.folder, env=checkout.environment, start_new_session=True) as first:
-        runs = checkout.folder / ".cache" / "runs"
-        for _ in range(1200):
-            if len(list(runs.glob("denoise-*/checkpoint_2*"))) >= 2:
-                break
-            time.sleep(0.1)
+    checkout.change(lambda params: params["denoise"]["train"].update(num_steps=200, validate_every=4))
+    with checkout.started("dvc", "repro", "train@denoise") as first:
+        until(lambda: stored_step(checkout.folder / ".cache" / "runs") >= 60 or first.poll() is not None)
+        assert first.poll() is None, "training was over before it could be killed"
+        ours = psutil.Process(first.pid).children(recursive=True)
         os.killpg(first.pid, signal.SIGKILL)
-    time.sleep(2)
-    checkout.run(*command)
+        until(lambda: not any(command(each) for each in ours))
+    said = checkout.run("dvc", "repro", "train@denoise")
+    shown = [int(step) for step in re.findall(r"train denoise: step (\d+)/200", said)]
+    assert min(shown) > 50, "it began anew"  # the list may have been cut off, the copy be one checkpoint older
     curve = (checkout.folder / "reports/denoise/train.csv").read_text().splitlines()
-    assert [int(line.split(",")[0]) for line in curve[1:]] == list(range(4, 404, 4))
+    assert [int(line.split(",")[0]) for line in curve[1:]] == list(range(4, 204, 4))
 
 
 def test_a_typo_stops_before_anything_is_built_and_loses_nothing(checkout: Checkout) -> None:

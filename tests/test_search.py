@@ -16,7 +16,7 @@ import mlflow
 import numpy as np
 import pytest
 import yaml
-from conftest import PROJECT, RECIPE, recipe, small_params
+from conftest import PROJECT, RECIPE, recipe, small_params, until
 
 from pipeline import findings, space
 from pipeline.params import ParamsError, validated
@@ -26,7 +26,7 @@ from pipeline.workers import Share
 
 RATE = {"kind": "log_uniform", "low": 1e-6, "high": 1e-2}
 TUNE: dict[str, Any] = {
-    "num_trials": 4, "grace_steps": 10, "reduction_factor": 2, "time_budget_minutes": 10.0, "cpus_per_trial": 1.0,
+    "num_trials": 4, "grace_steps": 10, "reduction_factor": 2, "time_budget_minutes": 60.0, "cpus_per_trial": 1.0,
     "gpus_per_trial": 0.0, "space": {"learning_rate": RATE},
 }  # fmt: skip
 
@@ -270,7 +270,7 @@ def checkout(tmp_path: Path) -> Iterator[Checkout]:
 
 
 def finished(door: subprocess.Popen[str]) -> str:
-    said, _ = door.communicate(timeout=600)
+    said, _ = door.communicate()
     assert door.returncode == 0, said
     return said
 
@@ -300,6 +300,15 @@ def test_a_search_finds_a_better_learning_rate_than_a_bad_one(checkout: Checkout
     assert kept.name.startswith("tune-denoise-")
 
 
+def is_saved(runs: Path, trial: int) -> bool:
+    """Whether the search has been saved since it began the trial, and is not just being saved, as every 10 s."""
+    states = list(runs.glob("tune-denoise-*/experiment_state*"))
+    if not states or not re.search(rf'"experiment_tag\W+{trial}_', states[0].read_text()):
+        return False
+    changed = max(path.stat().st_mtime for path in states[0].parent.iterdir() if path.is_file())
+    return time.time() - changed > 1
+
+
 @real
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_search_that_was_interrupted_goes_on_where_it_was(checkout: Checkout, how: signal.Signals) -> None:
@@ -310,12 +319,13 @@ def test_a_search_that_was_interrupted_goes_on_where_it_was(checkout: Checkout, 
         said += line
         if "step 20/40" in line:
             break
-    time.sleep(1)
+    number = next(n for n in (1, 2) if 20 in reported_steps(said, n))
+    until(lambda: is_saved(checkout.folder / "runs", number) or door.poll() is not None)
+    assert door.poll() is None, "the search was over before it could be interrupted"
     door.send_signal(how)
-    said += door.communicate(timeout=120)[0]
+    said += door.communicate()[0]
     assert not (checkout.folder / "out").exists()
-    assert door.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
-    (number,) = [n for n in (1, 2) if 20 in reported_steps(said, n)][:1]
+    assert door.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), said
 
     again = finished(checkout.start())
     assert min(reported_steps(again, number), default=40) > 20, "the trial began from the start"
