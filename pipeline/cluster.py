@@ -7,8 +7,9 @@ over items. `alone` keeps two runs of one name apart.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,8 @@ def session(*, dashboard: bool = False) -> Iterator[None]:
     if address:
         passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)} | RAY_SETTINGS
         passed_on.setdefault("DGUNET_STORAGE", str(STORAGE))  # a copy of the project on a node has its own PROJECT
+        if "://" not in address:
+            passed_on["RAY_ADDRESS"] = address
         runtime = {"working_dir": str(PROJECT), "env_vars": passed_on}
         joined = ray.init(address, log_to_driver=False, runtime_env=runtime)
         if dashboard and not joined.dashboard_url:
@@ -49,14 +52,31 @@ def session(*, dashboard: bool = False) -> Iterator[None]:
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else can reach it, and HOME may be read-only
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
-        ray.init(
-            "local", include_dashboard=dashboard, log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES,
-            logging_level="ERROR",
-        )  # fmt: skip
+        with _known_address() if dashboard else nullcontext() as own:
+            ray.init(
+                "local", include_dashboard=dashboard, log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES,
+                logging_level="ERROR", runtime_env=own and {"env_vars": {"RAY_ADDRESS": own}},
+            )  # fmt: skip
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _known_address() -> Iterator[str]:
+    """The address of the session that is started meanwhile, for its workers.
+
+    What gives back the CPUs of a stopped trial looks for its session on the machine, and gives up where it finds two.
+    """
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    os.environ["RAY_GCS_SERVER_PORT"] = port
+    try:
+        yield f"{ray.util.get_node_ip_address()}:{port}"
+    finally:
+        del os.environ["RAY_GCS_SERVER_PORT"]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -265,8 +266,8 @@ def checkout(tmp_path: Path) -> Iterator[Checkout]:
     made = Checkout(tmp_path)
     yield made
     if made.door is not None:
-        made.door.kill()
-        made.door.communicate()
+        with made.door:
+            made.door.kill()
 
 
 def finished(door: subprocess.Popen[str]) -> str:
@@ -279,8 +280,28 @@ def reported_steps(said: str, number: int) -> list[int]:
     return [int(step) for step in re.findall(rf"trial {number}/4 step (\d+)/40", said)]
 
 
+ANOTHER_SESSION = """
+    import ray
+    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR")
+    print("up", flush=True)
+    input()
+"""
+
+
+@pytest.fixture
+def another_session() -> Iterator[None]:
+    """Somebody else's Ray on this machine."""
+    command = [sys.executable, "-c", textwrap.dedent(ANOTHER_SESSION)]
+    with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        until(lambda: other.stdout and other.stdout.readline().strip() == "up")
+        yield
+        other.communicate("\n")
+
+
 @real
-def test_a_search_finds_a_better_learning_rate_than_a_bad_one(checkout: Checkout) -> None:
+def test_a_search_beside_another_session_finds_a_better_learning_rate_than_a_bad_one(
+    another_session: None, checkout: Checkout
+) -> None:
     params = (checkout.folder / "params.yaml").read_text()
     said = finished(checkout.start())
     assert (checkout.folder / "params.yaml").read_text() == params
