@@ -249,7 +249,7 @@ def test_a_run_killed_twenty_times_ends_where_one_ends_that_was_left_alone(
     monkeypatch.setenv("DGUNET_MAX_FAILURES", "100")
     settings = recipe(num_steps=1500, validate_every=10, warmup_steps=10)
     indices = {split: read_index(shards / split) for split in ("train", "val")}
-    job = Job(settings, 3, shards, indices, 1, {"task": "test", "provenance": {"commit": "none", "data": "none"}})
+    job = Job(settings, 3, shards, indices, 1)
     run(job, tmp_path, "alone", 2)
     (tmp_path / "out").rename(tmp_path / "alone")
     losses: list[str] = []
