@@ -56,6 +56,8 @@ def session(*, dashboard: bool = False) -> Iterator[None]:
             ray.init(
                 "local", include_dashboard=dashboard, log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES,
                 logging_level="ERROR", runtime_env=own and {"env_vars": {"RAY_ADDRESS": own}},
+                # Of four times as many processes that start at once Ray warns on the terminal: a search starts eight.
+                _system_config=own and {"worker_maximum_startup_concurrency": 8},
             )  # fmt: skip
     try:
         yield
