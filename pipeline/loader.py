@@ -245,10 +245,9 @@ def share(batch_size: int, rank: int, num_workers: int) -> range:
 def pairs(folder: Path, rank: int = 0, num_workers: int = 1, *, index: Index | None = None) -> Iterator[LoadedPair]:
     """Yield the whole pairs of a folder of shards in order, of several workers each its share, as even as can be.
 
-    index: what `folder` holds, where the folder itself is on another machine; default: its own.
-
     A share is one stretch, so that a worker opens few shards. Pairs made online are those of pass 0, the same at every
     call: what a network is validated and measured on.
+    index: what `folder` holds, where the folder itself is on another machine; default: its own.
     """
     index = index or read_index(folder)
     degradation = online_degradation(index)

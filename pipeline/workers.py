@@ -139,7 +139,7 @@ def fit(
         def run() -> None:
             try:
                 train = partial(_trainer, work, name, line, used)
-                outcome.append(_while_storage_comes_back(lambda: train().fit(), name, line, stop))
+                outcome.append(_run_and_resume(lambda: train().fit(), name, line, stop))
             except BaseException as error:
                 outcome.append(error)
 
@@ -176,13 +176,14 @@ def fit(
         shutil.copytree(folder, into, dirs_exist_ok=True)
 
 
-def _while_storage_comes_back(
+def _run_and_resume(
     run: Callable[[], ray.train.Result], name: str, line: Any, stop: threading.Event
 ) -> ray.train.Result:
-    """Run; and again, from the last checkpoint, when the storage was out of reach of the driver or the controller.
+    """Run, and again from the last checkpoint where Ray gave up too early.
 
-    And when workers were lost too often for Ray, which counts all that were since the start, but not without a
-    checkpoint in between.
+    It does when driver or controller cannot reach the storage for a moment, and when more workers were lost than
+    DGUNET_MAX_FAILURES since it began, though there were new checkpoints in between. Raises StorageLost, Interrupted,
+    and what `run` raises for another reason.
     """
     pause, failing_since, stored, stored_at_start = 1.0, 0.0, 0, 0
     while True:
@@ -195,6 +196,7 @@ def _while_storage_comes_back(
             if max_failures() == 0 or ray.get(line.num_reports.remote()) == stored_at_start:
                 raise
             line.leave.remote(f"{told(error)}; back to the last checkpoint")
+            pause, failing_since = 1.0, 0.0
         except (OSError, ray.train.ControllerError) as error:
             cause, now = getattr(error, "controller_failure", error), time.monotonic()
             if not isinstance(cause, OSError):
@@ -241,7 +243,7 @@ def num_workers() -> tuple[int, int]:
 
 
 def max_failures() -> int:
-    """Return how many deaths of workers a run survives: DGUNET_MAX_FAILURES."""
+    """Return how many deaths of workers a run survives without a new checkpoint: DGUNET_MAX_FAILURES."""
     return number("DGUNET_MAX_FAILURES", 3)
 
 

@@ -249,11 +249,11 @@ def test_a_storage_that_stays_away_is_given_up_and_the_wait_ends_when_asked_to_s
     stop = threading.Event()
     threading.Timer(2, stop.set).start()
     with pytest.raises(workers.Interrupted):
-        workers._while_storage_comes_back(run, "gone", line, stop)
+        workers._run_and_resume(run, "gone", line, stop)
     assert ray.get(line.listen.remote())["notices"][0] == "storage: the storage is gone; trying again for 600 s"
     monkeypatch.setenv("DGUNET_PATIENCE", "0")
     with pytest.raises(workers.StorageLost, match=r"the storage is gone.*DGUNET_STORAGE"):
-        workers._while_storage_comes_back(run, "gone", line, threading.Event())
+        workers._run_and_resume(run, "gone", line, threading.Event())
 
 
 def test_losses_too_many_are_told_in_a_line(storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,6 +272,16 @@ def test_losses_are_counted_anew_where_checkpoints_lie_between(
     heard, _ = counted(tmp_path, "often", 4)
     assert heard == [1, 2, 3, 4]
     assert (tmp_path / "starts").read_text() == "0 1 2 3 "
+
+
+def test_a_run_says_that_a_batch_is_too_small_for_all_workers(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DGUNET_WORKERS", "2")
+    notices: list[str] = []
+    work, ears = partial(count, 1, str(tmp_path)), Ears(notice=notices.append)
+    workers.fit(work, name="capped", into=tmp_path / "out", ears=ears, most_workers=1)
+    assert notices == ["1 workers, not 2: a batch has 1 images (train.batch_size)"]
 
 
 def test_a_finished_run_leaves_no_checkpoints_once_it_is_forgotten(storage: Path, tmp_path: Path) -> None:
