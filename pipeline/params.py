@@ -14,9 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import psutil
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -209,7 +211,7 @@ def door(main: Callable[[], None]) -> None:
     A stage of DVC stops when `dvc repro` was killed, as on SIGTERM.
     """
     if "DVC_STAGE" in os.environ:
-        threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_follow, args=_beside_dvc(), daemon=True).start()
     try:
         main()
     except OSError as error:
@@ -224,9 +226,24 @@ def door(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def _follow(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
+def _beside_dvc() -> tuple[psutil.Process, int]:
+    """Return the process that DVC started, this one or the shell that waits for it, and DVC's own number."""
+    started = psutil.Process()
+    while (parent := started.parent()) and _is_of_this_stage(parent):
+        started = parent
+    return started, started.ppid()
+
+
+def _is_of_this_stage(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):  # another user's, or gone
+        return bool(process.environ().get("DVC_STAGE") == os.environ["DVC_STAGE"])
+    return False
+
+
+def _follow(started: psutil.Process, dvc: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        while started.ppid() == dvc:
+            time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import PROJECT, small_params
+from conftest import PROJECT, small_params, started
 
 from pipeline.mirror import check
 from pipeline.params import ParamsError, Promote, Synthesize, Train, load_section
@@ -104,3 +104,29 @@ def test_a_door_tells_a_mistake_in_one_line_and_exits_with_1(tmp_path: Path) -> 
     assert done.returncode == 1
     assert done.stderr == "error: params.yaml:\n  derain.train.learning_rate: should be greater than 0, not -1\n"
     assert not (tmp_path / "m.jsonl").exists()
+
+
+STAGE = """
+import signal, sys, time
+from pipeline.params import door
+
+def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
+    print("at work", flush=True)
+    time.sleep(100)
+
+door(main)
+"""
+
+
+@pytest.mark.parametrize("command", ['exec "$0" "$@"', '"$0" "$@"; true'], ids=["replaced", "waiting"])
+def test_a_stage_stops_when_its_dvc_was_killed_and_the_shell_between_them_was_not(command: str) -> None:
+    dvc = f"""
+import os, subprocess, sys
+subprocess.run(["/bin/sh", "-c", {command!r}, sys.executable, "-c", {STAGE!r}], env=os.environ | {{"DVC_STAGE": "x"}})
+"""
+    with started(sys.executable, "-c", dvc, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "at work\n"
+        process.kill()
+        assert process.stdout.read() == "told to stop\n"
