@@ -23,6 +23,7 @@ from dgunet.gradient import BLOCK_SIZE, GradientDescentModule, Measurements, Sen
 from dgunet.proximal import NUM_LEVELS, ProximalMapping
 
 SIZE_MULTIPLE = 2**NUM_LEVELS
+INITIAL_CORRECTION = 0.01  # of what torch would start with
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,8 @@ class LastStage(nn.Module):
 class DGUNet(nn.Module):
     """Deep generalized unfolding network: `model(degraded)` returns all K estimates, the last is the restored image.
 
+    A new one corrects next to nothing: it starts as gradient descent does, at what was seen or at Φᵀy.
+
     Attributes:
         config: the sizes.
         recompute: set it to True to train with the activations of one stage in memory instead of all K: they are
@@ -156,6 +159,10 @@ class DGUNet(nn.Module):
             Stage(config, first=False) for _ in range(min(num_between, 1) if config.share_stages else num_between)
         )
         self.last = LastStage(config)
+        with torch.no_grad():  # not zero: nothing behind these layers would have a gradient in the first step
+            for stage in (self.first, *self.between):
+                stage.proximal.end.correct.weight.mul_(INITIAL_CORRECTION)
+            self.last.tail.weight.mul_(INITIAL_CORRECTION)
 
     def stages(self) -> Iterator[Stage | LastStage]:
         """The K stages in the order of their use; a shared one comes up again and again."""

@@ -301,6 +301,17 @@ def test_sensing_starts_with_orthonormal_waves_that_hold_the_energy_of_smooth_im
     assert kept > (0.95 if count == 1 else 0.999)
 
 
+def test_a_new_network_starts_at_what_was_seen_or_at_the_linear_image():
+    image = torch.rand(1, 3, 40, 48)
+    with torch.inference_mode():
+        torch.testing.assert_close(DGUNet(DGUNetConfig(width=16))(image)[-1], image, atol=0.03, rtol=0)
+        network = DGUNet(DGUNetConfig(image_channels=1, width=16, sensing_ratio_percent=25))
+        measured = network.sense(image[:, :1])
+        linear = network.sensing.adjoint(measured.values)[:, :, :40, :48]
+        for estimate in network(measured):
+            torch.testing.assert_close(estimate, linear, atol=0.03, rtol=0)
+
+
 def test_recomputing_keeps_the_activations_of_one_stage(network):
     def kept(recompute):
         """Bytes that are kept for the backward pass, and the gradients."""
