@@ -49,6 +49,7 @@ class Job:
             report=worker.report,
             progress=worker.progress,
             stop_requested=worker.stop_requested,
+            save_requested=worker.save_requested,
             keep=worker.keep,
             patiently=worker.patiently,
             seconds_between_checkpoints=60.0 * workers.number("DGUNET_CHECKPOINT_MINUTES", 10),

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.train.v2._internal.execution.context import get_train_context
 
 from pipeline import record
 
@@ -106,6 +107,7 @@ class Mouth:
 
     def __init__(self, line: Any) -> None:
         self.line, self.answer, self.stopping = line, None, False
+        self.preemption: Any = None
 
     def progress(self, step: int, figures: dict[str, float]) -> None:
         """Tell how far training has come."""
@@ -116,6 +118,17 @@ class Mouth:
         if self.answer is not None and ray.wait([self.answer], timeout=0)[0]:
             self.stopping, self.answer = ray.get(self.answer), None
         return self.stopping
+
+    def save_requested(self) -> bool:
+        """Return whether Ray has word, not heard before, that nodes of this run are to be taken away."""
+        # ray.train.get_preemption_info() asks all workers at each call; Ray leaves the same word with each.
+        word = get_train_context().preemption_context.preemption_info
+        if word is None or word == self.preemption:
+            return False
+        self.preemption = word
+        ranks = ", ".join(map(str, word.preempted_ranks))
+        self.line.notice.remote(f"the node of worker {ranks} is to be taken away: a checkpoint is saved before")
+        return True
 
 
 def relay(line: Any, ears: Ears) -> bool:

@@ -45,6 +45,7 @@ class Ports:
         receiver's to copy before it returns. Only rank 0 has one. No metrics: the checkpoint is all there is to tell.
     progress: (step, figures) every few seconds on rank 0, for a person to watch.
     stop_requested: polled at every step on rank 0; when true, all workers save a checkpoint and return.
+    save_requested: likewise; all save a checkpoint and go on.
     keep: (name, content) of a file worth keeping when training fails; returns where it was put.
     patiently: (what is done, action) where an OSError may pass: a full disk.
     seconds_between_checkpoints: no more than these are lost, whatever happens, and a few steps.
@@ -55,6 +56,7 @@ class Ports:
     report: Callable[[dict[str, float], Path | None], None]
     progress: Callable[[int, dict[str, float]], None] = lambda step, figures: None
     stop_requested: Callable[[], bool] = lambda: False
+    save_requested: Callable[[], bool] = lambda: False
     keep: Callable[[str, bytes], str] = lambda name, content: "nowhere"
     patiently: Callable[[str, Callable[[], Any]], Any] = lambda what, action: action()
     seconds_between_checkpoints: float = math.inf
@@ -98,8 +100,9 @@ def fit(network: DGUNet, recipe: Train, ports: Ports, *, device: torch.device, r
         progress.losses += _read_back(pending, progress, recipe, ports)
         if peers.rank() == 0 and watch.due():
             ports.progress(progress.step, watch.figures(progress, recipe))
-        save = not due and watch.seconds_unsaved() > ports.seconds_between_checkpoints
-        stop, save = peers.agreed((ports.stop_requested(), save) if peers.rank() == 0 else None)
+        timely = not due and watch.seconds_unsaved() > ports.seconds_between_checkpoints
+        wishes = (ports.stop_requested(), ports.save_requested() or timely) if peers.rank() == 0 else None
+        stop, save = peers.agreed(wishes)
         if stop or save:  # what was done is saved first, before any validation; no trace of it is left in the history
             _report({}, training, watch, ports)
         if stop:

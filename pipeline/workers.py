@@ -68,6 +68,7 @@ class Worker:
     report: Callable[[dict[str, float], Path | None], None]
     progress: Callable[[int, dict[str, float]], None]
     stop_requested: Callable[[], bool]
+    save_requested: Callable[[], bool]
     keep: Callable[[str, bytes], str]
     patiently: Callable[[str, Callable[[], Any]], Any]
 
@@ -321,6 +322,7 @@ def _worker(config: dict[str, Any]) -> None:
             report=partial(_report, patiently=patiently),
             progress=mouth.progress,
             stop_requested=mouth.stop_requested,
+            save_requested=mouth.save_requested,
             keep=partial(_keep, config["place"]),
             patiently=patiently,
         )

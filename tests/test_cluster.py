@@ -357,6 +357,20 @@ def test_a_driver_asked_to_stop_saves_first_and_leaves_no_process(tmp_path: Path
     assert (tmp_path / "starts").read_text() == f"0 {steps} "
 
 
+def on_nodes(script: str, folder: Path) -> str:
+    """Run a script that starts Ray nodes of its own, and return what it printed."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join((str(TESTS.parent), str(TESTS))),
+        "DGUNET_STORAGE": str(folder / "storage"),
+        "RAY_AUTH_MODE": "disabled",
+    }
+    command = [sys.executable, "-c", textwrap.dedent(script), str(folder)]
+    with started(*command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
+        output, _ = run.communicate()
+    assert run.returncode == 0, output
+    return output
+
+
 def count_together(folder: str, worker: workers.Worker) -> None:
     """Counts with everyone who is there, until there are two again; says how many they were."""
     start = step = int((worker.resume / "step").read_text()) if worker.resume else 0
@@ -403,17 +417,65 @@ ELASTIC = """
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_shrinks_when_a_node_leaves_and_grows_when_one_joins(tmp_path: Path) -> None:
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join((str(TESTS.parent), str(TESTS))),
-        "DGUNET_STORAGE": str(tmp_path / "storage"),
-        "RAY_AUTH_MODE": "disabled",
-    }
-    script = [sys.executable, "-c", textwrap.dedent(ELASTIC), str(tmp_path)]
-    with started(*script, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
-        output, _ = run.communicate()
-    assert run.returncode == 0, output
+    on_nodes(ELASTIC, tmp_path)
     assert (tmp_path / "2-workers-at-0").exists()
     shrunk = [int(path.name.rpartition("-")[2]) for path in tmp_path.glob("1-workers-at-*")]
     grown = [int(path.name.rpartition("-")[2]) for path in tmp_path.glob("2-workers-at-*")]
     assert 3 <= min(shrunk) < max(grown)
     assert int((tmp_path / "out" / "step").read_text()) == max(grown) + 3
+
+
+def work_until_taken_away(folder: str, worker: workers.Worker) -> None:
+    """Saves when it is asked to and works on without an end; once it has started again it is done."""
+    place = Path(folder)
+    checkpoint = worker.resume or place / "made"
+    if not worker.resume:
+        (place / "node").write_text(ray.get_runtime_context().get_node_id())
+        until(worker.save_requested)
+        assert not worker.save_requested()
+        checkpoint.mkdir()
+        (checkpoint / "step").write_text("7")
+    worker.report({"step": 7}, checkpoint)
+    until(lambda: worker.resume)
+
+
+TAKEN_AWAY = """
+    import os, subprocess, sys
+    from concurrent.futures import ThreadPoolExecutor
+    from functools import partial
+    from pathlib import Path
+    from ray.cluster_utils import Cluster
+    from pipeline import cluster, workers
+    from pipeline.line import Ears
+    from conftest import until
+    from test_cluster import work_until_taken_away
+    folder = Path(sys.argv[1])
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    both = [nodes.add_node(num_cpus=1), nodes.add_node(num_cpus=1)]
+    nodes.wait_for_nodes(600)
+    os.environ |= {"RAY_ADDRESS": nodes.address, "DGUNET_WORKERS": "1"}
+    saved = []
+    with cluster.session():
+        work = partial(work_until_taken_away, str(folder))
+        ears = Ears(saved.append, notice=lambda line: print(line, flush=True))
+        run = ThreadPoolExecutor().submit(workers.fit, work, name="spot", into=folder / "out", ears=ears)
+        until(lambda: (folder / "node").exists() and (folder / "node").read_text() or run.done())
+        taken, = (node for node in both if node.node_id == (folder / "node").read_text())
+        notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "sold", "--node-id", taken.node_id]
+        ray = Path(sys.executable).with_name("ray")
+        subprocess.run(
+            [ray, "drain-node", "--address", nodes.address, *notice, "--deadline-remaining-seconds", "500"], check=True
+        )
+        until(lambda: saved or run.done())
+        nodes.remove_node(taken, allow_graceful=False)
+        run.result()
+    nodes.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_node_that_is_to_be_taken_away_has_its_work_saved_before(tmp_path: Path) -> None:
+    output = on_nodes(TAKEN_AWAY, tmp_path)
+    assert "the node of worker 0 is to be taken away: a checkpoint is saved before" in output
+    assert (tmp_path / "out" / "step").read_text() == "7"

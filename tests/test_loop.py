@@ -20,10 +20,11 @@ from conftest import pair, recipe
 
 from dgunet.checkpoint import load_model, read_card
 from dgunet.network import DGUNet, DGUNetConfig
-from pipeline import loader, loop, training
+from pipeline import loader, loop, training, workers
+from pipeline.job import Job
 from pipeline.loop import Ports, TrainingFailed
 from pipeline.params import Train
-from pipeline.shards import Index, Pair, write_index, write_shard
+from pipeline.shards import Index, Pair, read_index, write_index, write_shard
 from pipeline.training import Training, learning_rate
 
 CARD = {"task": "test", "provenance": {"commit": "none", "data": "none"}}
@@ -104,6 +105,31 @@ def test_checkpoints_in_between_change_nothing(shards: Path, tmp_path: Path) -> 
     resumed = trained(shards, settings, Log(tmp_path / "resumed"), resume=parts.checkpoints[3])  # of step 4
     assert all(torch.equal(*pair) for pair in zip(weights(resumed), weights(uninterrupted), strict=True))
     assert training.history(parts.checkpoints[-1]) == training.history(whole.checkpoints[-1])
+
+
+def test_a_checkpoint_that_is_asked_for_changes_nothing_and_comes_before_a_validation(
+    shards: Path, tmp_path: Path
+) -> None:
+    settings = recipe(num_steps=6, validate_every=3)
+    whole, parts = Log(tmp_path / "whole"), Log(tmp_path / "parts")
+    trained(shards, settings, whole)
+    asked = iter([False, True, True, False, False, False])
+    trained(shards, settings, parts, save_requested=lambda: next(asked))
+    assert [line.get("step") for line in parts.lines] == [None, None, 3, 6]
+    assert training.history(parts.checkpoints[-1]) == training.history(whole.checkpoints[-1])
+
+
+def test_a_job_hears_the_wishes_of_its_worker(shards: Path) -> None:
+    lines: list[dict[str, float]] = []
+    stops = iter([False, False, True])
+    worker = workers.Worker(
+        rank=0, num_workers=1, device=CPU, resume=None, report=lambda metrics, folder: lines.append(metrics),
+        progress=lambda step, figures: None, stop_requested=lambda: next(stops), save_requested=lambda: True,
+        keep=lambda name, content: "", patiently=lambda what, action: action(),
+    )  # fmt: skip
+    indices = {split: read_index(shards / split) for split in ("train", "val")}
+    Job(recipe(num_steps=6, validate_every=2), 3, shards, indices, 1)(worker)
+    assert [line.get("step") for line in lines] == [None, None, 2, None]
 
 
 def test_a_stop_when_validation_is_due_saves_first_and_the_next_run_validates(shards: Path, tmp_path: Path) -> None:
