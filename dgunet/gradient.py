@@ -65,16 +65,17 @@ class SensingMatrix(nn.Module):
         super().__init__()
         self.matrix = nn.Parameter(lowest_frequencies(num_measurements))
 
-    def _kernel(self) -> Tensor:
-        return self.matrix.view(-1, 1, BLOCK_SIZE, BLOCK_SIZE)
-
+    # A product of matrices, not the convolution by which the field writes it: that took, with its gradient and in
+    # bfloat16 on a CPU, 216 ms where this takes 0.9 (103 measurements, eight images of 64 x 64).
     def degrade(self, image: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B M h w"]:
         """Φ·image; H and W are multiples of 32."""
-        return functional.conv2d(image, self._kernel(), stride=BLOCK_SIZE)
+        blocks = functional.pixel_unshuffle(image, BLOCK_SIZE)
+        return functional.linear(blocks.permute(0, 2, 3, 1), self.matrix).permute(0, 3, 1, 2)
 
     def adjoint(self, values: Float[Tensor, "B M h w"]) -> Float[Tensor, "B 1 H W"]:
         """Φᵀ·values."""
-        return functional.conv_transpose2d(values, self._kernel(), stride=BLOCK_SIZE)
+        blocks = functional.linear(values.permute(0, 2, 3, 1), self.matrix.T).permute(0, 3, 1, 2)
+        return functional.pixel_shuffle(blocks, BLOCK_SIZE)
 
 
 def lowest_frequencies(count: int) -> Float[Tensor, "{count} 1024"]:
