@@ -115,7 +115,7 @@ def _stages(axes: Any, ink: Ink, evaluation: Evaluation) -> None:
         if math.isfinite(value):
             axes.axhline(value, color=ink.second, linestyle=line, linewidth=1.2, label=label)
     axes.margins(y=0.15)
-    axes.legend()
+    axes.figure.legend(loc="outside lower center", ncols=3)  # inside, the line of the stages may cross it
 
 
 def _gains(axes: Any, ink: Ink, evaluation: Evaluation) -> None:
