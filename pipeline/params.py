@@ -243,7 +243,7 @@ def _is_of_this_stage(process: psutil.Process) -> bool:
 def _follow(started: psutil.Process, dvc: int) -> None:
     with suppress(psutil.NoSuchProcess):
         while started.ppid() == dvc:
-            time.sleep(1)
+            time.sleep(1)  # nobody tells of the death of a process that is no child
     os.kill(os.getpid(), signal.SIGTERM)
 
 

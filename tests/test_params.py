@@ -113,7 +113,7 @@ from pipeline.params import door
 def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
     print("at work", flush=True)
-    time.sleep(100)
+    time.sleep(100)  # told nothing, it ends by itself
 
 door(main)
 """
