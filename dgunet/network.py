@@ -164,6 +164,13 @@ class DGUNet(nn.Module):
                 stage.proximal.end.correct.weight.mul_(INITIAL_CORRECTION)
             self.last.tail.weight.mul_(INITIAL_CORRECTION)
 
+    @classmethod
+    def seeded(cls, config: DGUNetConfig, seed: int) -> "DGUNet":
+        """A new network on the CPU, whose weights are a function of `seed`; global random state stays as it is."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return cls(config)
+
     def stages(self) -> Iterator[Stage | LastStage]:
         """The K stages in the order of their use; a shared one comes up again and again."""
         yield self.first

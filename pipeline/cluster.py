@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -39,7 +40,9 @@ def session(*, dashboard: bool = False) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)} | RAY_SETTINGS
-        passed_on.setdefault("DGUNET_STORAGE", str(STORAGE))  # a copy of the project on a node has its own PROJECT
+        # A copy of the project on a node has its own PROJECT, and after a change of code another.
+        passed_on.setdefault("DGUNET_STORAGE", str(STORAGE))
+        passed_on.setdefault("DGUNET_SHARD_CACHE", f"{tempfile.gettempdir()}/dgunet-shards-{os.getuid()}")
         if "://" not in address:
             passed_on["RAY_ADDRESS"] = address
         runtime = {"working_dir": str(PROJECT), "env_vars": passed_on}

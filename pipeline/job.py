@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline import loader, loop, workers
 from pipeline.params import Train
@@ -32,9 +30,7 @@ class Job:
         """Train as one of the workers."""
         recipe, world = self.recipe, {"rank": worker.rank, "num_workers": worker.num_workers}
         config = DGUNetConfig(image_channels=self.channels, **recipe.network.model_dump())
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            network = DGUNet(config)
+        network = DGUNet.seeded(config, self.seed)
         patches = loader.Patches(
             self.shards / "train", recipe.batch_size, recipe.patch_size, self.seed, recipe.mixup_alpha,
             index=self.indices["train"],
@@ -52,6 +48,6 @@ class Job:
             save_requested=worker.save_requested,
             keep=worker.keep,
             patiently=worker.patiently,
-            seconds_between_checkpoints=60.0 * workers.number("DGUNET_CHECKPOINT_MINUTES", 10),
+            seconds_between_checkpoints=60.0 * workers.number("DGUNET_CHECKPOINT_MINUTES", 10.0),
         )  # fmt: skip
         loop.fit(network, recipe, ports, device=worker.device, resume=worker.resume)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +14,9 @@ import ray.train
 from ray.train.v2._internal.execution.context import get_train_context
 
 from pipeline import record
+
+SECONDS_BETWEEN_QUESTIONS = 0.5
+MOST_SECONDS_TO_ANSWER = 0.1
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,13 @@ class Line:
         self.reports: list[dict[str, float]] = []
         self.notices: list[str] = []
         self.stored = 0
-        self.working = False
+        self.working, self.farewell = False, ""
         self.failure: Exception | None = None
         self.stopping = False
 
-    def progress(self, step: int, figures: dict[str, float]) -> bool:
-        """Keep the latest figures; return whether to stop."""
+    def progress(self, step: int, figures: dict[str, float]) -> None:
+        """Keep the latest figures."""
         self.latest, self.working = (step, figures), True
-        return self.stopping
 
     def report(self, metrics: dict[str, float]) -> None:
         """Take a report whose checkpoint is safe; without metrics there is nothing to pass on."""
@@ -62,10 +66,11 @@ class Line:
         """Learn that a worker has begun."""
         self.working = True
 
-    def leave(self, text: str) -> None:
-        """Learn that the workers are gone, in a line for a person."""
-        self.working = False
-        self.notices.append(text)
+    def leave(self, text: str = "") -> None:
+        """Learn that the workers are gone, in a line for a person; the same again, of the same workers, is no news."""
+        if text and (self.working or text != self.farewell):
+            self.notices.append(text)
+        self.working, self.farewell = False, text or self.farewell
 
     def fail(self, error: Exception) -> None:
         """Take an error that no retry can mend."""
@@ -74,6 +79,10 @@ class Line:
     def stop(self) -> None:
         """Have the workers save and return."""
         self.stopping = True
+
+    def stop_requested(self) -> bool:
+        """Return whether the workers are to save and return."""
+        return self.stopping
 
     def listen(self) -> dict[str, Any]:
         """Return what is new since the last time."""
@@ -103,21 +112,35 @@ class Heard(ray.train.UserCallback):  # type: ignore[misc]
 
 
 class Mouth:
-    """A worker's end of the line; never waits for an answer, only looks whether one has come."""
+    """A worker's end of the line."""
 
     def __init__(self, line: Any) -> None:
-        self.line, self.answer, self.stopping = line, None, False
+        self.line, self.answer, self.asked, self.stopping = line, None, -math.inf, False
         self.preemption: Any = None
 
     def progress(self, step: int, figures: dict[str, float]) -> None:
         """Tell how far training has come."""
-        self.answer = self.line.progress.remote(step, figures)
+        self.line.progress.remote(step, figures)
+
+    def notice(self, text: str) -> None:
+        """Tell a person something."""
+        self.line.notice.remote(text)
 
     def stop_requested(self) -> bool:
-        """Return whether the answer to an earlier word was to stop."""
-        if self.answer is not None and ray.wait([self.answer], timeout=0)[0]:
-            self.stopping, self.answer = ray.get(self.answer), None
+        """Return whether the driver wants the workers to save and return, asking it now and then.
+
+        An answer takes milliseconds and is waited for, so that a worker that asks seldom has a fresh one; not longer
+        than MOST_SECONDS_TO_ANSWER, then it is looked for the next time.
+        """
+        self._hear(0.0)
+        if self.answer is None and time.monotonic() - self.asked >= SECONDS_BETWEEN_QUESTIONS:
+            self.answer, self.asked = self.line.stop_requested.remote(), time.monotonic()
+            self._hear(MOST_SECONDS_TO_ANSWER)
         return self.stopping
+
+    def _hear(self, seconds: float) -> None:
+        if self.answer is not None and ray.wait([self.answer], timeout=seconds)[0]:
+            self.stopping, self.answer = ray.get(self.answer), None
 
     def save_requested(self) -> bool:
         """Return whether Ray has word, not heard before, that nodes of this run are to be taken away."""
@@ -127,7 +150,7 @@ class Mouth:
             return False
         self.preemption = word
         ranks = ", ".join(map(str, word.preempted_ranks))
-        self.line.notice.remote(f"the node of worker {ranks} is to be taken away: a checkpoint is saved before")
+        self.notice(f"the node of worker {ranks} is to be taken away: a checkpoint is saved before")
         return True
 
 
@@ -171,4 +194,4 @@ def _loss(error: Exception) -> str:
         return "waited in vain for another"
     if "Connection" in text:
         return "lost touch with another"
-    return f"failed with {text.strip().splitlines()[-1]}"
+    return f"failed with {(text.strip().splitlines() or [kind])[-1]}"

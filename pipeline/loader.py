@@ -18,11 +18,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
@@ -68,6 +69,7 @@ class Course:
     index: Index
     batch_size: int
     seed: int
+    _orders: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.index.samples < self.batch_size:
@@ -76,7 +78,7 @@ class Course:
                 "lower train.batch_size, or make more pairs (smaller synthesize.stride, more copies, more images)"
             )
 
-    @property
+    @cached_property
     def steps_per_pass(self) -> int:
         """Steps until each sample was seen once (but for a remainder smaller than a batch)."""
         return self.index.samples // self.batch_size
@@ -84,22 +86,23 @@ class Course:
     def at(self, step: int, stream: int) -> tuple[int, int, int]:
         """Return (pass, number of the shard, number of the sample in it) for stream `stream` at `step`."""
         turn, within = divmod(step, self.steps_per_pass)
-        shards, ends = _order(self.index, self.seed, turn)
+        shards, ends = self._order(turn)
         place = stream * self.steps_per_pass + within
         position = int(np.searchsorted(ends, place, side="right"))
         shard = int(shards[position])
         size = self.index.shards[shard].samples
         return turn, shard, int(_shuffle(size, self.seed, turn, shard)[place - (int(ends[position]) - size)])
 
-
-@lru_cache(maxsize=4)
-def _order_cached(sizes: tuple[int, ...], seed: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
-    shards = np.random.default_rng([seed, turn]).permutation(len(sizes))
-    return shards, np.cumsum(np.asarray(sizes)[shards])
-
-
-def _order(index: Index, seed: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
-    return _order_cached(tuple(entry.samples for entry in index.shards), seed, turn)
+    def _order(self, turn: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the shards in the order of a pass, and where each ends; drawn once, as they may be thousands."""
+        order = self._orders.get(turn)
+        if order is None:
+            sizes = np.array([entry.samples for entry in self.index.shards])
+            shards = np.random.default_rng([self.seed, turn]).permutation(len(sizes))
+            order = shards, np.cumsum(sizes[shards])
+            self._orders.clear()
+            self._orders[turn] = order
+        return order
 
 
 @lru_cache(maxsize=1024)
@@ -198,8 +201,13 @@ def batches(
         generator=torch.Generator(),  # DataLoader draws a seed for its processes; not from the global generator
         prefetch_factor=4 if processes else None,
         multiprocessing_context="forkserver" if processes else None,
+        worker_init_fn=_with_one_thread if processes else None,
     )
     return _raised(iter(loader)) if processes else _one_ahead(iter(loader))
+
+
+def _with_one_thread(process: int) -> None:
+    cv2.setNumThreads(1)  # of torch's own DataLoader sees to that
 
 
 class _Told(Dataset[Any]):

@@ -1,6 +1,6 @@
 """The course of a training: steps, validation, checkpoints; told where to report.
 
-The loop knows the world as four callables (`Ports`) and, when torch.distributed is initialised, its other workers.
+The loop knows the world as the callables of `Ports` and, when torch.distributed is initialised, its other workers.
 Whatever is random in training is a function of (seed, step), see `pipeline.loader`; whatever else has a state is in
 the checkpoint. So a run that was interrupted and resumed has the losses of one that was not.
 """
@@ -28,7 +28,9 @@ from pipeline.params import Train
 from pipeline.training import Progress, Training, learning_rate
 
 PROGRESS_SECONDS = 2.0
-STEPS_BETWEEN_SYNCHRONISATIONS = {"cpu": 1, "cuda": 20}  # reading a loss back makes the host wait for the device
+# Reading a loss back makes the host wait for the device, so it looks at its figures, and asks for wishes, now and then.
+MOST_STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 20}
+SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class TrainingFailed(ValueError):
@@ -44,10 +46,11 @@ class Ports:
     report: (metrics, checkpoint folder or None), called by every worker at the same steps; the folder is the
         receiver's to copy before it returns. Only rank 0 has one. No metrics: the checkpoint is all there is to tell.
     progress: (step, figures) every few seconds on rank 0, for a person to watch.
-    stop_requested: polled at every step on rank 0; when true, all workers save a checkpoint and return.
+    stop_requested: asked at every look on rank 0 (each step on a CPU, each second on a GPU); when true, all workers
+        save a checkpoint and return.
     save_requested: likewise; all save a checkpoint and go on.
     keep: (name, content) of a file worth keeping when training fails; returns where it was put.
-    patiently: (what is done, action) where an OSError may pass: a full disk.
+    patiently: (what an OSError means, action) where one may pass: a full disk, a store of shards that is away.
     seconds_between_checkpoints: no more than these are lost, whatever happens, and a few steps.
     """
 
@@ -58,7 +61,7 @@ class Ports:
     stop_requested: Callable[[], bool] = lambda: False
     save_requested: Callable[[], bool] = lambda: False
     keep: Callable[[str, bytes], str] = lambda name, content: "nowhere"
-    patiently: Callable[[str, Callable[[], Any]], Any] = lambda what, action: action()
+    patiently: Callable[[str, Callable[[], Any]], Any] = lambda meaning, action: action()
     seconds_between_checkpoints: float = math.inf
 
 
@@ -71,42 +74,65 @@ class _Step(NamedTuple):
     gradient_norm: Tensor
 
 
-def fit(network: DGUNet, recipe: Train, ports: Ports, *, device: torch.device, resume: Path | None) -> Progress:
-    """Train `network` by `recipe` on `device`, from the start or from the checkpoint folder `resume`.
+def fit(
+    network: DGUNet,
+    recipe: Train,
+    ports: Ports,
+    *,
+    device: torch.device,
+    resume: AbstractContextManager[Path | None],
+) -> Progress:
+    """Train `network` by `recipe` on `device`, from the start or from the checkpoint folder that `resume` holds.
 
     Validates and reports, with a checkpoint, every `recipe.validate_every` steps and at the end; has checkpoints in
     between as `ports` asks. Raises TrainingFailed when more than `recipe.max_skipped_steps` steps in a row had a
     gradient that is not finite, or validation had.
     """
     training = Training(network, recipe, device)
-    if resume is not None:
-        training.load(resume)
+    with resume as folder:
+        if folder is not None:
+            training.load(folder)
     progress = training.progress
     watch = _Watch(progress.step)
     pending: list[_Step] = []
-    batches = ports.batches(progress.step)
-    patience = STEPS_BETWEEN_SYNCHRONISATIONS[device.type]
+    batches = _Batches(ports)
+    next_look = progress.step + 1
     while True:
         if _due(progress, recipe):
             _validated(training, watch, ports)
         if progress.step == recipe.num_steps:
             return progress
         with watch.waiting():
-            batch = next(batches)
-        pending.append(_Step(progress.step, batch.keys, *training.step(batch)))
+            batch = ports.patiently("shards cannot be read", lambda: batches.next(progress.step))
+        pending.append(_Step(progress.step, batch.keys, *_stepped(training, batch)))
         due = _due(progress, recipe)
-        if not due and progress.step % patience:
+        if not due and progress.step < next_look:
             continue
         progress.losses += _read_back(pending, progress, recipe, ports)
         if peers.rank() == 0 and watch.due():
             ports.progress(progress.step, watch.figures(progress, recipe))
         timely = not due and watch.seconds_unsaved() > ports.seconds_between_checkpoints
-        wishes = (ports.stop_requested(), ports.save_requested() or timely) if peers.rank() == 0 else None
-        stop, save = peers.agreed(wishes)
+        wishes = None
+        if peers.rank() == 0:
+            steps = watch.steps_to_next_look(progress.step, MOST_STEPS_BETWEEN_LOOKS[device.type])
+            wishes = ports.stop_requested(), ports.save_requested() or timely, steps
+        stop, save, steps = peers.agreed(wishes)
+        next_look = progress.step + steps
         if stop or save:  # what was done is saved first, before any validation; no trace of it is left in the history
             _report({}, training, watch, ports)
         if stop:
             return progress
+
+
+def _stepped(training: Training, batch: Batch) -> tuple[Tensor, Tensor]:
+    try:
+        return training.step(batch)
+    except torch.OutOfMemoryError as error:
+        raise TrainingFailed(
+            f"step {training.progress.step}: the device has too little memory for it. Raise train.compute.accumulate "
+            "(the same step in parts), set train.compute.recompute_activations: true, or lower train.batch_size or "
+            f"train.patch_size ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _due(progress: Progress, recipe: Train) -> bool:
@@ -154,7 +180,7 @@ def _validated(training: Training, watch: _Watch, ports: Ports) -> None:
     """Validate, add a line to the history, and report it with a checkpoint."""
     progress = training.progress
     figures = watch.figures(progress, training.recipe)
-    val_psnr = training.validate(ports.validation())
+    val_psnr = ports.patiently("shards cannot be read", lambda: training.validate(ports.validation()))
     if math.isnan(val_psnr):
         raise TrainingFailed(
             f"step {progress.step}: what the averaged network makes of the validation pairs is not a number. Lower "
@@ -182,9 +208,27 @@ def _report(metrics: dict[str, Any], training: Training, watch: _Watch, ports: P
         ports.report(metrics, None)
         return
     with tempfile.TemporaryDirectory() as folder:
-        ports.patiently("written", lambda: training.save(Path(folder)))
+        ports.patiently("the checkpoint cannot be written", lambda: training.save(Path(folder)))
         ports.report(metrics, Path(folder))
     watch.saved = time.monotonic()
+
+
+class _Batches:
+    """This worker's batches; after an error they go on at the step that is asked for, as an iterator does not."""
+
+    def __init__(self, ports: Ports) -> None:
+        self.begin = ports.batches
+        self.coming: Iterator[Batch] | None = None
+
+    def next(self, step: int) -> Batch:
+        """Return the batch of `step`; steps are asked for one by one, again where it could not be read."""
+        if self.coming is None:
+            self.coming = self.begin(step)
+        try:
+            return next(self.coming)
+        except OSError:
+            self.coming = None
+            raise
 
 
 class _Watch:
@@ -192,7 +236,8 @@ class _Watch:
 
     def __init__(self, first_step: int) -> None:
         self.first_step, self.shown, self.waited = first_step, 0.0, 0.0
-        self.started = self.saved = time.monotonic()
+        self.started = self.saved = self.looked = time.monotonic()
+        self.looked_at = first_step
 
     def waiting(self) -> AbstractContextManager[None]:
         return _Stopwatch(self)
@@ -203,6 +248,13 @@ class _Watch:
             return False
         self.shown = now
         return True
+
+    def steps_to_next_look(self, step: int, most: int) -> int:
+        """Return how many steps, at the pace since the last look, take SECONDS_BETWEEN_LOOKS, between 1 and `most`."""
+        now = time.monotonic()
+        pace = (step - self.looked_at) / max(now - self.looked, 1e-9)
+        self.looked, self.looked_at = now, step
+        return max(1, min(most, int(pace * SECONDS_BETWEEN_LOOKS)))
 
     def seconds_unsaved(self) -> float:
         return time.monotonic() - self.saved

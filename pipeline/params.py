@@ -240,9 +240,16 @@ def _is_of_this_stage(process: psutil.Process) -> bool:
     return False
 
 
+def _may_be_dvc(process: psutil.Process) -> bool:
+    """Return False for what DVC cannot be: the process that was left its children, where it died before we looked."""
+    with suppress(psutil.AccessDenied):
+        return any(name in Path(process.exe()).name for name in ("python", "pypy", "dvc"))
+    return True
+
+
 def _follow(started: psutil.Process, dvc: int) -> None:
     with suppress(psutil.NoSuchProcess):
-        while started.ppid() == dvc:
+        while started.ppid() == dvc and _may_be_dvc(psutil.Process(dvc)):
             time.sleep(1)  # nobody tells of the death of a process that is no child
     os.kill(os.getpid(), signal.SIGTERM)
 

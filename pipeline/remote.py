@@ -4,9 +4,9 @@ The environment says where: DGUNET_SHARDS is an fsspec URL (s3://bucket/shards),
 folders. A shard is URL/SHA256.tar, so an index, which holds the checksums, finds its shards and is the same wherever
 they lie; a shard is never seen half written; and what two tasks share is stored once.
 
-DGUNET_SHARD_CACHE (default .cache/shards) is a folder on each machine that its processes share; it holds
-DGUNET_SHARD_CACHE_GB (default 20) of the shards last opened. A process that has one open keeps it, even when it leaves
-the cache.
+DGUNET_SHARD_CACHE (default .cache/shards; on a cluster dgunet-shards-UID in each node's temporary folder) is a folder
+on each machine that its processes share; it holds DGUNET_SHARD_CACHE_GB (default 20) of the shards last opened. A
+process that has one open keeps it, even when it leaves the cache.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class NotThere(ValueError):
     """The place can be reached, but a shard is missing or is not the one that its name promises; says where."""
 
 
-class OutOfReach(ValueError):
-    """The place of the shards cannot be reached, after several attempts."""
+class OutOfReach(OSError):
+    """The place of the shards cannot be reached, after several attempts; it may come back."""
 
 
 def in_use() -> bool:
@@ -83,10 +83,18 @@ def open_shard(sha256: str) -> BinaryIO:
     Raises NotThere, OutOfReach.
     """
     folder = Path(os.environ.get(ENV_CACHE) or PROJECT / ".cache" / "shards")
+    most = _cache_bytes()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{sha256}.tar"
     with _turn(folder / f".{sha256[:2]}.lock"):  # processes that want the same shard bring it once
-        return _open_cached(path, sha256) or _bring(path, sha256)
+        return _open_cached(path, sha256) or _bring(path, sha256, most)
+
+
+def _cache_bytes() -> float:
+    try:
+        return float(os.environ.get(ENV_CACHE_GB) or 20) * 1e9
+    except ValueError:
+        raise ValueError(f"{ENV_CACHE_GB} must be a number, not {os.environ[ENV_CACHE_GB]!r}") from None
 
 
 def _open_cached(path: Path, sha256: str) -> BinaryIO | None:
@@ -101,7 +109,7 @@ def _open_cached(path: Path, sha256: str) -> BinaryIO | None:
     return _used(file)
 
 
-def _bring(path: Path, sha256: str) -> BinaryIO:
+def _bring(path: Path, sha256: str, most: float) -> BinaryIO:
     filesystem, place = _place(sha256)
 
     def attempt() -> BinaryIO:
@@ -114,7 +122,7 @@ def _bring(path: Path, sha256: str) -> BinaryIO:
             if _checksum(file) != sha256:
                 file.close()
                 raise NotThere(f"has other content than its name says at {_url(sha256)}")
-            _make_room(path.parent, partial.stat().st_size)
+            _make_room(path.parent, most - partial.stat().st_size)
             partial.replace(path)
             return _used(file)
         except FileNotFoundError:
@@ -131,16 +139,15 @@ def _used(file: BinaryIO) -> BinaryIO:
     return file
 
 
-def _make_room(folder: Path, num_bytes: int) -> None:
-    """Remove what was used longest ago until `num_bytes` more fit; unfinished downloads of others stay."""
-    limit = float(os.environ.get(ENV_CACHE_GB) or 20) * 1e9
+def _make_room(folder: Path, limit: float) -> None:
+    """Remove what was used longest ago until `limit` bytes are left; unfinished downloads of others stay."""
     files = []
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # removed by another process
             stat = path.stat()
             if path.suffix == ".tar" or (path.suffix == ".partial" and stat.st_mtime < time.time() - ABANDONED_SECONDS):
                 files.append((stat.st_mtime_ns, stat.st_size, path))
-    total = num_bytes + sum(size for _, size, _ in files)
+    total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
         if total <= limit:
             return
@@ -173,7 +180,10 @@ def _url(sha256: str) -> str:
 
 
 def _place(sha256: str) -> tuple[Any, str]:
-    filesystem, place = fsspec.core.url_to_fs(_url(sha256))
+    try:
+        filesystem, place = fsspec.core.url_to_fs(_url(sha256))
+    except (ImportError, ValueError) as error:  # a package that is not installed, a protocol that nobody knows
+        raise ValueError(f"{ENV_URL}={os.environ[ENV_URL]}: {error}") from error
     return filesystem, str(place)
 
 

@@ -53,7 +53,7 @@ def main() -> None:
     seed = load_section("seed", int)
     images = chosen(read_manifest(given.manifest), settings)
     recipe = {**read_params()[given.task]["synthesize"], "seed": seed}
-    workshop = (WORKSHOP / fingerprint(recipe, _digest(images), remote.in_use())).resolve()
+    workshop = (WORKSHOP / fingerprint(given.task, recipe, _digest(images), remote.in_use())).resolve()
     by_split = {split: [image for image in images if image.split == split] for split in SPLITS}
     num_pairs = {split: sum(num_tiles(image, settings) for image in by_split[split]) for split in SPLITS}
     names = {

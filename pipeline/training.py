@@ -183,8 +183,10 @@ def learning_rate(step: int, recipe: Train) -> float:
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
-    """Return whether products in bfloat16 are faster there than in float32: GPUs, and CPUs with matrix units (AMX)."""
-    return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    """Return whether products in bfloat16 are faster there than in float32: GPUs since Ampere, CPUs with AMX."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def history(folder: Path) -> list[dict[str, float | int]]:

@@ -15,11 +15,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import ray
@@ -28,9 +28,12 @@ import ray.train.torch
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline import record
+from pipeline import lease, record
 from pipeline.cluster import STORAGE
+from pipeline.group import Trainer
 from pipeline.line import Ears, Heard, Line, Mouth, relay, told
+
+Number = TypeVar("Number", int, float)
 
 POLL_SECONDS = 0.5
 SECONDS_UNTIL_MISSED = 60.0  # a group of workers starts in some ten
@@ -47,24 +50,25 @@ class WorkersLost(OSError):
 
 
 class StorageLost(OSError):
-    """Checkpoints could not be stored for longer than a run waits."""
+    """Checkpoints could not be stored, or shards not be read, for longer than a run waits."""
 
 
 @dataclass(frozen=True)
 class Worker:
     """What one training worker is told: who it is, what to continue from, and whom to tell.
 
+    resume: the folder of the checkpoint to go on from, there while the context is entered: of one in a bucket, a copy.
     report: (metrics, checkpoint folder or None); every worker calls it equally often. It returns when the checkpoint
         is safe in storage.
     progress: (step, figures), never waits. stop_requested: whether to save and return, never waits.
     keep: (name, content) of a file to be kept beside the checkpoints; returns where, or why not.
-    patiently: (what is done, action); an OSError is waited for, as long as DGUNET_PATIENCE says.
+    patiently: (what an OSError means, action); it is waited out, as long as DGUNET_PATIENCE says, and tried again.
     """
 
     rank: int
     num_workers: int
     device: torch.device
-    resume: Path | None
+    resume: AbstractContextManager[Path | None]
     report: Callable[[dict[str, float], Path | None], None]
     progress: Callable[[int, dict[str, float]], None]
     stop_requested: Callable[[], bool]
@@ -87,8 +91,9 @@ class Share:
 
 
 def storage() -> str:
-    """Return where checkpoints of running work live, as DGUNET_STORAGE or the default says."""
-    return os.environ.get("DGUNET_STORAGE", str(STORAGE))
+    """Return where checkpoints of running work live, as DGUNET_STORAGE or the default says: a URL or a whole path."""
+    asked = os.environ.get("DGUNET_STORAGE") or str(STORAGE)
+    return asked.rstrip("/") if "://" in asked else str(Path(asked).absolute())
 
 
 def patience() -> int:
@@ -96,12 +101,14 @@ def patience() -> int:
     return number("DGUNET_PATIENCE", 600)
 
 
-def number(name: str, default: int) -> int:
-    """Return the whole number that the environment gives `name`; ValueError where it is none."""
-    try:
-        return int(os.environ.get(name) or default)
-    except ValueError:
-        raise ValueError(f"{name} must be a whole number, not {os.environ[name]!r}") from None
+def number(name: str, default: Number) -> Number:
+    """Return the number that the environment gives `name`, a whole one if `default` is; ValueError where it is none."""
+    kind = type(default)
+    with suppress(ValueError):
+        if (given := kind(os.environ.get(name) or default)) >= 0:
+            return given
+    what = "whole number" if kind is int else "number"
+    raise ValueError(f"{name} must be a {what}, 0 or more, not {os.environ[name]!r}")
 
 
 def fit(
@@ -123,18 +130,23 @@ def fit(
     share: what the run may use of the cluster; default: all of it, by at most `most_workers`. ValueError if it has no
     room for them.
     """
-    try:
-        record.make_room(f"{storage()}/{name}")
-    except OSError as error:
-        raise _storage_lost(error, 0.0) from error
+    used = share or whole_cluster(_nodes(), most_workers)
+    if share is None and most_workers and (asked := num_workers()[1]) > most_workers:
+        ears.notice(f"{used.at_most} workers, not {asked}: a batch has {most_workers} images (train.batch_size)")
+    with ExitStack() as stack:
+        try:
+            record.make_room(f"{storage()}/{name}")
+            stack.enter_context(lease.held(f"{storage()}/{name}"))
+        except OSError as error:
+            raise _storage_lost(_unkept(), error, 0.0) from error
+        _drive(work, name, into, ears, used)
+
+
+def _drive(work: Callable[[Worker], None], name: str, into: Path, ears: Ears, used: Share) -> None:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     at_hand = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)
     line = at_hand(Line).remote()  # elsewhere it would leave with its node
     outcome: list[ray.train.Result | BaseException] = []
-    used = share or whole_cluster(_nodes(), most_workers)
-    if share is None and most_workers and (asked := num_workers()[1]) > most_workers:
-        ears.notice(f"{used.at_most} workers, not {asked}: a batch has {most_workers} images (train.batch_size)")
-
     with _stop_signals() as stop:
 
         def run() -> None:
@@ -186,39 +198,46 @@ def _run_and_resume(
     DGUNET_MAX_FAILURES since it began, though there were new checkpoints in between. Raises StorageLost, Interrupted,
     and what `run` raises for another reason.
     """
-    pause, failing_since, stored, stored_at_start = 1.0, 0.0, 0, 0
+    pause, failing_since, stored, failures = 1.0, 0.0, 0, 0
     while True:
+        before = ray.get(line.num_reports.remote())
+        stored = max(stored, before)  # the line forgets when it dies
         try:
             if damage := record.mend(f"{storage()}/{name}", must_be_there=stored > 0):
                 line.notice.remote(damage)
-            stored_at_start = ray.get(line.num_reports.remote())
             return run()
-        except ray.train.WorkerGroupError as error:
-            if max_failures() == 0 or ray.get(line.num_reports.remote()) == stored_at_start:
-                raise
-            line.leave.remote(f"{told(error)}; back to the last checkpoint")
-            pause, failing_since = 1.0, 0.0
-        except (OSError, ray.train.ControllerError) as error:
-            cause, now = getattr(error, "controller_failure", error), time.monotonic()
-            if not isinstance(cause, OSError):
-                raise
-            stored, before = max(stored, ray.get(line.num_reports.remote())), stored
-            if not failing_since or stored > before:  # all was well in between
-                pause, failing_since = 1.0, now
-            waited = now - failing_since
-            if waited > patience():
-                raise _storage_lost(cause, waited) from error
-            line.leave.remote(f"{told(error)}; trying again for {patience() - waited:.0f} s")
+        except (OSError, ray.train.TrainingFailedError) as error:
+            went_well = ray.get(line.num_reports.remote()) > before
+            cause = getattr(error, "controller_failure", error)
+            if isinstance(cause, OSError):
+                now = time.monotonic()
+                if not failing_since or went_well:
+                    pause, failing_since = 1.0, now
+                waited = now - failing_since
+                if waited > patience():
+                    raise _storage_lost(_unkept(), cause, waited) from error
+                line.leave.remote(f"{told(error)}; trying again for {patience() - waited:.0f} s")
+            else:
+                failures = 0 if went_well else failures + 1
+                most = 0 if isinstance(error, ray.train.WorkerGroupError) else max_failures()  # those Ray has counted
+                if failures > most or max_failures() == 0:
+                    raise
+                line.leave.remote(f"{told(error)}; back to the last checkpoint")
+                pause, failing_since = 1.0, 0.0
         if stop.wait(pause):
             raise Interrupted  # all that could be saved is
         pause = min(2 * pause, MOST_SECONDS_BETWEEN_TRIES)
 
 
-def _storage_lost(error: OSError, waited: float) -> StorageLost:
+def _storage_lost(meaning: str, error: OSError, waited: float) -> StorageLost:
     return StorageLost(
-        f"checkpoints cannot be kept in {storage()}, tried for {waited:.0f} s: {error}. What was done up to the last "
-        "one is kept: the same command goes on from there. DGUNET_STORAGE names another place"
+        f"{meaning}, tried for {waited:.0f} s: {error}. What was done up to the last checkpoint is kept: the same "
+        "command goes on from there"
     )
+
+
+def _unkept() -> str:
+    return f"checkpoints cannot be kept in {storage()} (DGUNET_STORAGE names another place)"
 
 
 def forget(name: str) -> None:
@@ -252,11 +271,11 @@ def whole_cluster(nodes: Sequence[Mapping[str, float]], most_workers: int | None
     """Return all that one run can use of `nodes`, each given by its resources; ValueError if its workers do not fit."""
     least, most = (min(asked, most_workers or asked) for asked in num_workers())
     total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
-    gpus, asked = 1.0 if total["GPU"] else 0.0, number("DGUNET_CPUS_PER_WORKER", 0)
+    gpus, asked = 1.0 if total["GPU"] else 0.0, number("DGUNET_CPUS_PER_WORKER", 0.0)
     # Of a GPU that is not used the CPUs are not either: with them a node would hold fewer workers than it has GPUs.
     whole = range(max(1, int(total["CPU"] // max(most, total["GPU"]))), 0, -1)
-    for cpus in [asked] if asked else [*whole, 1 / 2, 1 / 4, 1 / 8]:  # fewer where nodes are cut up badly
-        share = Share(least, float(cpus), gpus, at_most=most)
+    for cpus in [asked] if asked else [*map(float, whole), 1 / 2, 1 / 4, 1 / 8]:  # fewer where nodes are cut up badly
+        share = Share(least, cpus, gpus, at_most=most)
         if places(share, nodes) >= least:
             return share
     raise ValueError(
@@ -277,11 +296,12 @@ def _nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _trainer(work: Callable[[Worker], None], name: str, line: Any, share: Share) -> ray.train.torch.TorchTrainer:
+def _trainer(work: Callable[[Worker], None], name: str, line: Any, share: Share) -> Trainer:
     use_gpu, elastic = share.gpus > 0, share.at_most > share.num_workers
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience())
-    return ray.train.torch.TorchTrainer(
-        _worker,
+    return Trainer(
+        line,
+        train_loop_per_worker=_worker,
         train_loop_config={
             "work": work,
             "line": line,
@@ -311,37 +331,42 @@ def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     context, line = ray.train.get_context(), config["line"]
     line.enter.remote()
-    patiently = partial(_patiently, line, config["patience"])
     mouth = Mouth(line)
-    with ExitStack() as stack:
-        worker = Worker(
-            rank=context.get_world_rank(),
-            num_workers=context.get_world_size(),
-            device=ray.train.torch.get_device(),
-            resume=patiently("read", partial(_last_checkpoint, stack)),
-            report=partial(_report, patiently=patiently),
-            progress=mouth.progress,
-            stop_requested=mouth.stop_requested,
-            save_requested=mouth.save_requested,
-            keep=partial(_keep, config["place"]),
-            patiently=patiently,
-        )
-        try:
-            config["work"](worker)
-        except (ValueError, StorageLost) as error:
-            ray.get(line.fail.remote(error))
-            raise
+    patiently = partial(_patiently, mouth, config["patience"])
+    worker = Worker(
+        rank=context.get_world_rank(),
+        num_workers=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+        resume=_last_checkpoint(patiently),
+        report=partial(_report, patiently=patiently),
+        progress=mouth.progress,
+        stop_requested=mouth.stop_requested,
+        save_requested=mouth.save_requested,
+        keep=partial(_keep, config["place"]),
+        patiently=patiently,
+    )
+    try:
+        config["work"](worker)
+    except (ValueError, StorageLost) as error:
+        ray.get(line.fail.remote(error))
+        raise
 
 
-def _last_checkpoint(stack: ExitStack) -> Path | None:
-    """Return the folder of the checkpoint to go on from; it stays until `stack` is closed."""
+@contextmanager
+def _last_checkpoint(patiently: Callable[..., Any]) -> Iterator[Path | None]:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return None
-    folder = Path(stack.enter_context(checkpoint.as_directory()))
-    if not any(folder.iterdir()):  # which raises an OSError itself where a folder is gone
-        raise FileNotFoundError(f"{folder} is empty")
-    return folder
+        yield None
+        return
+    with ExitStack() as stack:
+
+        def fetch() -> Path:
+            folder = Path(stack.enter_context(checkpoint.as_directory()))
+            if not any(folder.iterdir()):  # which raises an OSError itself where a folder is gone
+                raise FileNotFoundError(f"{folder} is empty")
+            return folder
+
+        yield patiently("the checkpoint cannot be read", fetch)
 
 
 def _keep(place: str, name: str, content: bytes) -> str:
@@ -356,14 +381,26 @@ def _keep(place: str, name: str, content: bytes) -> str:
 
 def _report(metrics: dict[str, float], folder: Path | None, *, patiently: Callable[..., Any]) -> None:
     if folder:
-        patiently("written", lambda: record.seal(folder))
+        patiently("the checkpoint cannot be written", lambda: record.seal(folder))
     checkpoint = ray.train.Checkpoint.from_directory(folder) if folder else None
-    ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_fn=partial(_upload, patiently))
+    lost: list[StorageLost] = []
+
+    def upload(checkpoint: Any, name: str) -> Any:
+        try:
+            return _upload(checkpoint, name, patiently)
+        except StorageLost as error:
+            lost.append(error)
+            raise RuntimeError("given up") from None  # Ray tries again what it knows by its words: time-outs of S3
+
+    try:
+        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_fn=upload)
+    except RuntimeError as error:
+        raise (lost[0] if lost else error) from None
     # report() returns before the controller has committed it; a worker killed then would lose two checkpoints.
     ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
 
 
-def _upload(patiently: Callable[[str, Callable[[], Any]], Any], checkpoint: Any, name: str) -> Any:
+def _upload(checkpoint: Any, name: str, patiently: Callable[..., Any]) -> Any:
     place = ray.train.get_context().get_storage()
 
     def persist() -> Any:
@@ -372,20 +409,20 @@ def _upload(patiently: Callable[[str, Callable[[], Any]], Any], checkpoint: Any,
         except RuntimeError as error:  # so Ray says that its mark in the storage is not there
             raise OSError(f"there is no {place.experiment_fs_path}") from error
 
-    return patiently("stored", persist)
+    return patiently(f"the checkpoint cannot be stored in {place.experiment_fs_path}", persist)
 
 
-def _patiently(line: Any, patience: float, what: str, action: Callable[[], Any]) -> Any:
-    """Do something to the storage; try again, ever less often, while it is full or away."""
+def _patiently(mouth: Mouth, patience: float, meaning: str, action: Callable[[], Any]) -> Any:
+    """Do something to a storage; try again, ever less often, while it is full or away and nobody wants to leave."""
     started, pause = time.monotonic(), 1.0
     while True:
         try:
             return action()
         except OSError as error:
             waited = time.monotonic() - started
-            if waited > patience:
-                raise _storage_lost(error, waited) from error
-            line.notice.remote(f"the checkpoint cannot be {what}, trying again for {patience - waited:.0f} s: {error}")
+            if waited > patience or mouth.stop_requested():
+                raise _storage_lost(meaning, error, waited) from error
+            mouth.notice(f"{meaning}, trying again for {patience - waited:.0f} s: {error}")
         time.sleep(pause)
         pause = min(2 * pause, MOST_SECONDS_BETWEEN_TRIES)
 

@@ -20,7 +20,7 @@ import ray
 from conftest import command, started, until
 
 from pipeline import cluster, record, workers
-from pipeline.line import Ears, Line
+from pipeline.line import Ears, Line, Mouth, losses
 from pipeline.record import RECORD
 
 TESTS = Path(__file__).parent
@@ -74,10 +74,16 @@ def test_the_error_of_a_task_is_raised_as_it_was(storage: Path) -> None:
     assert str(error.value) == "no square of 7"  # and not Ray's traceback
 
 
+def step_of(worker: workers.Worker) -> int:
+    """The step that the worker is to go on from."""
+    with worker.resume as folder:
+        return int((folder / "step").read_text()) if folder else 0
+
+
 def count(last: int, folder: str, worker: workers.Worker) -> None:
     """Counts to `last`, a checkpoint each; a file in `folder` says what befalls it on the way."""
     wounds = Path(folder)
-    step = int((worker.resume / "step").read_text()) if worker.resume else 0
+    step = step_of(worker)
     with (wounds / "starts").open("a") as file:
         file.write(f"{step} ")
     while step < last:
@@ -235,8 +241,8 @@ def test_a_storage_that_cannot_be_written_is_told_before_anything_starts(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("DGUNET_STORAGE", str(tmp_path / "file" / "storage"))
-    with pytest.raises(workers.StorageLost, match=r"Not a directory.*DGUNET_STORAGE"):
-        workers.fit(partial(count, 8, "", str(tmp_path)), name="nowhere", into=tmp_path / "out", ears=Ears())
+    with pytest.raises(workers.StorageLost, match=r"DGUNET_STORAGE.*Not a directory"):
+        workers.fit(partial(count, 8, str(tmp_path)), name="nowhere", into=tmp_path / "out", ears=Ears())
 
 
 def test_a_storage_that_stays_away_is_given_up_and_the_wait_ends_when_asked_to_stop(
@@ -252,8 +258,79 @@ def test_a_storage_that_stays_away_is_given_up_and_the_wait_ends_when_asked_to_s
         workers._run_and_resume(run, "gone", line, stop)
     assert ray.get(line.listen.remote())["notices"][0] == "storage: the storage is gone; trying again for 600 s"
     monkeypatch.setenv("DGUNET_PATIENCE", "0")
-    with pytest.raises(workers.StorageLost, match=r"the storage is gone.*DGUNET_STORAGE"):
+    with pytest.raises(workers.StorageLost, match=r"DGUNET_STORAGE.*the storage is gone"):
         workers._run_and_resume(run, "gone", line, threading.Event())
+
+
+def test_a_run_is_not_begun_anew_where_its_checkpoints_have_gone(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DGUNET_PATIENCE", "0")
+    line, runs = ray.remote(num_cpus=0)(Line).remote(), []
+
+    def run() -> Any:
+        runs.append(1)
+        ray.get(line.report.remote({"step": 1}))
+        raise ray.train.WorkerGroupError("lost", {0: RuntimeError("lost")})
+
+    with pytest.raises(workers.StorageLost, match="the checkpoints are gone from"):
+        workers._run_and_resume(run, "gone", line, threading.Event())
+    assert runs == [1]
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_a_run_that_ray_cannot_start_is_tried_again_as_often_as_losses_are_survived(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setenv("DGUNET_MAX_FAILURES", str(most))
+    line, runs = ray.remote(num_cpus=0)(Line).remote(), []
+
+    def run() -> Any:
+        runs.append(1)
+        raise ray.train.ControllerError(RuntimeError("the address is in use"))
+
+    with pytest.raises(ray.train.ControllerError, match="in use"):
+        workers._run_and_resume(run, "unstartable", line, threading.Event())
+    assert len(runs) == 1 + most
+    told = "the run failed with the address is in use; back to the last checkpoint"
+    assert ray.get(line.listen.remote())["notices"] == [told][:most], "the same is told once"
+
+
+def test_a_wish_to_stop_is_heard_however_seldom_a_worker_looks(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.line.SECONDS_BETWEEN_QUESTIONS", 0.0)
+    monkeypatch.setattr("pipeline.line.MOST_SECONDS_TO_ANSWER", 60.0)
+    line = ray.remote(num_cpus=0)(Line).remote()
+    mouth = Mouth(line)
+    mouth.progress(1, {})
+    assert not mouth.stop_requested()
+    ray.get(line.stop.remote())
+    mouth.progress(2, {})
+    assert mouth.stop_requested()
+
+
+def test_a_farewell_is_told_once_of_the_same_workers() -> None:
+    line = Line()
+    for _ in range(2):
+        line.enter()
+        for _ in range(3):
+            line.leave("worker 0 died")
+        line.leave()
+    assert line.listen()["notices"] == ["worker 0 died"] * 2
+    assert not line.listen()["working"]
+
+
+def test_an_error_without_words_is_told_by_its_name() -> None:
+    assert losses({0: EOFError(), 1: EOFError()}) == "worker 0, 1 failed with EOFError"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("s3://bucket/runs/", "s3://bucket/runs"), ("runs", str(Path("runs").absolute()))]
+)
+def test_a_storage_is_a_url_without_a_slash_or_a_whole_path(
+    monkeypatch: pytest.MonkeyPatch, given: str, meant: str
+) -> None:
+    monkeypatch.setenv("DGUNET_STORAGE", given)
+    assert workers.storage() == meant
 
 
 def test_losses_too_many_are_told_in_a_line(storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +450,7 @@ def on_nodes(script: str, folder: Path) -> str:
 
 def count_together(folder: str, worker: workers.Worker) -> None:
     """Counts with everyone who is there, until there are two again; says how many they were."""
-    start = step = int((worker.resume / "step").read_text()) if worker.resume else 0
+    start = step = step_of(worker)
     (Path(folder) / f"{worker.num_workers}-workers-at-{start}").touch()
     while not (worker.num_workers == 2 and start > 0 and step >= start + 3):
         step += 1
@@ -428,15 +505,15 @@ def test_a_run_shrinks_when_a_node_leaves_and_grows_when_one_joins(tmp_path: Pat
 def work_until_taken_away(folder: str, worker: workers.Worker) -> None:
     """Saves when it is asked to and works on without an end; once it has started again it is done."""
     place = Path(folder)
-    checkpoint = worker.resume or place / "made"
-    if not worker.resume:
+    checkpoint = place / "made"
+    if begun_anew := not step_of(worker):
         (place / "node").write_text(ray.get_runtime_context().get_node_id())
         until(worker.save_requested)
         assert not worker.save_requested()
         checkpoint.mkdir()
         (checkpoint / "step").write_text("7")
     worker.report({"step": 7}, checkpoint)
-    until(lambda: worker.resume)
+    until(lambda: not begun_anew)
 
 
 TAKEN_AWAY = """

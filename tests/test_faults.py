@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import ray.train.torch
 import torch
 import torch.distributed as dist
 from conftest import S3Server, SmallDisk, command, recipe, until
+from test_cluster import step_of
 
 from pipeline import cluster, training, workers
 from pipeline.job import Job
@@ -44,7 +47,7 @@ def add_up(last: int, folder: str, worker: workers.Worker) -> None:
     3.stop.1: worker 1 hangs at step 3. 3.wait: the file is waited for to go before step 3 is reported.
     """
     wounds = Path(folder)
-    step = int((worker.resume / "step").read_text()) if worker.resume else 0
+    step = step_of(worker)
     if worker.rank == 0:
         with (wounds / "starts").open("a") as file:
             file.write(f"{step} ")
@@ -73,6 +76,7 @@ def run(
     *,
     on_report: Callable[[int], None] = lambda step: None,
     on_notice: Callable[[str], None] = lambda line: None,
+    cpus: float = 0.5,
 ) -> tuple[list[int], list[str]]:
     """Run `work`; return the steps that were reported, and the notices.
 
@@ -89,7 +93,7 @@ def run(
         notices.append(line)
         on_notice(line)
 
-    share = workers.Share(num_workers, 0.5, 0.0)
+    share = workers.Share(num_workers, cpus, 0.0)
     with cluster.session():
         workers.fit(work, name=name, into=folder / "out", ears=Ears(report, notice=note), share=share)
     return heard, notices
@@ -111,6 +115,60 @@ def test_a_worker_that_hangs_is_started_again(storage: Path, tmp_path: Path, mon
     assert not (tmp_path / "3.stop.1").exists()
     assert heard == [1, 2, 3, 4, 5]
     assert (tmp_path / "starts").read_text() == "0 2 "
+
+
+@dataclasses.dataclass
+class Deadly(ray.train.torch.TorchConfig):
+    """TorchConfig, but as long as the file `wound` is there a worker dies of it while they are joined."""
+
+    wound: str = ""
+
+    @property
+    def backend_cls(self) -> Any:
+        return DeadlyBackend
+
+
+class DeadlyBackend(ray.train.torch.TorchConfig().backend_cls):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: Deadly) -> None:
+        if Path(backend_config.wound).exists():
+            Path(backend_config.wound).unlink()
+            worker_group.execute_single(0, die)
+        super().on_start(worker_group, backend_config)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_as_its_group_starts_leaves_its_room_to_the_next(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray.train.torch, "TorchConfig", partial(Deadly, wound=str(tmp_path / "wound")))
+    (tmp_path / "wound").touch()
+    everything = float(os.cpu_count() or 1)
+    heard, notices = run(partial(add_up, 3, str(tmp_path)), tmp_path, "dies", 1, cpus=everything)
+    assert not (tmp_path / "wound").exists()
+    assert notices == ["workers died as they started; trying again"]
+    assert heard == [1, 2, 3]
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "bytes, the index says": lambda shard: os.truncate(shard, shard.stat().st_size - 1),
+    "another checksum": lambda shard: shard.write_bytes(shard.read_bytes().replace(b"pair0008", b"pair0009")),
+    "is missing": Path.unlink,
+}
+
+
+@pytest.mark.usefixtures("storage")
+@pytest.mark.parametrize("told", DAMAGES)
+def test_training_ends_at_a_damaged_shard_and_names_it(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    monkeypatch.setenv("DGUNET_LOADER_PROCESSES", "0" if told == "is missing" else "2")
+    indices = {split: read_index(shards / split) for split in ("train", "val")}
+    DAMAGES[told](shards / "train" / "000001.tar")
+    with pytest.raises(ValueError, match=rf"train/000001\.tar .*{told}.*run `dvc checkout` or `dvc repro`"):
+        run(Job(recipe(num_steps=20), 3, shards, indices, 1), tmp_path, "damaged", 2)
 
 
 def test_training_waits_for_a_full_storage(storage: Path, small_disk: SmallDisk, tmp_path: Path) -> None:
@@ -228,7 +286,9 @@ def mortal(job: Job, folder: str, worker: workers.Worker) -> None:
         worker.report(metrics, checkpoint)
 
     (Path(folder) / f"life{os.getpid()}").touch()
-    job(dataclasses.replace(worker, report=report))
+    with worker.resume as checkpoint, (Path(folder) / "lives").open("a") as lives:
+        lives.write(f"{training.history(checkpoint)[-1]['step'] if checkpoint else 0} ")
+    job(dataclasses.replace(worker, report=report, resume=contextlib.nullcontext(checkpoint)))
 
 
 def kill(folder: Path, enough: threading.Event) -> None:
@@ -272,4 +332,7 @@ def test_a_run_killed_twenty_times_ends_where_one_ends_that_was_left_alone(
     assert heard == list(range(10, 1501, 10))
     ours, theirs = (torch.load(tmp_path / name / training.STATE, weights_only=True) for name in ("out", "alone"))
     assert ours["progress"] == theirs["progress"]
-    assert all(torch.equal(ours["network"][name], tensor) for name, tensor in theirs["network"].items())
+    for network in ("network", "averaged", "best"):
+        assert all(torch.equal(ours[network][name], tensor) for name, tensor in theirs[network].items())
+    begun = {int(step) for step in (tmp_path / "lives").read_text().split()}
+    assert len(begun) >= 5, f"the kills are spread over the training; lives began at {sorted(begun)}"

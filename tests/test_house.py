@@ -74,7 +74,7 @@ def test_doors_do_not_import_each_other(graph: grimp.ImportGraph) -> None:
 @pytest.mark.parametrize(
     ("system", "rooms"),
     [
-        ("ray", {"pipeline.cluster", "pipeline.line", "pipeline.record", "pipeline.workers", "pipeline.search"}),
+        ("ray", {f"pipeline.{room}" for room in ("cluster", "group", "line", "record", "workers", "search")}),
         ("webdataset", {"pipeline.shards"}),
         ("mlflow", {"pipeline.tracking", "pipeline.registry", "pipeline.served", "pipeline.trials", "dgunet.hub"}),
         ("dvc", set()),

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -227,6 +228,19 @@ def test_global_random_states_are_left_alone(shards: Path) -> None:
     keys(shards / "train", 0, 1, 0, 3)
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+class Threads(Patches):
+    """Says in place of its key how many threads OpenCV would use."""
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
+        return (*super().__getitem__(place)[:2], str(cv2.getNumThreads()))
+
+
+def test_a_loader_process_keeps_to_one_core(shards: Path) -> None:
+    world = {"rank": 0, "num_workers": 1, "first_step": 0, "num_steps": 1, "pin_memory": False}
+    (batch,) = batches(Threads(shards / "train", 4, 16, seed=1), processes=1, **world)
+    assert list(batch.keys) == ["1"] * 4
 
 
 def mixed(folder: Path, rank: int = 0, num_workers: int = 1, seed: int = 1) -> list[Batch]:

@@ -7,18 +7,21 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from conftest import pair, recipe
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgunet.checkpoint import load_model, read_card
+from dgunet.losses import LossKind
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline import loader, loop, training, workers
 from pipeline.job import Job
@@ -45,9 +48,7 @@ class Log:
 
 
 def network(settings: Train) -> DGUNet:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return DGUNet(DGUNetConfig(image_channels=3, **settings.network.model_dump()))
+    return DGUNet.seeded(DGUNetConfig(image_channels=3, **settings.network.model_dump()), 1)
 
 
 def ports(shards: Path, settings: Train, log: Log, **others: Any) -> Ports:
@@ -65,7 +66,7 @@ def ports(shards: Path, settings: Train, log: Log, **others: Any) -> Ports:
 
 def trained(shards: Path, settings: Train, log: Log, resume: Path | None = None, **others: Any) -> DGUNet:
     net = network(settings)
-    loop.fit(net, settings, ports(shards, settings, log, **others), device=CPU, resume=resume)
+    loop.fit(net, settings, ports(shards, settings, log, **others), device=CPU, resume=nullcontext(resume))
     return net
 
 
@@ -123,7 +124,7 @@ def test_a_job_hears_the_wishes_of_its_worker(shards: Path) -> None:
     lines: list[dict[str, float]] = []
     stops = iter([False, False, True])
     worker = workers.Worker(
-        rank=0, num_workers=1, device=CPU, resume=None, report=lambda metrics, folder: lines.append(metrics),
+        rank=0, num_workers=1, device=CPU, resume=nullcontext(), report=lambda metrics, folder: lines.append(metrics),
         progress=lambda step, figures: None, stop_requested=lambda: next(stops), save_requested=lambda: True,
         keep=lambda name, content: "", patiently=lambda what, action: action(),
     )  # fmt: skip
@@ -177,8 +178,112 @@ def test_a_checkpoint_that_cannot_be_written_is_left_to_who_waits(
     monkeypatch.setattr(Training, "save", fails_twice)
     log = Log(tmp_path / "log")
     trained(shards, recipe(num_steps=3, validate_every=3), log, patiently=patiently)
-    assert waited == ["written", "written"]
+    assert waited == ["the checkpoint cannot be written"] * 2
     assert len(log.checkpoints) == 1
+
+
+def test_shards_that_are_away_for_a_while_change_nothing(shards: Path, tmp_path: Path) -> None:
+    settings, waited = recipe(num_steps=6, validate_every=3), []
+    whole, parts = Log(tmp_path / "whole"), Log(tmp_path / "parts")
+    uninterrupted = trained(shards, settings, whole)
+    given = ports(shards, settings, parts)
+    away = {"batch": 2, "validation": 1}  # attempts
+
+    def batches(first_step: int) -> Iterator[loader.Batch]:
+        for step, batch in enumerate(given.batches(first_step), first_step):
+            if step == 4 and away["batch"]:
+                away["batch"] -= 1
+                raise OSError("the shards are away")
+            yield batch
+
+    def validation() -> Iterator[loader.LoadedPair]:
+        pairs = given.validation()
+        yield next(pairs)
+        if away["validation"]:
+            away["validation"] -= 1
+            raise OSError("the shards are away")
+        yield from pairs
+
+    def patiently(meaning: str, action: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return action()
+            except OSError:
+                waited.append(meaning)
+
+    net = network(settings)
+    given = replace(given, patiently=patiently)
+    told = replace(given, batches=batches, validation=validation)
+    loop.fit(net, settings, told, device=CPU, resume=nullcontext())
+    assert waited == ["shards cannot be read"] * 3
+    assert all(torch.equal(*pair) for pair in zip(weights(net), weights(uninterrupted), strict=True))
+    assert training.history(parts.checkpoints[-1]) == training.history(whole.checkpoints[-1])
+
+
+def test_a_checkpoint_is_let_go_when_it_is_loaded(shards: Path, tmp_path: Path) -> None:
+    settings, log, gone = recipe(num_steps=6, validate_every=3), Log(tmp_path / "log"), []
+    trained(shards, settings, log)
+
+    @contextmanager
+    def fetched() -> Iterator[Path]:
+        yield log.checkpoints[0]
+        gone.append(True)
+
+    told = ports(shards, settings, Log(tmp_path / "again"), progress=lambda step, figures: gone.append(False))
+    loop.fit(network(settings), settings, told, device=CPU, resume=fetched())
+    assert gone[0] is True
+
+
+def test_the_host_looks_at_its_figures_about_every_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    watch = loop._Watch(first_step=5)
+    for steps, seconds, expected in ((1, 0.3, 3), (3, 0.125, 20), (20, 2.0, 10), (10, 60.0, 1), (1, 0.0, 20)):
+        now[0] += seconds
+        watch_step = watch.looked_at + steps
+        assert watch.steps_to_next_look(watch_step, most=20) == expected
+    assert watch.steps_to_next_look(watch.looked_at + 1, most=1) == 1
+
+
+def test_a_device_with_too_little_memory_is_told_with_what_helps(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: Training, batch: loader.Batch) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand pages more")
+
+    monkeypatch.setattr(Training, "step", step)
+    with pytest.raises(TrainingFailed, match=r"step 0: .*train.compute.accumulate.* 2 GiB\)$"):
+        trained(shards, recipe(), Log(tmp_path))
+
+
+class NothingReadBack(TorchDispatchMode):
+    """Refuses what depends on the content of a tensor: on a GPU the host would wait for it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("loss", get_args(LossKind))
+@pytest.mark.parametrize("ratio", [None, 25])
+@pytest.mark.parametrize("compute", [{}, {"precision": "bfloat16"}, {"accumulate": 2}, {"recompute_activations": True}])
+def test_a_step_reads_nothing_back(loss: str, ratio: int | None, compute: dict[str, Any]) -> None:
+    settings = recipe(loss=loss, compute=COMPUTE | compute)
+    sizes = settings.network.model_dump() | {"sensing_ratio_percent": ratio}
+    net = DGUNet.seeded(DGUNetConfig(image_channels=1 if ratio else 3, **sizes), 0)
+    clean = torch.rand(4, net.config.image_channels, 32, 32, generator=torch.Generator().manual_seed(0))
+    made, batch = Training(net, settings, CPU), loader.Batch(clean, clean / 2, ["a"] * 4)
+    with NothingReadBack():
+        for _ in range(2):
+            figures = made.step(batch)
+        with pytest.raises(AssertionError, match="_local_scalar_dense"):
+            float(figures[0])
+
+
+@pytest.mark.parametrize("has_units", [False, True])
+def test_bfloat16_is_for_gpus_that_have_units_for_it(monkeypatch: pytest.MonkeyPatch, has_units: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or has_units)
+    assert training.has_bfloat16_units(torch.device("cuda")) == has_units
 
 
 def test_equal_runs_have_equal_checkpoints_and_another_seed_has_not(shards: Path, tmp_path: Path) -> None:
@@ -252,7 +357,7 @@ def poisoned(shards: Path, settings: Train, log: Log, steps: set[int]) -> Ports:
 def test_a_step_that_is_not_finite_is_skipped_and_counted(shards: Path, tmp_path: Path) -> None:
     settings, log = recipe(num_steps=8, validate_every=8), Log(tmp_path / "log")
     net = network(settings)
-    loop.fit(net, settings, poisoned(shards, settings, log, {3}), device=CPU, resume=None)
+    loop.fit(net, settings, poisoned(shards, settings, log, {3}), device=CPU, resume=nullcontext())
     assert log.lines[-1]["skipped_steps"] == 1
     assert math.isfinite(log.lines[-1]["loss"])
     assert all(torch.isfinite(tensor).all() for tensor in weights(net))
@@ -281,7 +386,7 @@ def test_steps_that_stay_not_finite_stop_with_step_and_keys(shards: Path, tmp_pa
 
     with pytest.raises(TrainingFailed, match=r"step 3: .*2 steps in a row.*pair00") as failure:
         net = network(settings)
-        loop.fit(net, settings, replace(given, keep=keep), device=CPU, resume=None)
+        loop.fit(net, settings, replace(given, keep=keep), device=CPU, resume=nullcontext())
     assert str(failure.value).count("pair00") == settings.batch_size
     assert kept[0][0] == "batch-of-step-3-worker-0.pt"
     batch = torch.load(io.BytesIO(kept[0][1]), weights_only=True)
@@ -366,7 +471,7 @@ def _as_worker(rank: int, num_workers: int, shards: str, out: str, resume: str |
         validation=lambda: loader.pairs(Path(shards) / "val", rank, num_workers),
         report=lambda metrics, folder: lines.append(metrics),
     )
-    loop.fit(network(settings), settings, given, device=CPU, resume=Path(resume) if resume else None)
+    loop.fit(network(settings), settings, given, device=CPU, resume=nullcontext(resume and Path(resume)))
     if rank == 0:
         torch.save([(line["loss"], line["val_psnr"]) for line in lines], f"{out}/losses{num_workers}.pt")
     dist.destroy_process_group()

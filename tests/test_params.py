@@ -1,15 +1,19 @@
 """params.yaml: every mistake is told with its place, all at once, and nothing is guessed."""
 
 import copy
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from conftest import PROJECT, small_params, started
 
+from pipeline import params
 from pipeline.mirror import check
 from pipeline.params import ParamsError, Promote, Synthesize, Train, load_section
 from pipeline.sources import Prepare
@@ -117,6 +121,15 @@ def main():
 
 door(main)
 """
+
+
+def test_a_stage_that_was_left_to_a_process_that_is_no_dvc_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    with started("sleep", "60") as heir, monkeypatch.context() as patched:
+        patched.setattr(os, "kill", lambda *call: told.append(call))
+        patched.setattr(psutil.Process, "ppid", lambda self: heir.pid)
+        params._follow(psutil.Process(), heir.pid)
+    assert told == [(os.getpid(), signal.SIGTERM)]
 
 
 @pytest.mark.parametrize("command", ['exec "$0" "$@"', '"$0" "$@"; true'], ids=["replaced", "waiting"])

@@ -189,11 +189,31 @@ def test_many_at_once_bring_a_shard_once(
     index = moved_away(tmp_path / "s", [4, 4])
     brought: list[str] = []
     original = remote._bring
-    monkeypatch.setattr(remote, "_bring", lambda path, sha256: brought.append(sha256) or original(path, sha256))
+    monkeypatch.setattr(
+        remote, "_bring", lambda path, sha256, most: brought.append(sha256) or original(path, sha256, most)
+    )
     with ThreadPoolExecutor(8) as pool:
         shards = list(pool.map(lambda n: Shard(tmp_path / "s", index.shards[n % 2]), range(16)))
     assert [shard[0].key for shard in shards] == ["pair0000", "pair0004"] * 8
     assert sorted(brought) == sorted(entry.sha256 for entry in index.shards)
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("slip", "told"),
+    [
+        ("DGUNET_SHARD_CACHE_GB=20 GB", "DGUNET_SHARD_CACHE_GB must be a number, not '20 GB'"),
+        ("DGUNET_SHARDS=nowhere://here", "DGUNET_SHARDS=nowhere://here: Protocol not known: nowhere"),
+        ("DGUNET_SHARDS=gs://bucket", "DGUNET_SHARDS=gs://bucket: .*gcsfs"),
+    ],
+)
+def test_a_slip_in_the_environment_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slip: str, told: str
+) -> None:
+    index = moved_away(tmp_path / "s", [4])
+    monkeypatch.setenv(*slip.split("="))
+    with pytest.raises(ValueError, match=told):
+        Shard(tmp_path / "s", index.shards[0])
 
 
 def test_a_place_that_comes_back_is_waited_for(

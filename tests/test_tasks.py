@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,7 @@ CARD = {"task": "test", "provenance": {"commit": "none", "data": "none"}}
 
 def train(settings: Train, channels: int, shards: Path, model: Path) -> list[float]:
     """What the door does, without Ray; returns the losses."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = DGUNet(DGUNetConfig(image_channels=channels, **settings.network.model_dump()))
+    network = DGUNet.seeded(DGUNetConfig(image_channels=channels, **settings.network.model_dump()), 0)
     patches = loader.Patches(
         shards / "train", settings.batch_size, settings.patch_size, seed=1, mixup_alpha=settings.mixup_alpha
     )
@@ -125,7 +124,7 @@ def train(settings: Train, channels: int, shards: Path, model: Path) -> list[flo
         validation=lambda: loader.pairs(shards / "val"),
         report=report,
     )
-    loop.fit(network, settings, ports, device=torch.device("cpu"), resume=None)
+    loop.fit(network, settings, ports, device=torch.device("cpu"), resume=nullcontext())
     return losses
 
 
