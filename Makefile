@@ -34,7 +34,7 @@ test: $(READY)  ## the tests, some with real Ray and MLflow (about four minutes)
 	@pytest
 
 test-all: $(READY)  ## all tests that can run on this machine, also the slow ones
-	@pytest -m "not gpu"
+	@pytest -m ""
 
 check: lint  ## formatting, lint, types, import contracts
 lint: $(READY)

@@ -58,6 +58,7 @@ def main() -> None:
         "| workers (Ray nodes) | s per step, alone | s per step, together | images/s | of talking |",
         "|---:|---:|---:|---:|---:|",
     ]
+    exchanges = []
     for count in (1, 2, 4):
         told = on_nodes(count, steps)
         share = 1 - told["alone"] / told["together"] if count > 1 else 0.0
@@ -66,6 +67,22 @@ def main() -> None:
             f"| {count} | {told['alone']:.3f} | {told['together']:.3f} | {images:.1f} | {100 * max(share, 0):.1f} % |"
         )
         print(lines[-1], flush=True)
+        if count > 1:
+            seconds = [told[f"exchange of {name}"] for name in NETWORKS]
+            rates = [
+                ring_bytes(config, count) / took / 1e9 for config, took in zip(NETWORKS.values(), seconds, strict=True)
+            ]
+            cells = [f"{1e3 * took:.0f} ms, {rate:.2f} GB/s" for took, rate in zip(seconds, rates, strict=True)]
+            exchanges.append(f"| {count} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "The exchange alone, of gradients as large as those of the published networks, by gloo over the loopback, with",
+        "the bytes that each worker sends, 2·(N − 1)/N times the gradients, a second:",
+        "",
+        "| workers | " + " | ".join(NETWORKS) + " |",
+        "|---:|" + "---:|" * len(NETWORKS),
+        *exchanges,
+    ]
     lines += estimate()
     RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
@@ -93,9 +110,7 @@ def on_nodes(count: int, steps: int) -> dict[str, float]:
 def timed(steps: int, recipe: Train, worker: workers.Worker) -> None:
     """Take steps in turn with and without the exchange of gradients; report the slowest worker's medians."""
     recipe = recipe.model_copy(update={"batch_size": recipe.batch_size * worker.num_workers})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        training = Training(DGUNet(DGUNetConfig(**recipe.network.model_dump())), recipe, worker.device)
+    training = Training(DGUNet.seeded(DGUNetConfig(**recipe.network.model_dump()), 0), recipe, worker.device)
     own = recipe.batch_size // worker.num_workers
     clean = torch.rand(own, 3, recipe.patch_size, recipe.patch_size, generator=torch.Generator().manual_seed(0))
     batch = Batch(clean, clean.flip(0), ["none"] * own)
@@ -120,8 +135,34 @@ def timed(steps: int, recipe: Train, worker: workers.Worker) -> None:
         torch.distributed.all_reduce(mine, op=torch.distributed.ReduceOp.MAX)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "done").touch()
-        figures = {"alone": float(mine[0]), "together": float(mine[1]), "batch": float(own)}
+        figures = {"alone": float(mine[0]), "together": float(mine[1]), "batch": float(own)} | exchanged(worker)
         worker.report(figures, Path(folder) if worker.rank == 0 else None)
+
+
+def exchanged(worker: workers.Worker) -> dict[str, float]:
+    """Median seconds of an exchange of the gradients of each published network, on this worker."""
+    if worker.num_workers == 1:
+        return {}
+    found = {}
+    for name, config in NETWORKS.items():
+        gradients, seconds = torch.zeros(num_parameters(config)), []
+        for _ in range(7):
+            torch.distributed.barrier()
+            started = time.perf_counter()
+            torch.distributed.all_reduce(gradients)
+            seconds.append(time.perf_counter() - started)
+        found[f"exchange of {name}"] = statistics.median(seconds[2:])
+    return found
+
+
+def num_parameters(config: DGUNetConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in DGUNet(config).parameters())
+
+
+def ring_bytes(config: DGUNetConfig, num_workers: int) -> float:
+    """What each of so many workers sends in a ring exchange of the network's float32 gradients."""
+    return 2 * (num_workers - 1) / num_workers * 4 * num_parameters(config)
 
 
 def estimate() -> list[str]:
@@ -136,27 +177,27 @@ def estimate() -> list[str]:
         "|---|---:|---:|" + "---:|" * len(LINKS),
     ]
     for name, config in NETWORKS.items():
-        count = sum(parameter.numel() for parameter in DGUNet(config).parameters())
-        sent = 2 * (GPUS - 1) / GPUS * 4 * count
+        count, sent = num_parameters(config), ring_bytes(config, GPUS)
         times = " | ".join(f"{1e3 * sent / rate:.2f} ms" for rate in LINKS.values())
         lines.append(f"| {name} | {count / 1e6:.1f} M | {4 * count / 1e6:.0f} MB | {times} |")
     lines += [
         "",
-        "DistributedDataParallel exchanges while it computes the backward pass, so this bounds from above what",
-        "talking adds. Validation and checkpoints talk once in `validate_every` steps, losses and the wish to stop",
-        f"every 20 steps. As a share of a step, were an H200 to compute at its nominal {NOMINAL / 1e12:.0f} TFLOP/s",
-        f"(bfloat16, dense), which no network does: {PER_GPU} images of {SIZE}² on each GPU, {GPUS * PER_GPU} in all",
-        "(train.batch_size; a run uses at most as many workers as a batch has images). So real shares are smaller, and",
-        "so are images per second and the cores that make the pairs "
-        f"({LOADER_RATE} a second each, benchmarks/results/loader.md).",
+        "at the links' nominal speeds, without the latency of the ring's 2·(N − 1) hops, which was not measured.",
+        "DistributedDataParallel exchanges while it computes the backward pass, so a step need not grow by all of it.",
+        "Validation and checkpoints talk once in `validate_every` steps, losses and wishes to stop once a second.",
         "",
-        "| network | TFLOP a step | ms, at least | images/s of a GPU, at most | InfiniBand, at most "
-        "| Ethernet, at most | loader cores of a GPU, at most |",
+        f"Beside the time in which an H200 would compute a step at its nominal {NOMINAL / 1e12:.0f} TFLOP/s (bfloat16,",
+        f"dense), which no network reaches: {PER_GPU} images of {SIZE}² on each GPU, {GPUS * PER_GPU} in all",
+        "(train.batch_size; a run uses at most as many workers as a batch has images). Both times are longer in truth;",
+        "where the link comes as near to its speed as the GPU to its own, the share is this or less. Images per second",
+        f"and the cores that make pairs ({LOADER_RATE} a second each, benchmarks/results/loader.md) are upper bounds.",
+        "",
+        "| network | TFLOP a step | ms, at least | images/s of a GPU, at most | exchange by InfiniBand / step "
+        "| by Ethernet / step | loader cores of a GPU, at most |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, config in NETWORKS.items():
-        count = sum(parameter.numel() for parameter in DGUNet(config).parameters())
-        sent, flops = 2 * (GPUS - 1) / GPUS * 4 * count, flops_of_a_step(config)
+        sent, flops = ring_bytes(config, GPUS), flops_of_a_step(config)
         seconds = flops / NOMINAL
         shares = " | ".join(
             f"{100 * sent / LINKS[link] / seconds:.1f} %" for link in ("InfiniBand 400 Gb/s", "Ethernet 100 Gb/s")

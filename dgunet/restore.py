@@ -11,6 +11,7 @@ there a tile knows only the padding. Tiles change the statistics that the networ
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ OVERLAP = 64
 GRID = 32  # tiles start on it: the blocks of a sensing network, and the strides of the encoder, are those of the image
 
 Array = Shaped[np.ndarray, "H W *C"]
-Predict = Callable[[Float32[np.ndarray, "H W C"]], Float32[np.ndarray, "H W C"]]
+Precision = Literal["float32", "bfloat16"]
 
 
 def restore(
@@ -36,6 +37,7 @@ def restore(
     tile: int | None = None,
     overlap: int = OVERLAP,
     self_ensemble: bool = False,
+    precision: Precision = "float32",
     device: str | torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Array:
@@ -50,14 +52,16 @@ def restore(
             pixels is restored as a whole, a larger one in tiles of 512.
         overlap: pixels that neighbouring tiles share, a multiple of 32.
         self_ensemble: average over the 8 flips and quarter turns; eight times the work.
-        device: where to compute; the model is moved there. None: where it is. On CUDA in bfloat16 (autocast).
+        precision: bfloat16 is faster on devices that have units for it, and less exact than what was measured: the
+            numbers of a model, and those published, are those of float32.
+        device: where to compute; the model is moved there. None: where it is.
         progress: called with the numbers of finished and of all tiles.
 
     Raises:
         ValueError: shape, type or options are not as above, or the image or what the network made of it has NaN or
             infinite values.
     """
-    _check(model, array, tile, overlap)
+    _check(model, array, tile, overlap, precision)
     if device is not None:
         model.to(device)
     channels = array.reshape(*array.shape[:2], -1)
@@ -71,7 +75,7 @@ def restore(
 
     def piece(row: slice, column: slice) -> Float32[np.ndarray, "h w C"]:
         nonlocal num_done
-        estimate = _estimate(model, _as_float(channels[row, column, :num_colours]), self_ensemble)
+        estimate = _estimate(model, _as_float(channels[row, column, :num_colours]), self_ensemble, precision)
         num_done += 1
         if progress is not None:
             progress(num_done, len(rows) * len(columns))
@@ -89,15 +93,19 @@ def restore(
     return restored.reshape(array.shape)
 
 
-def _check(model: DGUNet, array: Array, tile: int | None, overlap: int) -> None:
+def _check(model: DGUNet, array: Array, tile: int | None, overlap: int, precision: str) -> None:
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"the image is a {type(array).__name__}; give a NumPy array H W, or H W C")
     if array.dtype not in (np.uint8, np.uint16, np.float32):
         raise ValueError(f"the image has type {array.dtype}; give uint8, uint16, or float32 in [0, 1]")
-    if array.size == 0 or (array.ndim == 3 and array.shape[2] > 4):
-        raise ValueError(f"the image has shape {array.shape}; give H W, or H W C with 1 to 4 channels")
+    if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] > 4):
+        raise ValueError(f"the image has shape {array.shape}; give one image: H W, or H W C with 1 to 4 channels")
     if array.dtype == np.float32 and not np.isfinite(array).all():
         raise ValueError("the image has NaN or infinite values")
     if model.config.image_channels not in (1, 3):
         raise ValueError(f"a network of {model.config.image_channels} channels restores no photographs")
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision: must be one of {', '.join(get_args(Precision))}, is {precision!r}")
     if overlap < GRID or overlap % GRID or (tile is not None and (tile % GRID or tile < 3 * overlap)):
         raise ValueError(f"tile {tile}, overlap {overlap}: give multiples of {GRID}, the tile at least 3 overlaps")
 
@@ -130,9 +138,11 @@ def _joined(
         before, before_start = piece, start
 
 
-def _estimate(model: DGUNet, image: Float32[np.ndarray, "H W C"], self_ensemble: bool) -> Float32[np.ndarray, "H W C"]:
+def _estimate(
+    model: DGUNet, image: Float32[np.ndarray, "H W C"], self_ensemble: bool, precision: Precision
+) -> Float32[np.ndarray, "H W C"]:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         degraded = to_tensor(image).to(device)
         estimate = _ensemble(model, degraded) if self_ensemble else _last_estimate(model, degraded)
     if not bool(estimate.isfinite().all()):

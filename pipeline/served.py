@@ -10,6 +10,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import torch
 
 import dgunet
 
@@ -20,6 +21,7 @@ class Restorer(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         """Load the weights."""
         self.network = dgunet.load_model(Path(context.artifacts["model"]))
+        self.network.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
         """Restore each image of the batch."""

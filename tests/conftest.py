@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -73,6 +74,11 @@ def small_params() -> dict[str, Any]:
     """params.yaml as it is committed."""
     content: dict[str, Any] = yaml.safe_load((PROJECT / "params.yaml").read_text())
     return content
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.hookimpl(wrapper=True)

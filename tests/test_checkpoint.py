@@ -20,9 +20,7 @@ CONFIGS = [
 
 @pytest.fixture
 def network():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return DGUNet(CONFIGS[0])
+    return DGUNet.seeded(CONFIGS[0], 0)
 
 
 @pytest.fixture

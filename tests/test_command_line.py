@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageCms
 
 import dgunet
@@ -27,9 +26,7 @@ ROOT = Path(__file__).parents[1]
 def model(tmp_path_factory) -> str:
     """The folder of a network of the smallest size."""
     folder = tmp_path_factory.mktemp("models") / "denoise"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = DGUNet(DGUNetConfig(width=4, growth=2, head_growth=2, num_stages=2))
+    network = DGUNet.seeded(DGUNetConfig(width=4, growth=2, head_growth=2, num_stages=2), 0)
     card = {"task": "denoise", "provenance": {"commit": "abc", "data": None, "metrics": {"psnr": 29.5}}}
     save_model(network, folder, card)
     return str(folder)
@@ -213,13 +210,12 @@ def test_a_published_checkpoint_becomes_a_model_folder_that_restores(photos, tmp
 
     def load(path: Path, **options: object) -> DGUNet:
         asked.update(options)
-        return DGUNet(DGUNetConfig(width=4, growth=2, head_growth=2, num_stages=3))
+        return DGUNet.seeded(DGUNetConfig(width=4, growth=2, head_growth=2, num_stages=3), 0)
 
     monkeypatch.setattr("dgunet.published.load", load)
     (tmp_path / "derain.pth").write_bytes(b"weights")
     arguments = ["import", str(tmp_path / "derain.pth"), str(tmp_path / "derain"), "--task", "derain"]
-    with torch.random.fork_rng():
-        assert main([*arguments, "--num-stages", "3", "--blockwise"]) == 0
+    assert main([*arguments, "--num-stages", "3", "--blockwise"]) == 0
     assert asked == {"num_stages": 3, "full_image": False}
     card = json.loads((tmp_path / "derain" / "config.json").read_text())
     assert (card["task"], card["provenance"]["imported"]["checkpoint"]) == ("derain", "derain.pth")

@@ -13,7 +13,10 @@ from pipeline.loader import Batch
 from pipeline.params import Train
 from pipeline.training import Training
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
 
 
 def batch() -> Batch:
@@ -23,15 +26,13 @@ def batch() -> Batch:
 
 def training(device: str, loss: str = "charbonnier", **compute: object) -> Training:
     recipe = Train.model_validate({**RECIPE, "loss": loss, "compute": {**RECIPE["compute"], **compute}})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = DGUNet(DGUNetConfig(**recipe.network.model_dump()))
+    network = DGUNet.seeded(DGUNetConfig(**recipe.network.model_dump()), 0)
     return Training(network, recipe, torch.device(device))
 
 
 @pytest.fixture
 def no_waiting() -> Iterator[None]:
-    """Every hidden synchronisation of host and device is an error."""
+    """Synchronisations of host and device that torch knows of are errors, once the test says so."""
     yield
     torch.cuda.set_sync_debug_mode("default")
 

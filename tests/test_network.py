@@ -24,9 +24,7 @@ KINDS = {
 
 @pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
 def network(request):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return DGUNet(request.param)
+    return DGUNet.seeded(request.param, 0)
 
 
 def images(network, batch, height, width, seed=0):
@@ -66,9 +64,7 @@ def test_every_parameter_gets_a_finite_gradient_whatever_the_image(network, cont
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_moves_the_loss(kind):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = DGUNet(replace(KINDS[kind], width=32))  # enough units in the attention that not all rest at zero
+    network = DGUNet.seeded(replace(KINDS[kind], width=32), 0)  # enough units that not all of the attention's rest at 0
     image = images(network, 2, 32, 64)
     sum((estimate - image).abs().mean() for estimate in restored(network, image)).backward()
     assert [name for name, parameter in network.named_parameters() if not parameter.grad.any()] == []
@@ -276,11 +272,11 @@ def test_the_network_compiles_as_one_graph():
 
 @pytest.mark.slow
 def test_a_small_network_learns_one_pair_by_heart():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = DGUNet(DGUNetConfig(width=8, growth=4, num_stages=3))
-        clean = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 4), size=(32, 32), mode="bicubic").clamp(0, 1)
-        degraded = clean + 0.2 * torch.randn(clean.shape)
+    network = DGUNet.seeded(DGUNetConfig(width=8, growth=4, num_stages=3), 0)
+    drawn = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, 4, 4, generator=drawn)
+    clean = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic").clamp(0, 1)
+    degraded = clean + 0.2 * torch.randn(clean.shape, generator=drawn)
     optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
     for _ in range(150):
         optimiser.zero_grad()
@@ -303,10 +299,9 @@ def test_sensing_starts_with_orthonormal_waves_that_hold_the_energy_of_smooth_im
 
 def test_a_new_network_starts_at_what_was_seen_or_at_the_linear_image():
     image = torch.rand(1, 3, 40, 48, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        torch.testing.assert_close(DGUNet(DGUNetConfig(width=16))(image)[-1], image, atol=0.03, rtol=0)
-        network = DGUNet(DGUNetConfig(image_channels=1, width=16, sensing_ratio_percent=25))
+    with torch.inference_mode():
+        torch.testing.assert_close(DGUNet.seeded(DGUNetConfig(width=16), 0)(image)[-1], image, atol=0.03, rtol=0)
+        network = DGUNet.seeded(DGUNetConfig(image_channels=1, width=16, sensing_ratio_percent=25), 0)
         measured = network.sense(image[:, :1])
         linear = network.sensing.adjoint(measured.values)[:, :, :40, :48]
         for estimate in network(measured):

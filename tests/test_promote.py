@@ -6,7 +6,6 @@ from typing import Any
 
 import mlflow
 import pytest
-import torch
 import yaml
 from conftest import small_params, write_folder
 
@@ -36,10 +35,9 @@ class Road:
 
     def model(self, seed: int, *, channels: int = 3) -> None:
         """Train, as it were."""
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            sizes = DGUNetConfig(image_channels=channels, width=8, growth=4, head_growth=4, num_stages=2)
-            save_model(DGUNet(sizes), Path("model"), {"task": "derain", "provenance": {"commit": "c0", "data": "da"}})
+        sizes = DGUNetConfig(image_channels=channels, width=8, growth=4, head_growth=4, num_stages=2)
+        card = {"task": "derain", "provenance": {"commit": "c0", "data": "da"}}
+        save_model(DGUNet.seeded(sizes, seed), Path("model"), card)
 
     def metrics(self, restored: float | None, degraded: float | None = 20.0, baseline: float | None = 22.0) -> None:
         """Evaluate, as it were: mean PSNRs in dB."""

@@ -9,7 +9,6 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-import torch
 
 import dgunet
 from dgunet import hub
@@ -32,9 +31,7 @@ print(dgunet.__file__)
 
 def model(folder: Path, seed: int = 0) -> Path:
     """A model folder with random weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = DGUNet(DGUNetConfig(width=8, growth=4, head_growth=4, num_stages=2))
+    network = DGUNet.seeded(DGUNetConfig(width=8, growth=4, head_growth=4, num_stages=2), seed)
     save_model(network, folder, {"task": "derain", "provenance": {"commit": "c0ffee", "data": "da7a"}})
     return folder
 

@@ -1,5 +1,6 @@
 """Restoring keeps shape, type and what the network does not know; tiles leave no trace."""
 
+import inspect
 from itertools import pairwise
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import dgunet
 from dgunet.images import to_array, to_tensor
 from dgunet.network import DGUNet, DGUNetConfig
-from dgunet.restore import _cuts, restore
+from dgunet.restore import _check, _cuts, restore
 
 SMALL = DGUNetConfig(width=4, growth=2, head_growth=2, num_stages=2)
 
@@ -31,9 +32,7 @@ class Stand(DGUNet):
 
 
 def network(config: DGUNetConfig = SMALL) -> DGUNet:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return DGUNet(config).eval()
+    return DGUNet.seeded(config, 0).eval()
 
 
 def image(*shape: int, dtype: type = np.uint8) -> np.ndarray:
@@ -194,7 +193,19 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"uint8, uint16, or float32"):
             restore(Stand(), self.image.astype(dtype))
 
-    @pytest.mark.parametrize("shape", [(0, 5, 3), (5, 5, 5), (4, 4, 0)])
+    @pytest.mark.parametrize(
+        ("given", "precision", "told"),
+        [
+            (torch.zeros(8, 9, 3), "float32", "is a Tensor; give a NumPy array"),
+            (np.zeros(12, np.uint8), "float32", r"shape \(12,\)"),
+            (image, "float16", "precision: must be one of float32, bfloat16"),
+        ],
+    )
+    def test_what_a_type_checker_would_not_let_through(self, given, precision, told):
+        with pytest.raises(ValueError, match=told):
+            inspect.unwrap(_check)(Stand(), given, None, 64, precision)
+
+    @pytest.mark.parametrize("shape", [(0, 5, 3), (5, 5, 5), (4, 4, 0), (2, 8, 8, 3)])
     def test_other_shapes(self, shape):
         with pytest.raises(ValueError, match="shape"):
             restore(Stand(), np.zeros(shape, np.uint8))
@@ -216,8 +227,16 @@ def test_the_face_of_the_package_has_the_function():
     assert dgunet.restore is restore
 
 
+def test_bfloat16_is_close_to_float32_and_only_where_it_is_asked_for():
+    original, model = image(40, 48, 3, dtype=np.float32), network()
+    exact, fast = restore(model, original), restore(model, original, precision="bfloat16")
+    assert np.array_equal(exact, to_array(model(to_tensor(original))[-1].detach()))
+    assert 0 < np.abs(fast - exact).max() < 0.05
+
+
 @pytest.mark.gpu
-def test_on_a_gpu_the_result_is_close_to_that_on_the_cpu():
+def test_on_a_gpu_the_result_is_that_on_the_cpu():
     original = image(100, 131, 3, dtype=np.float32)
     on_cpu = restore(network(), original)
-    assert np.abs(restore(network(), original, device="cuda") - on_cpu).max() < 0.1
+    assert np.abs(restore(network(), original, device="cuda") - on_cpu).max() < 1e-3
+    assert np.abs(restore(network(), original, device="cuda", precision="bfloat16") - on_cpu).max() < 0.1
