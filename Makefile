@@ -53,7 +53,7 @@ adopt: $(READY)  ## RECIPE=infra/recipes/derain.yaml: show what a recipe changes
 ui: $(READY)  ## browse runs and models in MLflow on http://127.0.0.1:5000
 	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port 5000
 
-bench: $(READY)  ## measure network, loader, synthesis on this machine; writes benchmarks/results
+bench: $(READY)  ## measure network, loader, synthesis, degradations, scaling on this machine; writes benchmarks/results
 	@for name in network loader synthesis degradations scaling; do python -m benchmarks.$$name; done
 
 bench-gpu: $(READY)  ## measure the ways to compute a training step on this machine's GPU; writes benchmarks/results/gpu.md
@@ -62,5 +62,5 @@ bench-gpu: $(READY)  ## measure the ways to compute a training step on this mach
 lock: $(READY)  ## write constraints.txt from what is installed
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude dgunet | sed -E 's/\+cpu$$//' > constraints.txt
 
-clean:  ## remove what was built: models, shards, reports, caches, the environment (not mlflow.db)
-	rm -rf .venv .cache data models reports
+clean:  ## remove what was built: models, shards, reports, caches, the environment (not mlflow.db, not .dvc/cache)
+	rm -rf .venv .cache data models reports look

@@ -1,7 +1,7 @@
 """The default denoiser on CBSD68 (σ 25, noise neither clipped nor quantised), as it is or trained longer on CBSD400.
 
     python -m benchmarks.denoise --model models/denoise            what `make repro` left, on CBSD68
-    python -m benchmarks.denoise --steps 12000                     first train it that long on CBSD400, for σ 25 alone
+    python -m benchmarks.denoise --steps 10000                     first train it that long on CBSD400, for σ 25 alone
 
 Needs ../shared/data beside the checkout. Published: CBM3D 30.71 dB, DnCNN 31.24 dB, Restormer 31.75 dB.
 """

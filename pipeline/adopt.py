@@ -23,8 +23,9 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarfloat import ScalarFloat
 
+from pipeline.door import door
 from pipeline.mirror import check
-from pipeline.params import PARAMS_FILE, ParamsError, door
+from pipeline.params import PARAMS_FILE, ParamsError
 
 RECIPES = Path("infra") / "recipes"
 COLOURS = {"+": "\033[32m", "-": "\033[31m", "@": "\033[36m"}

@@ -10,10 +10,11 @@ import torch
 from tqdm import tqdm
 
 from dgunet.checkpoint import load_model
+from pipeline.door import door
 from pipeline.evaluation import Evaluate, Evaluation, evaluate, restoration
 from pipeline.gallery import Exhibit, Page, choose, render
 from pipeline.loader import LoadedPair, pairs
-from pipeline.params import Synthesize, door, load_section
+from pipeline.params import Synthesize, load_section
 from pipeline.plots import plots, png
 from pipeline.reports import read_curve, replacing, write_tables
 from pipeline.shards import INDEX, checksum, read_index
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if (missing := benchmark.absent()) is not None:
             print(
                 f"{given.task}: benchmark {benchmark.name} skipped: {missing} is not there. When it is: "
-                f"dvc repro --force --single-item evaluate@{given.task}",
+                f".venv/bin/dvc repro --force --single-item evaluate@{given.task}",
                 flush=True,
             )
             continue

@@ -21,8 +21,9 @@ from dgunet.network import DGUNet, DGUNetConfig
 from pipeline.degradations import Degradation, degrade
 from pipeline.degradations.drawing import generator
 from pipeline.degradations.resample import downsample
+from pipeline.door import door
 from pipeline.evaluation import first_estimate
-from pipeline.params import Network, Synthesize, door, load_section, parse_degradation
+from pipeline.params import Network, Synthesize, load_section, parse_degradation
 from pipeline.sheet import Cell, Note, Row, describe, kind_sheet, pair_sheet
 from pipeline.sources import LeftOut, Pairs, Prepare, list_images, read_source_image
 from pipeline.tiles import read_channels

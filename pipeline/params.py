@@ -6,19 +6,10 @@ results of another stale. `pipeline.mirror` is the whole file.
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
-import signal
-import sys
-import threading
-import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import psutil
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -203,55 +194,6 @@ def _mistake(name: str, mistake: Mapping[str, Any]) -> str:
         return f"{place}: missing"
     what = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{place}: {what}, not {mistake['input']!r}" if what.startswith("should") else f"{place}: {what}"
-
-
-def door(main: Callable[[], None]) -> None:
-    """Run a door: what the user can mend is told without a traceback and exits with 1; Ctrl-C exits with 130.
-
-    A stage of DVC stops when `dvc repro` was killed, as on SIGTERM.
-    """
-    if "DVC_STAGE" in os.environ:
-        threading.Thread(target=_follow, args=_beside_dvc(), daemon=True).start()
-    try:
-        main()
-    except OSError as error:
-        # shutil.Error lists what it could not copy, each with its reason.
-        told = str(error.args[0][0][2] if isinstance(error, shutil.Error) else error)
-        full = os.strerror(errno.ENOSPC) in told
-        sys.exit(f"error: {told}" + (": make room, then run the same command again" if full else ""))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-
-
-def _beside_dvc() -> tuple[psutil.Process, int]:
-    """Return the process that DVC started, this one or the shell that waits for it, and DVC's own number."""
-    started = psutil.Process()
-    while (parent := started.parent()) and _is_of_this_stage(parent):
-        started = parent
-    return started, started.ppid()
-
-
-def _is_of_this_stage(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):  # another user's, or gone
-        return bool(process.environ().get("DVC_STAGE") == os.environ["DVC_STAGE"])
-    return False
-
-
-def _may_be_dvc(process: psutil.Process) -> bool:
-    """Return False for what DVC cannot be: the process that was left its children, where it died before we looked."""
-    with suppress(psutil.AccessDenied):
-        return any(name in Path(process.exe()).name for name in ("python", "pypy", "dvc"))
-    return True
-
-
-def _follow(started: psutil.Process, dvc: int) -> None:
-    with suppress(psutil.NoSuchProcess):
-        while started.ppid() == dvc and _may_be_dvc(psutil.Process(dvc)):
-            time.sleep(1)  # nobody tells of the death of a process that is no child
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def parse_degradation(content: Mapping[str, Any]) -> Degradation:

@@ -12,10 +12,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipeline.door import door
 from pipeline.inspection import Inspection, group_scenes, inspect_images
 from pipeline.manifest import SPLITS, Entry, SplitName, check_splits, split_of, write_manifest, write_whole
 from pipeline.mirror import check
-from pipeline.params import door, load_section
+from pipeline.params import load_section
 from pipeline.sources import Candidate, LeftOut, Prepare, describe, require_images, why
 
 MEMORY = Path(".cache/prepare/looks.sqlite")

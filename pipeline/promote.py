@@ -15,10 +15,11 @@ from dgunet.checkpoint import load_model, read_card
 from dgunet.hub import pull
 from pipeline import registry, tracking
 from pipeline.baselines import NoBaseline
+from pipeline.door import door
 from pipeline.evaluation import Evaluate, evaluate
 from pipeline.loader import pairs
 from pipeline.manifest import write_whole
-from pipeline.params import Promote, door, load_section
+from pipeline.params import Promote, load_section
 from pipeline.protocol import Protocol
 from pipeline.provenance import PROJECT, commit, digest
 from pipeline.registry import Version
@@ -146,7 +147,7 @@ def _psnr(metrics: Mapping[str, Any], kind: str) -> float:
     """Return a mean PSNR of metrics.json in dB; ValueError if it has none."""
     psnr = metrics[kind]["psnr"]
     if psnr is None:
-        raise ValueError(f"metrics.json has no PSNR of the {kind} images: run `dvc repro --force` on evaluate")
+        raise ValueError(f"metrics.json has no PSNR of the {kind} images: remove its folder and run `make repro`")
     return float(psnr)
 
 

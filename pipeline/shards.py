@@ -7,7 +7,7 @@ bytes it holds, its sha256 and its shortest side, and by which recipe they were 
     KEY.degraded.npy    H W C uint8; absent when pairs are made online
     KEY.json            how the pair came to be: image, tile, drawn degradation, seed
 
-Arrays are stored raw: a 256 x 256 RGB tile decodes in 0.1 ms, as PNG in 3 ms (benchmarks/results/synthesis.md).
+Arrays are stored raw: a tile of 256 x 256 decodes in a twentieth of the time of its PNG (benchmarks/results/loader.md).
 WebDataset reads truncated and damaged tars without a word; here nothing is read before the shard's size, checksum and
 number of samples have been compared with the index. Where DGUNET_SHARDS names a URL the tars lie there and the folder
 holds the index alone (`pipeline.remote`); the index is the same.
@@ -123,9 +123,9 @@ def read_index(folder: Path) -> Index:
         content = json.loads(path.read_text())
         return Index(content["recipe"], tuple(ShardEntry(**entry) for entry in content["shards"]))
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: run `dvc repro` to make the shards") from None
+        raise ValueError(f"{path} is missing: run `make repro` to make the shards") from None
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not an index of shards ({error}): remove {folder} and run `dvc repro`") from error
+        raise ValueError(f"{path} is not an index of shards ({error}): remove {folder} and run `make repro`") from error
 
 
 class Shard:
@@ -149,7 +149,9 @@ class Shard:
             try:
                 return remote.open_shard(entry.sha256)
             except remote.NotThere as fault:
-                raise self._damaged(str(fault), "`dvc repro --force --single-item synthesize@TASK`") from fault
+                raise self._damaged(
+                    str(fault), "run `.venv/bin/dvc repro --force --single-item synthesize@TASK`"
+                ) from fault
         try:
             size = self.path.stat().st_size
         except FileNotFoundError:
@@ -160,9 +162,7 @@ class Shard:
             raise self._damaged("has another checksum than the index says")
         return self.path.open("rb")
 
-    def _damaged(
-        self, reason: str, remedy: str = "remove its folder and run `dvc checkout` or `dvc repro`"
-    ) -> DamagedShard:
+    def _damaged(self, reason: str, remedy: str = "remove its folder and run `make repro`") -> DamagedShard:
         return DamagedShard(f"{self.path} {reason}: {remedy} to make it again")
 
     def __len__(self) -> int:

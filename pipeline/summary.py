@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.params import door, load_section
+from pipeline.door import door
+from pipeline.params import load_section
 
 PHOTO = "skimage/data/chelsea.png"  # comes with the starter photographs
 HEADER = ("task", "degraded", "baseline", "restored", "gain in dB", "champion")

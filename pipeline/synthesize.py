@@ -23,9 +23,10 @@ import cv2
 from tqdm import tqdm
 
 from pipeline import cluster, remote
+from pipeline.door import door
 from pipeline.fingerprint import fingerprint
 from pipeline.manifest import SPLITS, Entry, read_manifest
-from pipeline.params import Synthesize, door, load_section, read_params
+from pipeline.params import Synthesize, load_section, read_params
 from pipeline.shards import PARTIAL, Index, ShardEntry, checksum, write_index, write_shard
 from pipeline.tiles import Stretch, chosen, num_tiles, pairs, plan
 

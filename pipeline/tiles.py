@@ -27,7 +27,7 @@ from pipeline.shards import Pair
 from pipeline.sources import read_source_image
 from pipeline.storage import UnreadableFile
 
-_LOOK_ANEW = "Run `dvc repro`: prepare looks at changed images anew, and leaves out what cannot be used"
+_LOOK_ANEW = "Run `make repro`: prepare looks at changed images anew, and leaves out what cannot be used"
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _tiles(source: Numbered, settings: Synthesize) -> Iterator[Tile]:
 
 
 def _grid(image: Entry, settings: Synthesize) -> tuple[int, int]:
-    """Return size and stride of the tiles of an image: held out, they do not overlap."""
+    """Return size and stride of the tiles of an image: held out, they overlap only at the border."""
     if image.split == "train":
         return settings.tile_size, settings.stride
     return settings.held_out_tile_size, settings.held_out_tile_size

@@ -15,10 +15,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline import cluster, tracking, training, workers
+from pipeline.door import door
 from pipeline.fingerprint import fingerprint
 from pipeline.job import Job
 from pipeline.line import Ears
-from pipeline.params import Synthesize, Train, door, load_section, read_params
+from pipeline.params import Synthesize, Train, load_section, read_params
 from pipeline.provenance import commit, digest
 from pipeline.shards import INDEX, checksum, read_index
 

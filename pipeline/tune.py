@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import cluster, findings, space, tracking
+from pipeline.door import door
 from pipeline.fingerprint import fingerprint
 from pipeline.job import Job
-from pipeline.params import Synthesize, Train, door, load_section
+from pipeline.params import Synthesize, Train, load_section
 from pipeline.search import FAILURE, METRIC, STEP, Search, forget_trials, search
 from pipeline.shards import INDEX, checksum, read_index
 from pipeline.trials import Trial

@@ -10,8 +10,8 @@ import yaml
 from conftest import PROJECT, small_params
 
 from pipeline.adopt import adopted, difference, main
+from pipeline.door import door
 from pipeline.mirror import check
-from pipeline.params import door
 
 PARAMS = (PROJECT / "params.yaml").read_text()
 DERAIN = re.search(r"^derain:.*?(?=^\w|\Z)", PARAMS, re.M | re.S)[0].rstrip() + "\n"  # type: ignore[index]

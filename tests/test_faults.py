@@ -167,7 +167,7 @@ def test_training_ends_at_a_damaged_shard_and_names_it(
     monkeypatch.setenv("DGUNET_LOADER_PROCESSES", "0" if told == "is missing" else "2")
     indices = {split: read_index(shards / split) for split in ("train", "val")}
     DAMAGES[told](shards / "train" / "000001.tar")
-    with pytest.raises(ValueError, match=rf"train/000001\.tar .*{told}.*run `dvc checkout` or `dvc repro`"):
+    with pytest.raises(ValueError, match=rf"train/000001\.tar .*{told}.*run `make repro`"):
         run(Job(recipe(num_steps=20), 3, shards, indices, 1), tmp_path, "damaged", 2)
 
 

@@ -1,19 +1,13 @@
 """params.yaml: every mistake is told with its place, all at once, and nothing is guessed."""
 
 import copy
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
-from conftest import PROJECT, small_params, started
+from conftest import small_params
 
-from pipeline import params
 from pipeline.mirror import check
 from pipeline.params import ParamsError, Promote, Synthesize, Train, load_section
 from pipeline.sources import Prepare
@@ -97,49 +91,3 @@ def test_a_section_is_read_by_its_dotted_name(tmp_path: Path) -> None:
     assert load_section("seed", int, path) == small_params()["seed"]
     with pytest.raises(ParamsError, match="derain has no `tarin`; there is: synthesize, train, evaluate, promote"):
         load_section("derain.tarin", Promote, path)
-
-
-def test_a_door_tells_a_mistake_in_one_line_and_exits_with_1(tmp_path: Path) -> None:
-    write(tmp_path, changed("derain.train.learning_rate", -1))
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.prepare", "--manifest", "m.jsonl", "--report", "r.json"],
-        cwd=tmp_path, env={"PYTHONPATH": str(PROJECT), "PATH": ""}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr == "error: params.yaml:\n  derain.train.learning_rate: should be greater than 0, not -1\n"
-    assert not (tmp_path / "m.jsonl").exists()
-
-
-STAGE = """
-import signal, sys, time
-from pipeline.params import door
-
-def main():
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
-    print("at work", flush=True)
-    time.sleep(100)  # told nothing, it ends by itself
-
-door(main)
-"""
-
-
-def test_a_stage_that_was_left_to_a_process_that_is_no_dvc_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[int, int]] = []
-    with started("sleep", "60") as heir, monkeypatch.context() as patched:
-        patched.setattr(os, "kill", lambda *call: told.append(call))
-        patched.setattr(psutil.Process, "ppid", lambda self: heir.pid)
-        params._follow(psutil.Process(), heir.pid)
-    assert told == [(os.getpid(), signal.SIGTERM)]
-
-
-@pytest.mark.parametrize("command", ['exec "$0" "$@"', '"$0" "$@"; true'], ids=["replaced", "waiting"])
-def test_a_stage_stops_when_its_dvc_was_killed_and_the_shell_between_them_was_not(command: str) -> None:
-    dvc = f"""
-import os, subprocess, sys
-subprocess.run(["/bin/sh", "-c", {command!r}, sys.executable, "-c", {STAGE!r}], env=os.environ | {{"DVC_STAGE": "x"}})
-"""
-    with started(sys.executable, "-c", dvc, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "at work\n"
-        process.kill()
-        assert process.stdout.read() == "told to stop\n"

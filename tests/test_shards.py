@@ -99,7 +99,7 @@ def test_a_damaged_shard_is_named_with_what_to_run(tmp_path: Path, damage) -> No
     index = write_folder(tmp_path / "s", [4])
     path = tmp_path / "s" / "000000.tar"
     damage(path)
-    with pytest.raises(DamagedShard, match=r"000000\.tar .*dvc repro"):
+    with pytest.raises(DamagedShard, match=r"000000\.tar .*make repro"):
         Shard(tmp_path / "s", index.shards[0])
 
 
@@ -110,7 +110,7 @@ def test_an_index_that_promises_other_samples_is_refused(tmp_path: Path) -> None
 
 
 def test_a_missing_or_broken_index_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="missing: run `dvc repro`"):
+    with pytest.raises(ValueError, match="missing: run `make repro`"):
         read_index(tmp_path)
     (tmp_path / "index.json").write_text('{"shards": [{"name": 1}]}')
     with pytest.raises(ValueError, match="not an index"):

@@ -188,7 +188,7 @@ def test_a_source_that_changed_since_it_was_listed_is_named_and_never_used(check
         Path("1.png").unlink()
     else:
         Path("1.png").write_bytes(Path("1.png").read_bytes()[:2000])
-    with pytest.raises(ValueError, match=r"1\.png: .*dvc repro"):
+    with pytest.raises(ValueError, match=r"1\.png: .*make repro"):
         synthesize.main()
     assert not OUT.exists()
 
