@@ -16,12 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dgunet.hub import PREFIX
 from dgunet.network import DGUNet, DGUNetConfig
 
 MODEL_TYPE = "dgunet"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "config.json"
-HUB_PREFIX = "models:/"
 
 
 def save_model(network: DGUNet, folder: str | Path, card: Mapping[str, Any]) -> None:
@@ -84,9 +84,10 @@ def load_model(source: str | Path) -> DGUNet:
     """The network in a model folder, or in a registry (`models:/derain@champion`), on the CPU and in evaluation mode.
 
     Raises:
-        ValueError: the folder lacks a file, a file is damaged, or weights and sizes disagree.
+        ValueError: the folder lacks a file, a file is damaged, or weights and sizes disagree; the registry has no such.
+        ConnectionError: the registry gives no answer. ImportError: it needs MLflow, which is not installed.
     """
-    if isinstance(source, str) and source.startswith(HUB_PREFIX):
+    if isinstance(source, str) and source.startswith(PREFIX):
         from dgunet.hub import pull
 
         source = pull(source)

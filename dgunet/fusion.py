@@ -4,7 +4,9 @@
     gated fusion          t = L(conv e + conv d),   a·sigmoid(gate t) + shift t + a     L = LeakyReLU 0.1
     plain fusion          a + conv e + conv d
 
-a: features of this stage; g, e, d: handed-on, encoder and decoder features of the stage before.
+a: features of this stage; g, e, d: handed-on, encoder and decoder features of the stage before. Axes: n channels,
+r = 16 rows. Source: Mou, Wang, Zhang, CVPR 2022; the projection Cheng et al., "NBNet", CVPR 2021; features of one
+stage added to those of the next Zamir et al., "MPRNet", CVPR 2021.
 """
 
 from typing import NamedTuple

@@ -4,6 +4,7 @@
 
 Unknown Φ (rain, blur, camera noise): Φ and Φᵀ are two independent residual convolutions per stage. Known Φ (block
 compressive sensing): one M × B² matrix on B×B blocks, B = 32, learned jointly with the network.
+Source: Mou, Wang, Zhang, CVPR 2022 (gradient descent module).
 Axes: M measurements of a block; h, w blocks in height and width; x is B C H W, y as x (learned) or B M h w (known).
 """
 

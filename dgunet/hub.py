@@ -87,7 +87,7 @@ def _ask(registry: str, uri: str, name: str, alias: str | None, number: str | No
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
     except ImportError as error:
-        raise ImportError(f"{uri}: reading a model registry needs MLflow: pip install 'dgunet[hub]'") from error
+        raise ImportError(f"{uri}: reading a model registry needs MLflow: pip install 'mlflow>=3.10,<4'") from error
     try:
         client = MlflowClient(tracking_uri=registry, registry_uri=registry)
         return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)

@@ -56,7 +56,8 @@ def stage_loss(
     """The sum over all estimates of their distance to the clean image, images in [0, 1], computed in float32.
 
     `charbonnier_edge` (deraining, deblurring) adds `edge_weight` times the edge loss; the clamped kinds compare what
-    would be written to a file: `charbonnier_clamped` (real denoising), `mse_clamped` (sensing).
+    would be written to a file: `charbonnier_clamped` (real denoising), `mse_clamped` (sensing). Raises ValueError for
+    another kind.
     """
     if kind not in get_args(LossKind):
         raise ValueError(f"loss kind: must be one of {', '.join(get_args(LossKind))}, is {kind!r}")

@@ -50,7 +50,7 @@ def ssim(restored: Float[Tensor, "B C H W"], clean: Float[Tensor, "B C H W"], *,
 
 
 def luma(image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
-    """Y of MATLAB's rgb2ycbcr (BT.601, studio range): black is 16, white 235 grey levels of 255. Not rounded."""
+    """Y of MATLAB's rgb2ycbcr (BT.601, studio range) of an image in [0, 1]: black 16, white 235 of 255. Not rounded."""
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=image.dtype, device=image.device) / GREY_LEVELS
     return (image * weights[:, None, None]).sum(dim=1, keepdim=True) + 16 / GREY_LEVELS
 

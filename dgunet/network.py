@@ -187,6 +187,12 @@ class DGUNet(nn.Module):
         padded = pad(clean, BLOCK_SIZE)
         return Measurements(self.sensing.degrade(padded), clean.shape[2], clean.shape[3])
 
+    def given(
+        self, clean: Float[Tensor, "B C H W"], degraded: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "B C H W"] | Measurements:
+        """What this network is given of a pair: the degraded image, or its own measurements of the clean one."""
+        return degraded if self.sensing is None else self.sense(clean)
+
     def forward(self, degraded: Float[Tensor, "B C H W"] | Measurements) -> tuple[Float[Tensor, "B C H W"], ...]:
         """All K estimates, first to last, of the degraded image in [0, 1] (any H, W ≥ 1) or of measurements.
 

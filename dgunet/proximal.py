@@ -2,6 +2,8 @@
 
 Channels: level i = 0, 1, 2 of the encoder goes from n + i·s to n + (i+1)·s and halves the resolution after it; the
 bottom keeps n + 3s; the decoder comes back with n + 2s, n + s, n. n = width, s = growth.
+Source: Mou, Wang, Zhang, CVPR 2022 (informative proximal mapping module); the stage end Zamir et al., "MPRNet",
+CVPR 2021 (supervised attention).
 """
 
 from itertools import pairwise

@@ -165,8 +165,7 @@ def _last_estimate(model: DGUNet, degraded: Float[Tensor, "1 C H W"]) -> Float[T
         return _last_estimate(model, degraded.expand(-1, 3, -1, -1)).mean(dim=1, keepdim=True)
     if degraded.shape[1] == 3 and num_channels == 1:
         return torch.cat([_last_estimate(model, degraded[:, [index]]) for index in range(3)], dim=1)
-    sensing = model.config.sensing_ratio_percent is not None
-    estimates: tuple[Tensor, ...] = model(model.sense(degraded) if sensing else degraded)
+    estimates: tuple[Tensor, ...] = model(model.given(degraded, degraded))
     return estimates[-1].float()
 
 

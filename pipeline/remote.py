@@ -12,17 +12,17 @@ process that has one open keeps it, even when it leaves the cache.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import fsspec
+from filelock import FileLock
 
 PROJECT = Path(__file__).parents[1]
 ENV_URL, ENV_CACHE, ENV_CACHE_GB = "DGUNET_SHARDS", "DGUNET_SHARD_CACHE", "DGUNET_SHARD_CACHE_GB"
@@ -86,7 +86,7 @@ def open_shard(sha256: str) -> BinaryIO:
     most = _cache_bytes()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{sha256}.tar"
-    with _turn(folder / f".{sha256[:2]}.lock"):  # processes that want the same shard bring it once
+    with FileLock(folder / f".{sha256[:2]}.lock"):  # processes that want the same shard bring it once
         return _open_cached(path, sha256) or _bring(path, sha256, most)
 
 
@@ -196,11 +196,3 @@ def _checksum(file: Any) -> str:
     while block := file.read(2**20):
         digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def _turn(path: Path) -> Iterator[None]:
-    """Hold the lock `path`; the system frees it when its holder dies."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dgunet.checkpoint import assemble, save_model
+from dgunet.images import to_tensor
 from dgunet.losses import LossKind, stage_loss
 from dgunet.metrics import HIGHEST_PSNR, psnr
 from dgunet.network import DGUNet, DGUNetConfig
@@ -35,9 +36,7 @@ class Objective(nn.Module):
 
     def forward(self, clean: Tensor, degraded: Tensor) -> Tensor:
         """Return the scalar loss; a sensing network measures the clean patch itself."""
-        sensing = self.network.config.sensing_ratio_percent is not None
-        estimates = self.network(self.network.sense(clean) if sensing else degraded)
-        return stage_loss(estimates, clean, kind=self.loss)
+        return stage_loss(self.network(self.network.given(clean, degraded)), clean, kind=self.loss)
 
 
 @dataclass
@@ -110,14 +109,11 @@ class Training:
     def validate(self, pairs: Iterator[LoadedPair]) -> float:
         """Return the mean PSNR in dB of the averaged network over all workers' pairs, each counted once."""
         network = self.averaged.eval()
-        sensing = self.network.config.sensing_ratio_percent is not None
         scores: list[tuple[str, float]] = []
         for pair in pairs:
-            clean, degraded = (
-                torch.from_numpy(image).permute(2, 0, 1)[None].to(self.device) for image in (pair.clean, pair.degraded)
-            )
+            clean, degraded = (to_tensor(image).to(self.device) for image in (pair.clean, pair.degraded))
             with self._autocast():
-                restored = network(network.sense(clean) if sensing else degraded)[-1]
+                restored = network(network.given(clean, degraded))[-1]
             score = float(psnr(restored.float().clamp(0, 1), clean))
             scores.append((pair.key, min(score, HIGHEST_PSNR)))
         scores = sorted(score for part in peers.gathered(scores) for score in part)

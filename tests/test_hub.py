@@ -161,5 +161,5 @@ def test_a_local_store_that_is_not_there_is_not_created(here, monkeypatch):
 def test_without_mlflow_it_is_said_what_to_install(here, monkeypatch):
     (here / "mlflow.db").touch()
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(ImportError, match=r"pip install 'dgunet\[hub\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'mlflow>="):
         hub.pull(CHAMPION)

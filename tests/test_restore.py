@@ -22,7 +22,7 @@ class Stand(DGUNet):
 
     def __init__(self, action=lambda image: image, image_channels: int = 3) -> None:
         nn.Module.__init__(self)
-        self.config = DGUNetConfig(image_channels=image_channels)
+        self.config, self.sensing = DGUNetConfig(image_channels=image_channels), None
         self.action = action
         self.seen: list[tuple[int, ...]] = []
 
