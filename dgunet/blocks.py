@@ -93,7 +93,7 @@ class ShallowFeatures(nn.Module):
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B n H W"]:
         """Features of the image's resolution."""
-        # Channels last from here on, the faster order (benchmarks/network.py); an image of one channel cannot carry it.
+        # Channels last, the faster order (benchmarks/network.py); an image of one channel does not tell of it.
         embedded = self.embed(image).contiguous(memory_format=torch.channels_last)
         features: Tensor = self.attention(embedded)
         return features

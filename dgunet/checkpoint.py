@@ -120,7 +120,7 @@ def assemble(config: DGUNetConfig, weights: Mapping[str, Tensor], origin: str) -
     if faults:
         raise ValueError(f"{origin}: the weights do not fit the sizes in {CARD_FILE}:\n  " + "\n  ".join(faults))
     network.load_state_dict(dict(weights), assign=True)
-    return network.eval()
+    return network.to(memory_format=torch.channels_last).eval()
 
 
 def _config(values: Mapping[str, Any], path: Path) -> DGUNetConfig:

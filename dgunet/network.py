@@ -163,6 +163,7 @@ class DGUNet(nn.Module):
             for stage in (self.first, *self.between):
                 stage.proximal.end.correct.weight.mul_(INITIAL_CORRECTION)
             self.last.tail.weight.mul_(INITIAL_CORRECTION)
+        self.to(memory_format=torch.channels_last)  # so are all features: a convolution asks its weights, too
 
     @classmethod
     def seeded(cls, config: DGUNetConfig, seed: int) -> "DGUNet":
@@ -202,7 +203,8 @@ class DGUNet(nn.Module):
         self._check(degraded)
         if not isinstance(degraded, Measurements):
             height, width = degraded.shape[2:]
-            estimates = self._unfold(pad(degraded, SIZE_MULTIPLE))
+            padded = pad(degraded, SIZE_MULTIPLE)
+            estimates = self._unfold(padded.contiguous(memory_format=torch.channels_last))
         else:
             values, height, width = degraded
             if self.config.full_image:
