@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dgunet.hub import PREFIX
-from dgunet.network import DGUNet, DGUNetConfig
+from dgunet.network import DGUNet, DGUNetConfig, in_channels_last
 
 MODEL_TYPE = "dgunet"
 WEIGHTS_FILE = "model.safetensors"
@@ -120,7 +120,8 @@ def assemble(config: DGUNetConfig, weights: Mapping[str, Tensor], origin: str) -
     if faults:
         raise ValueError(f"{origin}: the weights do not fit the sizes in {CARD_FILE}:\n  " + "\n  ".join(faults))
     network.load_state_dict(dict(weights), assign=True)
-    return network.to(memory_format=torch.channels_last).eval()
+    in_channels_last(network)
+    return network.eval()
 
 
 def _config(values: Mapping[str, Any], path: Path) -> DGUNetConfig:

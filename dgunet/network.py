@@ -163,7 +163,7 @@ class DGUNet(nn.Module):
             for stage in (self.first, *self.between):
                 stage.proximal.end.correct.weight.mul_(INITIAL_CORRECTION)
             self.last.tail.weight.mul_(INITIAL_CORRECTION)
-        self.to(memory_format=torch.channels_last)  # so are all features: a convolution asks its weights, too
+        in_channels_last(self)
 
     @classmethod
     def seeded(cls, config: DGUNetConfig, seed: int) -> "DGUNet":
@@ -241,6 +241,11 @@ class DGUNet(nn.Module):
                 estimate, features = stage(*inputs)
             estimates.append(estimate)
         return estimates
+
+
+def in_channels_last(network: nn.Module) -> None:
+    """Lay the weights out channels last, as all features are: a convolution asks its weights, too."""
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def pad(image: Float[Tensor, "B C H W"], multiple: int) -> Float[Tensor, "B C padded_H padded_W"]:
