@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from conftest import pair, recipe
+from conftest import RECIPE, pair, recipe
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgunet.checkpoint import load_model, read_card
@@ -454,14 +454,17 @@ def test_a_compiled_step_is_the_same_step(shards: Path, tmp_path: Path) -> None:
     assert compiled == pytest.approx(losses_of(shards, tmp_path / "0", "charbonnier_edge"), rel=1e-3)
 
 
+SHARED = RECIPE["network"] | {"num_stages": 4, "share_stages": True}  # two of the four stages are one module
+
+
 def _as_worker(rank: int, num_workers: int, shards: str, out: str, resume: str | None = None) -> None:
-    """One of several workers, joined by gloo through a file; two take their shares in parts."""
+    """One of several workers, joined by gloo through a file; two take their shares in parts, two and three recompute."""
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{out}/meeting{num_workers}", rank=rank, world_size=num_workers)
-    compute = COMPUTE | {"accumulate": 2 if num_workers == 2 else 1, "recompute_activations": num_workers == 2}
-    settings = recipe(num_steps=6, validate_every=2, compute=compute)
+    compute = COMPUTE | {"accumulate": 2 if num_workers == 2 else 1, "recompute_activations": num_workers in (2, 3)}
+    settings = recipe(num_steps=6, validate_every=2, compute=compute, network=SHARED)
     patches = loader.Patches(Path(shards) / "train", settings.batch_size, settings.patch_size, 1)
     lines: list[dict[str, float]] = []
     given = Ports(
@@ -494,7 +497,7 @@ def test_any_number_of_workers_has_the_same_losses(shards: Path, tmp_path: Path)
 @pytest.mark.parametrize("num_workers", [2, 4])
 def test_a_run_goes_on_with_another_number_of_workers(shards: Path, tmp_path: Path, num_workers: int) -> None:
     log, calls = Log(tmp_path), iter(range(100))
-    settings = recipe(num_steps=6, validate_every=2, compute=COMPUTE)
+    settings = recipe(num_steps=6, validate_every=2, compute=COMPUTE, network=SHARED)
     trained(shards, settings, log)
     part = Log(tmp_path / "part")
     trained(shards, settings, part, stop_requested=lambda: next(calls) >= 2)  # after step 3
