@@ -53,7 +53,8 @@ def restore(
         overlap: pixels that neighbouring tiles share, a multiple of 32.
         self_ensemble: average over the 8 flips and quarter turns; eight times the work.
         precision: bfloat16 is faster on devices that have units for it, and less exact than what was measured: the
-            numbers of a model, and those published, are those of float32.
+            numbers of a model, and those published, are those of float32 (on CUDA as torch has it: convolutions in
+            TF32 unless torch.backends.cudnn.allow_tf32 is False).
         device: where to compute; the model is moved there. None: where it is.
         progress: called with the numbers of finished and of all tiles.
 

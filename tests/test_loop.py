@@ -458,7 +458,8 @@ SHARED = RECIPE["network"] | {"num_stages": 4, "share_stages": True}  # two of t
 
 
 def _as_worker(rank: int, num_workers: int, shards: str, out: str, resume: str | None = None) -> None:
-    """One of several workers, joined by gloo through a file; two take their shares in parts, two and three recompute."""
+    """One of several workers, joined by gloo through a file; two take their shares in parts, two and three
+    recompute."""
     import torch.distributed as dist
 
     torch.set_num_threads(1)
