@@ -31,11 +31,13 @@ def held(address: str) -> Iterator[None]:
     """
     _make_sure_nobody_else_drives(address)
     over = threading.Event()
-    threading.Thread(target=_beat, args=(address, over), daemon=True).start()
+    heart = threading.Thread(target=_beat, args=(address, over), daemon=True)
+    heart.start()
     try:
         yield
     finally:
         over.set()
+        heart.join(SECONDS_BETWEEN_BEATS)  # not for ever: a storage may hang
         with suppress(OSError):
             filesystem, folder = record.place(address)
             filesystem.delete_file(f"{folder}/{NAME}")
