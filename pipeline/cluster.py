@@ -29,6 +29,12 @@ RAY_SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PR
 PASSED_ON = ("MLFLOW_", "AWS_", "DGUNET_")
 
 
+def storage() -> str:
+    """Return where checkpoints of running work live, as DGUNET_STORAGE or the default says: a URL or a whole path."""
+    asked = os.environ.get("DGUNET_STORAGE") or str(STORAGE)
+    return asked.rstrip("/") if "://" in asked else str(Path(asked).absolute())
+
+
 @contextmanager
 def session(*, dashboard: bool = False) -> Iterator[None]:
     """Join the Ray cluster of RAY_ADDRESS, or start one on this machine; leave it at the end.
@@ -37,11 +43,11 @@ def session(*, dashboard: bool = False) -> Iterator[None]:
     """
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
+    os.environ["DGUNET_STORAGE"] = storage()  # in this process's words: others work in other folders
     address = os.environ.get("RAY_ADDRESS")
     if address:
         passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)} | RAY_SETTINGS
         # A copy of the project on a node has its own PROJECT, and after a change of code another.
-        passed_on.setdefault("DGUNET_STORAGE", str(STORAGE))
         passed_on.setdefault("DGUNET_SHARD_CACHE", f"{tempfile.gettempdir()}/dgunet-shards-{os.getuid()}")
         if "://" not in address:
             passed_on["RAY_ADDRESS"] = address

@@ -28,7 +28,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from pipeline import loop, training, workers
+from pipeline import cluster, loop, training, workers
 from pipeline.line import Ears
 from pipeline.space import Choice, Dimension, Integer, LogUniform, Tune, rounded
 
@@ -86,7 +86,7 @@ def search(problem: Search, listener: Listener) -> list[Trial]:
     waiting = tune.PlacementGroupFactory([{"memory": 1}])
     trainable = tune.with_resources(_Driver(problem.name, share, problem), waiting)
     heard = _Heard(listener)
-    folder = f"{workers.storage()}/{problem.name}"
+    folder = f"{cluster.storage()}/{problem.name}"
     if tune.Tuner.can_restore(folder):
         tuner = tune.Tuner.restore(folder, trainable, resume_errored=True)
         _refresh(tuner, at_once, heard)
@@ -150,7 +150,7 @@ def _tuner(problem: Search, trainable: Any, at_once: int, heard: _Heard) -> tune
             trial_dirname_creator=_folder,
         ),
         run_config=tune.RunConfig(
-            name=problem.name, storage_path=workers.storage(), verbose=0, callbacks=[heard],
+            name=problem.name, storage_path=cluster.storage(), verbose=0, callbacks=[heard],
             failure_config=tune.FailureConfig(max_failures=workers.max_failures()),
         ),
     )  # fmt: skip

@@ -29,7 +29,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import lease, record
-from pipeline.cluster import STORAGE
+from pipeline.cluster import storage
 from pipeline.group import Trainer
 from pipeline.line import Ears, Heard, Line, Mouth, relay, told
 
@@ -88,12 +88,6 @@ class Share:
     cpus: float
     gpus: float
     at_most: int = 0
-
-
-def storage() -> str:
-    """Return where checkpoints of running work live, as DGUNET_STORAGE or the default says: a URL or a whole path."""
-    asked = os.environ.get("DGUNET_STORAGE") or str(STORAGE)
-    return asked.rstrip("/") if "://" in asked else str(Path(asked).absolute())
 
 
 def patience() -> int:

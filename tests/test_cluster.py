@@ -330,7 +330,7 @@ def test_a_storage_is_a_url_without_a_slash_or_a_whole_path(
     monkeypatch: pytest.MonkeyPatch, given: str, meant: str
 ) -> None:
     monkeypatch.setenv("DGUNET_STORAGE", given)
-    assert workers.storage() == meant
+    assert cluster.storage() == meant
 
 
 def test_losses_too_many_are_told_in_a_line(storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
