@@ -5,7 +5,7 @@ import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -291,15 +291,23 @@ def mortal(job: Job, folder: str, worker: workers.Worker) -> None:
     job(dataclasses.replace(worker, report=report, resume=contextlib.nullcontext(checkpoint)))
 
 
-def kill(folder: Path, enough: threading.Event) -> None:
-    """Kill workers chosen at random, at random moments of their lives."""
+def kill(folder: Path, heard: Sequence[int], enough: threading.Event) -> None:
+    """Kill workers chosen at random, at random moments of their lives: early, or after they have come further."""
     rng = np.random.default_rng(0)
-    while not enough.wait(0.05):
+
+    def alive() -> list[psutil.Process]:
         ours = psutil.Process().children(recursive=True)
-        alive = [process for process in ours if (folder / f"life{process.pid}").exists() and command(process)]
-        if alive and not enough.wait(rng.uniform(0, 3)):
+        return [process for process in ours if (folder / f"life{process.pid}").exists() and command(process)]
+
+    while not enough.wait(0.05):
+        if not alive():
+            continue
+        before = len(heard)
+        if rng.random() < 0.7:
+            until(lambda: len(heard) > before or enough.is_set())  # noqa: B023, done before the next turn
+        if not enough.wait(rng.uniform(0, 2)) and (found := alive()):
             with contextlib.suppress(psutil.NoSuchProcess):  # gone with its group, whoever has its number now
-                alive[rng.integers(len(alive))].kill()
+                found[rng.integers(len(found))].kill()
 
 
 @pytest.mark.timeout(1800)
@@ -307,12 +315,13 @@ def test_a_run_killed_twenty_times_ends_where_one_ends_that_was_left_alone(
     storage: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DGUNET_MAX_FAILURES", "100")
-    settings = recipe(num_steps=1500, validate_every=10, warmup_steps=10)
+    settings = recipe(num_steps=800, validate_every=10, warmup_steps=10)
     indices = {split: read_index(shards / split) for split in ("train", "val")}
     job = Job(settings, 3, shards, indices, 1)
     run(job, tmp_path, "alone", 2)
     (tmp_path / "out").rename(tmp_path / "alone")
     losses: list[str] = []
+    heard: list[int] = []
     enough = threading.Event()
 
     def lose(line: str) -> None:
@@ -322,14 +331,14 @@ def test_a_run_killed_twenty_times_ends_where_one_ends_that_was_left_alone(
             (tmp_path / "enough").touch()
 
     with ThreadPoolExecutor() as pool:
-        killing = pool.submit(kill, tmp_path, enough)
+        killing = pool.submit(kill, tmp_path, heard, enough)
         try:
-            heard, _ = run(partial(mortal, job, str(tmp_path)), tmp_path, "killed", 2, on_notice=lose)
+            run(partial(mortal, job, str(tmp_path)), tmp_path, "killed", 2, on_report=heard.append, on_notice=lose)
         finally:
             enough.set()
             killing.result()
     assert len(losses) >= 20
-    assert heard == list(range(10, 1501, 10))
+    assert heard == list(range(10, 801, 10))
     ours, theirs = (torch.load(tmp_path / name / training.STATE, weights_only=True) for name in ("out", "alone"))
     assert ours["progress"] == theirs["progress"]
     for network in ("network", "averaged", "best"):
