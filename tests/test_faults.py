@@ -282,7 +282,9 @@ def mortal(job: Job, folder: str, worker: workers.Worker) -> None:
     """The job, by a worker whose life is known to have begun, and which does not end before `enough` is there."""
 
     def report(metrics: dict[str, float], checkpoint: Path | None) -> None:
-        until(lambda: metrics["step"] < job.recipe.num_steps or (Path(folder) / "enough").exists())
+        if metrics["step"] == job.recipe.num_steps:
+            (Path(folder) / "done").touch()
+            until((Path(folder) / "enough").exists)
         worker.report(metrics, checkpoint)
 
     (Path(folder) / f"life{os.getpid()}").touch()
@@ -304,7 +306,7 @@ def kill(folder: Path, heard: Sequence[int], enough: threading.Event) -> None:
             continue
         before = len(heard)
         if rng.random() < 0.7:
-            until(lambda: len(heard) > before or enough.is_set())  # noqa: B023, done before the next turn
+            until(lambda: len(heard) > before or (folder / "done").exists() or enough.is_set())  # noqa: B023, done now
         if not enough.wait(rng.uniform(0, 2)) and (found := alive()):
             with contextlib.suppress(psutil.NoSuchProcess):  # gone with its group, whoever has its number now
                 found[rng.integers(len(found))].kill()
