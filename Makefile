@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := true
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-all check lint look tune adopt ui bench bench-gpu lock clean
+.PHONY: help setup repro test test-all check lint preview tune apply ui bench bench-gpu lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -40,15 +40,15 @@ check: lint  ## formatting, lint, types, import contracts
 lint: $(READY)
 	@ruff format --check . && ruff check . && mypy && lint-imports
 
-look: $(READY)  ## TASK=derain: a contact sheet of the task's degradation, in seconds, to tune it by eye
-	@python -m pipeline.look --task $(TASK)
+preview: $(READY)  ## TASK=derain: a contact sheet of the task's degradation, in seconds, to tune it by eye
+	@python -m pipeline.preview --task $(TASK)
 
 tune: $(READY)  ## TASK=derain: search the task's recipe on this machine or RAY_ADDRESS; writes reports/TASK/tune
 	@dvc repro --quiet synthesize@$(TASK)
 	@python -m pipeline.tune --task $(TASK) --shards data/shards/$(TASK) --out reports/$(TASK)/tune
 
-adopt: $(READY)  ## RECIPE=infra/recipes/derain.yaml: show what a recipe changes in params.yaml, ask (YES=1: do not), apply
-	@python -m pipeline.adopt $(RECIPE) $(if $(YES),--yes)
+apply: $(READY)  ## RECIPE=infra/recipes/derain.yaml: show what a recipe changes in params.yaml, ask (YES=1: do not), apply
+	@python -m pipeline.apply_recipe $(RECIPE) $(if $(YES),--yes)
 
 ui: $(READY)  ## browse runs and models in MLflow on http://127.0.0.1:5000
 	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port 5000
@@ -63,4 +63,4 @@ lock: $(READY)  ## write constraints.txt from what is installed
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude dgunet | sed -E 's/\+cpu$$//' > constraints.txt
 
 clean:  ## remove what was built: models, shards, reports, caches, the environment (not mlflow.db, not .dvc/cache)
-	rm -rf .venv .cache data models reports look
+	rm -rf .venv .cache data models reports preview

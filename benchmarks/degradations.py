@@ -23,8 +23,9 @@ from pydantic import TypeAdapter
 from sklearn.datasets import load_sample_image
 
 from dgunet.images import to_float
-from pipeline.degradations import Degradation, degrade
-from pipeline.shards import Pair, write_shard
+from pipeline.degradations import degrade
+from pipeline.degradations.compose import Degradation
+from pipeline.shards.format import Pair, write_shard
 
 EXAMPLES = Path("infra/degradations.yaml")
 RESULTS = Path("benchmarks/results/degradations.md")

@@ -21,9 +21,10 @@ import torch
 import yaml
 
 from dgunet.checkpoint import load_model, read_card
-from dgunet.images import GREY_LEVELS, read_image, to_tensor
+from dgunet.images import GREY_LEVELS, read_image
 from dgunet.metrics import psnr
 from dgunet.network import DGUNet
+from dgunet.tensors import to_tensor
 
 PROJECT = Path(__file__).parents[1]
 DATA = PROJECT.parent / "shared" / "data"

@@ -21,13 +21,14 @@ import torch
 
 from dgunet import published
 from dgunet.losses import stage_loss
-from pipeline.loader import Batch
-from pipeline.params import Compute, Train, load_section
-from pipeline.training import Training
+from pipeline.config.params import load_section
+from pipeline.dataloader.loader import Batch
+from pipeline.training.settings import Compute, Train
+from pipeline.training.trainer import Training
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
-import direct  # noqa: E402 - the baseline lives with the tests, which hold it to be right
+import reference_network  # noqa: E402 - the baseline lives with the tests, which hold it to be right
 
 RESULTS = HERE / "results" / "gpu.md"
 NETWORKS = {
@@ -120,7 +121,7 @@ def patches(count: int, size: int, device: torch.device) -> Batch:
 
 def step_of(name: str, sizes: dict[str, int | bool], device: torch.device, batch: Batch) -> Callable[[], object]:
     """A function that takes one training step, batch transfer included."""
-    weights = direct.random_weights(direct.shapes(**sizes), seed=0)
+    weights = reference_network.random_weights(reference_network.shapes(**sizes), seed=0)
     if name == BASELINE:
         learned = {key: tensor.to(device).requires_grad_() for key, tensor in weights.items()}
         optimiser = torch.optim.Adam(learned.values(), lr=0.0)
@@ -128,7 +129,7 @@ def step_of(name: str, sizes: dict[str, int | bool], device: torch.device, batch
         def step() -> None:
             clean, degraded = batch.clean.to(device), batch.degraded.to(device)
             optimiser.zero_grad()
-            stage_loss(direct.blind(learned, degraded, int(sizes["num_stages"])), clean).backward()
+            stage_loss(reference_network.blind(learned, degraded, int(sizes["num_stages"])), clean).backward()
             optimiser.step()
 
         return step

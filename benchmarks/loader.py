@@ -25,14 +25,17 @@ import torch
 
 from dgunet.images import read_photo, to_float, write_image
 from dgunet.network import DGUNet, DGUNetConfig
-from pipeline import loader, tiles
+from pipeline.config.params import load_section, read_params
+from pipeline.dataloader import dataset, loader
 from pipeline.degradations import degrade
-from pipeline.inspection import inspect_image
-from pipeline.manifest import Entry, read_manifest
-from pipeline.params import Synthesize, Train, load_section, read_params
-from pipeline.shards import Index, Pair, write_index, write_shard
-from pipeline.sources import Candidate, Folder, list_images, read_source_image
-from pipeline.training import Training
+from pipeline.preparation.inspection import inspect_image
+from pipeline.shards.format import Index, Pair, write_index, write_shard
+from pipeline.sources.listing import Candidate, Folder, list_images, read_source_image
+from pipeline.sources.manifest import Entry, read_manifest
+from pipeline.synthesis import tiles
+from pipeline.synthesis.settings import Synthesize
+from pipeline.training.settings import Train
+from pipeline.training.trainer import Training
 
 RESULTS = Path(__file__).parent / "results" / "loader.md"
 SAMPLES, STEPS = 64, 25
@@ -70,7 +73,7 @@ def main() -> None:
         "| | ms per sample | samples/s per core |",
         "|---|---:|---:|",
         f"| PNG files: decode both whole images, crop | {1e3 * speed['theirs']:.2f} | {1 / speed['theirs']:.0f} |",
-        f"| shards of tiles, `pipeline.loader` | {1e3 * speed['ours']:.3f} | {1 / speed['ours']:.0f} |",
+        f"| shards of tiles, `pipeline.dataloader.loader` | {1e3 * speed['ours']:.3f} | {1 / speed['ours']:.0f} |",
         f"| ratio | {ratio:.0f} × | |",
         "",
         "Beside a training step at the default of `denoise` (8 patches of 48², noise drawn for whole tiles of 128²),",
@@ -130,7 +133,7 @@ def lay_shards(task: str, images: list[Entry], folder: Path) -> None:
 
 
 def samples_of_shards(folder: Path, patch: int) -> Iterator[object]:
-    patches = loader.Patches(folder, batch_size=8, patch_size=patch, seed=1)
+    patches = dataset.Patches(folder, batch_size=8, patch_size=patch, seed=1)
     for step in range(10**9):
         for stream in range(8):
             clean, degraded, _ = patches[step, stream]
@@ -171,7 +174,7 @@ def taken(work: Callable[[], object], clock: Callable[[], float] = time.process_
     return clock() - started
 
 
-def batch(patches: loader.Patches, step: int) -> loader.Batch:
+def batch(patches: dataset.Patches, step: int) -> loader.Batch:
     return loader.collate([patches[step, stream] for stream in range(patches.course.batch_size)])
 
 
@@ -185,7 +188,7 @@ def batches_of_recipe(folder: Path) -> Iterator[object]:
         pairs = [Pair(f"{number}-{i}", clean, degraded, {}) for i, (clean, degraded) in enumerate(images)]
         entries.append(write_shard(folder / f"{number:06d}.tar", pairs))
     write_index(folder, Index({"online": False, "seed": 1}, tuple(entries)))
-    patches = loader.Patches(folder, batch_size=size, patch_size=patch, seed=1)
+    patches = dataset.Patches(folder, batch_size=size, patch_size=patch, seed=1)
     for step in range(10**9):
         yield batch(patches, step)
 
@@ -193,7 +196,7 @@ def batches_of_recipe(folder: Path) -> Iterator[object]:
 def share_of_a_step(folder: Path) -> tuple[float, float, float]:
     """Seconds to make a batch and to take a step (processor), and those a step waits for its batch (clock)."""
     recipe = load_section("denoise.train", Train)
-    patches = loader.Patches(folder, recipe.batch_size, recipe.patch_size, seed=1)
+    patches = dataset.Patches(folder, recipe.batch_size, recipe.patch_size, seed=1)
     steps = {"rank": 0, "num_workers": 1, "num_steps": 10**6, "processes": 0, "pin_memory": False}
     training = Training(DGUNet.seeded(DGUNetConfig(**recipe.network.model_dump()), 0), recipe, torch.device("cpu"))
     costs, took, waits = [], [], []

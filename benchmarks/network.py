@@ -21,7 +21,7 @@ from dgunet.losses import stage_loss
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
-import direct  # noqa: E402 - the baseline lives with the tests, which hold it to be right
+import reference_network  # noqa: E402 - the baseline lives with the tests, which hold it to be right
 
 DERAIN = {"width": 40, "growth": 20, "head_growth": 16, "num_stages": 7, "share_stages": True}
 RESULTS = HERE / "results" / "network.md"
@@ -30,7 +30,7 @@ RESULTS = HERE / "results" / "network.md"
 def cases(batch: int, size: int) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
     """What is measured: per name our function and the direct one."""
     generator = torch.Generator().manual_seed(0)
-    weights = direct.random_weights(direct.shapes(**DERAIN), seed=0)
+    weights = reference_network.random_weights(reference_network.shapes(**DERAIN), seed=0)
     learned = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
     network = published.from_state_dict(weights)
     clean, degraded = torch.rand(2, batch, 3, size, size, generator=generator)
@@ -51,11 +51,11 @@ def cases(batch: int, size: int) -> dict[str, tuple[Callable[[], object], Callab
     return {
         f"training step, {batch} × 3 × {size} × {size}": (
             lambda: step(lambda: network(degraded), ours_optimiser),
-            lambda: step(lambda: direct.blind(learned, degraded, num_stages), direct_optimiser),
+            lambda: step(lambda: reference_network.blind(learned, degraded, num_stages), direct_optimiser),
         ),
         f"restoration, 3 × {2 * size} × {2 * size}": (
             lambda: untracked(lambda: network(photo)),
-            lambda: untracked(lambda: direct.blind(weights, photo, num_stages)),
+            lambda: untracked(lambda: reference_network.blind(weights, photo, num_stages)),
         ),
     }
 

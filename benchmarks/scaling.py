@@ -26,11 +26,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgunet.network import DGUNet, DGUNetConfig
-from pipeline import cluster, peers, workers
-from pipeline.line import Ears
-from pipeline.loader import Batch
-from pipeline.params import Train, load_section
-from pipeline.training import Training
+from pipeline.cluster import resources, session, training_run
+from pipeline.cluster.channel import Ears
+from pipeline.config.params import load_section
+from pipeline.dataloader.loader import Batch
+from pipeline.runtime import files
+from pipeline.training import collectives, context
+from pipeline.training.settings import Train
+from pipeline.training.trainer import Training
 
 RESULTS = Path(__file__).parent / "results" / "scaling.md"
 NETWORKS = {  # parameters in millions, as counted by tests/test_network.py
@@ -97,17 +100,17 @@ def on_nodes(count: int, steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {
             "RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled", "DGUNET_STORAGE": f"{folder}/runs",
-            "PYTHONPATH": str(cluster.PROJECT),
+            "PYTHONPATH": str(files.PROJECT),
         }  # fmt: skip
-        with cluster.session():
+        with session.session():
             work = partial(timed, steps, load_section("derain.train", Train))
-            share = workers.Share(count, 1.0, 0.0)
-            workers.fit(work, name="scaling", into=Path(folder) / "out", ears=Ears(heard.append), share=share)
+            share = resources.Share(count, 1.0, 0.0)
+            training_run.fit(work, name="scaling", into=Path(folder) / "out", ears=Ears(heard.append), share=share)
     nodes.shutdown()
     return heard[0]
 
 
-def timed(steps: int, recipe: Train, worker: workers.Worker) -> None:
+def timed(steps: int, recipe: Train, worker: context.Worker) -> None:
     """Take steps in turn with and without the exchange of gradients; report the slowest worker's medians."""
     recipe = recipe.model_copy(update={"batch_size": recipe.batch_size * worker.num_workers})
     training = Training(DGUNet.seeded(DGUNetConfig(**recipe.network.model_dump()), 0), recipe, worker.device)
@@ -124,7 +127,7 @@ def timed(steps: int, recipe: Train, worker: workers.Worker) -> None:
             loss, _ = training.step(batch)
             if worker.num_workers > 1:  # on a CPU the loop asks for these, too, after each step
                 torch.distributed.all_reduce(loss)
-                peers.agreed((False, False))
+                collectives.agreed((False, False))
         else:
             with training.objective.no_sync():
                 training.step(batch)
@@ -139,7 +142,7 @@ def timed(steps: int, recipe: Train, worker: workers.Worker) -> None:
         worker.report(figures, Path(folder) if worker.rank == 0 else None)
 
 
-def exchanged(worker: workers.Worker) -> dict[str, float]:
+def exchanged(worker: context.Worker) -> dict[str, float]:
     """Median seconds of an exchange of the gradients of each published network, on this worker."""
     if worker.num_workers == 1:
         return {}

@@ -29,13 +29,16 @@ import numpy as np
 import ray
 
 from dgunet.images import quantise, read_photo, to_float
-from pipeline import cluster, synthesize, tiles
+from pipeline import synthesize
+from pipeline.cluster import session, tasks
+from pipeline.config.params import load_section
 from pipeline.degradations import degrade
-from pipeline.inspection import pixel_hash
-from pipeline.manifest import Entry, read_manifest, write_manifest
-from pipeline.params import Synthesize, load_section
-from pipeline.shards import Pair, ShardEntry, write_shard
-from pipeline.sources import read_source_image
+from pipeline.shards.format import Pair, ShardEntry, write_shard
+from pipeline.sources.hashing import pixel_hash
+from pipeline.sources.listing import read_source_image
+from pipeline.sources.manifest import Entry, read_manifest, write_manifest
+from pipeline.synthesis import tiles
+from pipeline.synthesis.settings import Synthesize
 
 PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / "benchmarks" / "results" / "synthesis.md"
@@ -150,9 +153,9 @@ def pairs_per_second() -> dict[int, float]:
             ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             with tempfile.TemporaryDirectory() as folder:
                 make = partial(synthesize.make, Path(folder), 1)
-                list(cluster.map_unordered(make, work[: 2 * workers]))  # processes started, code imported
+                list(tasks.map_unordered(make, work[: 2 * workers]))  # processes started, code imported
                 started = time.perf_counter()
-                list(cluster.map_unordered(make, work))
+                list(tasks.map_unordered(make, work))
                 best[workers] = min(best[workers], time.perf_counter() - started)
             ray.shutdown()
     pairs = sum(len(order.tiles) for order in work)
@@ -198,7 +201,7 @@ def measure_driver(number: int) -> None:
             Path("manifest.jsonl"),
             (replace(entry, where=f"photographs/{n:08d}.png", sha256=f"{n:016x}" * 4) for n in range(images)),
         )
-        cluster.session, cluster.map_unordered = nullcontext, pretend
+        session.session, tasks.map_unordered = nullcontext, pretend
         sys.argv = ["synthesize", "--task", TASK, "--manifest", "manifest.jsonl", "--out", "out"]
         synthesize.main()
         os.chdir("/")

@@ -1,44 +1,30 @@
-"""DGUNet, deep generalized unfolding networks for image restoration: the face of the package.
+"""DGUNet, deep generalized unfolding networks for image restoration.
 
-Names are imported on first use, so that `dgunet --help` costs no import of torch.
+Names are imported on first use, so that `dgunet --help` does not import torch.
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dgunet.checkpoint import load_model
+    from dgunet.inference import restore
     from dgunet.network import DGUNet, DGUNetConfig
-    from dgunet.restore import restore
 
 __all__ = ["DGUNet", "DGUNetConfig", "load_model", "restore"]
 
-_ROOMS = {
+_MODULES = {
     "DGUNet": "dgunet.network",
     "DGUNetConfig": "dgunet.network",
     "load_model": "dgunet.checkpoint",
-    "restore": "dgunet.restore",
+    "restore": "dgunet.inference",
 }
 
 
-class _Face(ModuleType):
-    """The package's module type: `dgunet.restore` stays the function when its module of that name is imported."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name in _ROOMS and isinstance(value, ModuleType):
-            return
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Face
-
-
 def __getattr__(name: str) -> object:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_ROOMS[name]), name)
+    value = getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

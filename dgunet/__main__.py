@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dgunet.network import DGUNet
-
 MODEL_HELP = "a model folder, or a registered model: models:/NAME@ALIAS or models:/NAME/VERSION"
 
 
@@ -84,7 +83,7 @@ def _restore(arguments: argparse.Namespace) -> int:
     jobs = _jobs(arguments.photos, arguments.out)
     from dgunet.checkpoint import load_model
     from dgunet.images import SUFFIXES, read_photo, write_photo
-    from dgunet.restore import restore
+    from dgunet.inference import restore
 
     device = _device(arguments.device)
     model: DGUNet = load_model(arguments.model).to(device)
@@ -117,7 +116,7 @@ def _restore(arguments: argparse.Namespace) -> int:
 
 def _jobs(photos: Iterable[Path], out: Path) -> list[tuple[Path, Path]]:
     """Which photo goes where: under its name, and for folders under its path inside the folder."""
-    from dgunet.photo import SUFFIXES
+    from dgunet.images import SUFFIXES
 
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: the last argument is the folder to write to, this is a file")

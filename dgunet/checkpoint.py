@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dgunet.hub import PREFIX
-from dgunet.network import DGUNet, DGUNetConfig, in_channels_last
+from dgunet.network import DGUNet, DGUNetConfig
+from dgunet.network.unfolding import in_channels_last
 
 MODEL_TYPE = "dgunet"
 WEIGHTS_FILE = "model.safetensors"
@@ -87,8 +87,8 @@ def load_model(source: str | Path) -> DGUNet:
         ValueError: the folder lacks a file, a file is damaged, or weights and sizes disagree; the registry has no such.
         ConnectionError: the registry gives no answer. ImportError: it needs MLflow, which is not installed.
     """
-    if isinstance(source, str) and source.startswith(PREFIX):
-        from dgunet.hub import pull
+    if isinstance(source, str) and source.startswith("models:/"):
+        from dgunet.hub import pull  # MLflow is an optional dependency
 
         source = pull(source)
     folder = Path(source)

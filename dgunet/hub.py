@@ -17,7 +17,6 @@ from urllib.parse import quote
 
 PREFIX = "models:/"
 LOCAL_STORE = "mlflow.db"
-
 _IN_REQUEST = {  # MLflow's own patience with a dead server is minutes; the progress bar would be for 3 MB
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional
 
 LossKind = Literal["charbonnier", "charbonnier_edge", "charbonnier_clamped", "mse_clamped"]
-
 CHARBONNIER_EPSILON = 1e-3
 EDGE_WEIGHT = 0.05
 BLUR_TAPS = (0.05, 0.25, 0.4, 0.25, 0.05)

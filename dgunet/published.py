@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from dgunet.checkpoint import assemble
-from dgunet.gradient import BLOCK_SIZE, OPERATOR_WIDTH
 from dgunet.network import DGUNet, DGUNetConfig
-from dgunet.proximal import NUM_LEVELS
+from dgunet.network.gradient import BLOCK_SIZE, OPERATOR_WIDTH
+from dgunet.network.proximal import NUM_LEVELS
 
 PUBLISHED_NUM_STAGES = 7
 SENSING_NAMES = ("Phi", "body.", "stage_model.", "r_final", "concat_final", "shallow_feat_final")
 UNUSED_OPERATOR_CHANNELS = 3  # of the sensing family's `phi` and `phit`, although its images have one
-
 Shape = tuple[int, ...]
 
 

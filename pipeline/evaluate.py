@@ -10,14 +10,16 @@ import torch
 from tqdm import tqdm
 
 from dgunet.checkpoint import load_model
-from pipeline.door import door
-from pipeline.evaluation import Evaluate, Evaluation, evaluate, restoration
-from pipeline.gallery import Exhibit, Page, choose, render
-from pipeline.loader import LoadedPair, pairs
-from pipeline.params import Synthesize, load_section
-from pipeline.plots import plots, png
-from pipeline.reports import read_curve, replacing, write_tables
-from pipeline.shards import INDEX, checksum, read_index
+from pipeline.config.params import load_section
+from pipeline.dataloader.pairs import LoadedPair, pairs
+from pipeline.degradations.parsing import parse_degradation
+from pipeline.evaluation.scores import Evaluation, evaluate, restoration
+from pipeline.evaluation.settings import Evaluate
+from pipeline.reporting.gallery import Exhibit, Page, choose, render
+from pipeline.reporting.plots import plots, png
+from pipeline.reporting.tables import read_curve, replacing, write_tables
+from pipeline.runtime.entry_point import door
+from pipeline.shards.format import INDEX, checksum, read_index
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
 
     settings: Evaluate = load_section(f"{given.task}.evaluate", Evaluate)
-    synthesize: Synthesize = load_section(f"{given.task}.synthesize", Synthesize)
     seed: int = load_section("seed", int)
     model = load_model(given.model).to("cuda" if torch.cuda.is_available() else "cpu")
 
     index = read_index(given.shards)
+    degradation = parse_degradation(index.recipe["degradation"])
     images = _watched(pairs(given.shards), f"evaluate {given.task}", index.samples)
     evaluation = evaluate(model, images, settings.baseline, settings.protocol)
     benchmarks: dict[str, Evaluation] = {}
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 flush=True,
             )
             continue
-        images = _watched(benchmark.pairs(synthesize.degradation, synthesize.channels, seed), benchmark.name)
+        images = _watched(benchmark.pairs(degradation, int(index.recipe["channels"]), seed), benchmark.name)
         benchmarks[benchmark.name] = evaluate(model, images, settings.baseline, benchmark.protocol)
 
     reasons = choose(evaluation, settings.gallery_images)

@@ -12,12 +12,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.door import door
-from pipeline.inspection import Inspection, group_scenes, inspect_images
-from pipeline.manifest import SPLITS, Entry, SplitName, check_splits, split_of, write_manifest, write_whole
-from pipeline.mirror import check
-from pipeline.params import load_section
-from pipeline.sources import Candidate, LeftOut, Prepare, describe, require_images, why
+from pipeline.config.params import load_section
+from pipeline.preparation.inspection import Inspection, group_scenes, inspect_images
+from pipeline.preparation.settings import Prepare
+from pipeline.preparation.splits import check_splits, split_of
+from pipeline.runtime.entry_point import door
+from pipeline.runtime.files import write_whole
+from pipeline.sources.listing import Candidate, LeftOut, describe, require_images, why
+from pipeline.sources.manifest import SPLITS, Entry, SplitName, write_manifest
 
 MEMORY = Path(".cache/prepare/looks.sqlite")
 
@@ -36,7 +38,6 @@ def main() -> None:
     parser.add_argument("--manifest", required=True, type=Path)
     parser.add_argument("--report", required=True, type=Path)
     given = parser.parse_args()
-    check()  # of every section: a mistake that only `promote` reads should not wait for training
     prepared = prepare(load_section("prepare", Prepare), seed=load_section("seed", int), memory=MEMORY)
     content = report(prepared)
     write_whole(given.report, json.dumps(content, indent=1) + "\n")

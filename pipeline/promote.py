@@ -13,20 +13,23 @@ import torch
 
 from dgunet.checkpoint import load_model, read_card
 from dgunet.hub import pull
-from pipeline import registry, tracking
-from pipeline.baselines import NoBaseline
-from pipeline.door import door
-from pipeline.evaluation import Evaluate, evaluate
-from pipeline.loader import pairs
-from pipeline.manifest import write_whole
-from pipeline.params import Promote, load_section
-from pipeline.protocol import Protocol
-from pipeline.provenance import PROJECT, commit, digest
-from pipeline.registry import Version
+from pipeline.config.params import load_section
+from pipeline.dataloader.pairs import pairs
+from pipeline.evaluation.baselines import NoBaseline
+from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.scores import evaluate
+from pipeline.evaluation.settings import Evaluate
+from pipeline.runtime.entry_point import door
+from pipeline.runtime.files import write_whole
+from pipeline.runtime.fingerprint import code_digest
+from pipeline.runtime.provenance import commit, digest
+from pipeline.tracking import registry, runs
+from pipeline.tracking.registry import Version
+from pipeline.tracking.settings import Promote
 
 MEASURING_CODE = (
-    "dgunet/metrics.py", "dgunet/restore.py", "pipeline/evaluation.py", "pipeline/loader.py", "pipeline/protocol.py",
-    "pipeline/degradations/*.py",
+    "dgunet/images", "dgunet/inference.py", "dgunet/metrics.py", "dgunet/network", "dgunet/tensors.py",
+    "pipeline/dataloader", "pipeline/degradations", "pipeline/evaluation", "pipeline/shards",
 )  # fmt: skip
 TEST, PSNR = "test", "test.restored.psnr"  # tags: what was measured on and how, mean PSNR in dB
 
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     test = f"{metrics['test_index_sha256']} {protocol} Measured by {_measuring_code()[:12]}."
     ours = _psnr(metrics, "restored")
 
-    with tracking.connected():
+    with runs.connected():
         version = _registered(given.task, given.model, given.report, metrics, test)
         champion = registry.champion(given.task)
         if champion is None:
@@ -122,7 +125,7 @@ def _registered(task: str, model: Path, report: Path, metrics: Mapping[str, Any]
     content = digest(model.iterdir())
     numbers = {
         f"test.{name}": float(value)
-        for name, value in tracking.flattened(metrics).items()
+        for name, value in runs.flattened(metrics).items()
         if isinstance(value, float | int)
     }
     tags = {TEST: test, **{name: str(value) for name, value in numbers.items()}, PSNR: str(_psnr(metrics, "restored"))}
@@ -137,7 +140,7 @@ def _registered(task: str, model: Path, report: Path, metrics: Mapping[str, Any]
         "data": provenance.get("data", "unknown"),
         "dvc_lock": digest([Path("dvc.lock")]) if Path("dvc.lock").exists() else "none",
     }
-    with tracking.run(task, f"{task} {content[:8]}", {"model": content}, {}, system_metrics=False) as run:
+    with runs.run(task, f"{task} {content[:8]}", {"model": content}, {}, system_metrics=False) as run:
         run.log(numbers, 0)
         run.files(report, "report")
         return registry.register(task, model, content, tags)
@@ -152,8 +155,8 @@ def _psnr(metrics: Mapping[str, Any], kind: str) -> float:
 
 
 def _measuring_code() -> str:
-    """Digest of what decides, beside the images, what a PSNR comes out as: numbers of other code are not compared."""
-    return digest(path for pattern in MEASURING_CODE for path in PROJECT.glob(pattern))
+    """Return the digest of all code that decides a PSNR: numbers measured by different code are not compared."""
+    return code_digest(MEASURING_CODE)
 
 
 if __name__ == "__main__":

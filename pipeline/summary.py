@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.door import door
-from pipeline.params import load_section
+from pipeline.config.params import load_section
+from pipeline.runtime.entry_point import door
 
 PHOTO = "skimage/data/chelsea.png"  # comes with the starter photographs
 HEADER = ("task", "degraded", "baseline", "restored", "gain in dB", "champion")

@@ -22,13 +22,15 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from pipeline import cluster, remote
-from pipeline.door import door
-from pipeline.fingerprint import fingerprint
-from pipeline.manifest import SPLITS, Entry, read_manifest
-from pipeline.params import Synthesize, load_section, read_params
-from pipeline.shards import PARTIAL, Index, ShardEntry, checksum, write_index, write_shard
-from pipeline.tiles import Stretch, chosen, num_tiles, pairs, plan
+from pipeline.cluster import session, tasks
+from pipeline.config.params import load_section, read_params
+from pipeline.runtime.entry_point import door
+from pipeline.runtime.fingerprint import fingerprint
+from pipeline.shards import store
+from pipeline.shards.format import PARTIAL, Index, ShardEntry, checksum, write_index, write_shard
+from pipeline.sources.manifest import SPLITS, Entry, read_manifest
+from pipeline.synthesis.settings import Synthesize
+from pipeline.synthesis.tiles import Stretch, chosen, num_tiles, pairs, plan
 
 WORKSHOP = Path(".cache/synthesize")
 JOURNAL = "made.jsonl"
@@ -54,7 +56,7 @@ def main() -> None:
     seed = load_section("seed", int)
     images = chosen(read_manifest(given.manifest), settings)
     recipe = {**read_params()[given.task]["synthesize"], "seed": seed}
-    workshop = (WORKSHOP / fingerprint(given.task, recipe, _digest(images), remote.in_use())).resolve()
+    workshop = (WORKSHOP / fingerprint("synthesize", given.task, recipe, _digest(images), store.in_use())).resolve()
     by_split = {split: [image for image in images if image.split == split] for split in SPLITS}
     num_pairs = {split: sum(num_tiles(image, settings) for image in by_split[split]) for split in SPLITS}
     names = {
@@ -70,10 +72,10 @@ def main() -> None:
     orders = (Order(name, tiles, entries.get(name)) for name, tiles in zip(every, stretches, strict=True))
     with (
         (workshop / JOURNAL).open("a") as journal,
-        cluster.session(),
+        session.session(),
         tqdm(desc=f"synthesize {given.task}", total=len(every), unit="shard", disable=None) as bar,
     ):
-        for name, entry in cluster.map_unordered(partial(make, workshop, seed), orders):
+        for name, entry in tasks.map_unordered(partial(make, workshop, seed), orders):
             entries[name] = entry
             journal.write(json.dumps({"shard": name, "entry": asdict(entry)}) + "\n")
             journal.flush()
@@ -96,17 +98,17 @@ def make(workshop: Path, seed: int, order: Order) -> tuple[str, ShardEntry]:
     if order.made and _is_intact(path, order.made.sha256):
         return order.name, order.made
     made = pairs(order.tiles, order.tiles.settings, seed)
-    if not remote.in_use():
+    if not store.in_use():
         return order.name, write_shard(path, made)
     with tempfile.TemporaryDirectory() as folder:
         entry = write_shard(Path(folder, path.name), made)
-        remote.put(Path(folder, path.name), entry.sha256)
+        store.put(Path(folder, path.name), entry.sha256)
     return order.name, entry
 
 
 def _is_intact(path: Path, sha256: str) -> bool:
-    if remote.in_use():
-        return remote.is_intact(sha256)
+    if store.in_use():
+        return store.is_intact(sha256)
     return path.exists() and checksum(path) == sha256
 
 

@@ -14,14 +14,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline import cluster, tracking, training, workers
-from pipeline.door import door
-from pipeline.fingerprint import fingerprint
-from pipeline.job import Job
-from pipeline.line import Ears
-from pipeline.params import Synthesize, Train, load_section, read_params
-from pipeline.provenance import commit, digest
-from pipeline.shards import INDEX, checksum, read_index
+from pipeline.cluster import run_lock, session, training_run
+from pipeline.cluster.channel import Ears
+from pipeline.config.params import load_section, read_params
+from pipeline.runtime.entry_point import door
+from pipeline.runtime.fingerprint import fingerprint
+from pipeline.runtime.provenance import commit, digest
+from pipeline.shards.format import INDEX, checksum, read_index
+from pipeline.tracking import runs
+from pipeline.training import trainer
+from pipeline.training.job import Job
+from pipeline.training.settings import Train
 
 SECONDS_BETWEEN_LINES = 20
 CURVE = ("step", "loss", "learning_rate", "val_psnr", "skipped_steps")
@@ -36,30 +39,29 @@ def main() -> None:
     parser.add_argument("--curve", required=True, type=Path, help="CSV of the training curve to write")
     given = parser.parse_args()
     recipe = load_section(f"{given.task}.train", Train)
-    synthesis = load_section(f"{given.task}.synthesize", Synthesize)
     seed = load_section("seed", int)
     data = {split: checksum(given.shards / split / INDEX) for split in ("train", "val")}
     indices = {split: read_index(given.shards / split) for split in ("train", "val")}
-    job = Job(recipe, synthesis.channels, given.shards.resolve(), indices, seed)
+    job = Job(recipe, int(indices["train"].recipe["channels"]), given.shards.resolve(), indices, seed)
     card = {"task": given.task, "provenance": {"commit": commit(), "data": data["train"]}}
-    name = f"{given.task}-{fingerprint(recipe.model_dump(), data, seed)}"
+    name = f"{given.task}-{fingerprint('train', recipe.model_dump(), data, seed)}"
     params = {**read_params()[given.task], "seed": seed}
 
     with (
-        cluster.alone(name),
-        cluster.session(),
-        tracking.run(given.task, name, {"fingerprint": name}, params, system_metrics=True) as run,
+        run_lock.alone(name),
+        session.session(),
+        runs.run(given.task, name, {"fingerprint": name}, params, system_metrics=True) as run,
         tempfile.TemporaryDirectory() as folder,
     ):
         with closing(_Display(given.task, recipe.num_steps)) as display:
             ears = Ears(lambda metrics: run.log(metrics, int(metrics["step"])), display.show, display.tell)
-            workers.fit(job, name=name, into=Path(folder), ears=ears, most_workers=recipe.batch_size)
-        history = training.history(Path(folder))
+            training_run.fit(job, name=name, into=Path(folder), ears=ears, most_workers=recipe.batch_size)
+        history = trainer.history(Path(folder))
         run.complete(history)
-        training.export(Path(folder), given.model, card)
+        trainer.export(Path(folder), given.model, card)
         _write_curve(given.curve, history)
         run.tag({"model": digest(given.model.iterdir()), "commit": card["provenance"]["commit"], "data": data["train"]})
-        workers.forget(name)
+        training_run.forget(name)
 
 
 class _Display:

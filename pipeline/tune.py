@@ -1,4 +1,4 @@
-"""Beside the road: search a task's recipe on the val split, and propose values; `make adopt` is for a person to run."""
+"""Beside the road: search a task's recipe on the val split, and propose values; `make apply` is for a person to run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import cluster, findings, space, tracking
-from pipeline.door import door
-from pipeline.fingerprint import fingerprint
-from pipeline.job import Job
-from pipeline.params import Synthesize, Train, load_section
-from pipeline.search import FAILURE, METRIC, STEP, Search, forget_trials, search
-from pipeline.shards import INDEX, checksum, read_index
-from pipeline.trials import Trial
+from pipeline.cluster import run_lock, session
+from pipeline.config.params import load_section
+from pipeline.runtime.entry_point import door
+from pipeline.runtime.fingerprint import fingerprint
+from pipeline.shards.format import INDEX, checksum, read_index
+from pipeline.tracking import runs
+from pipeline.tracking.trials import Trial
+from pipeline.training.job import Job
+from pipeline.training.settings import Train
+from pipeline.tuning import report, space
+from pipeline.tuning import settings as tuning_settings
+from pipeline.tuning.search import FAILURE, METRIC, STEP, Search, forget_trials, search
 
 LOGGED = ("loss", "learning_rate", METRIC, "skipped_steps", "images_per_second")
 STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
@@ -43,20 +47,19 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder for table, figure and proposal")
     given = parser.parse_args()
     recipe = load_section(f"{given.task}.train", Train)
-    synthesis = load_section(f"{given.task}.synthesize", Synthesize)
-    settings, seed = load_section("tune", space.Tune), load_section("seed", int)
+    settings, seed = load_section("tune", tuning_settings.Tune), load_section("seed", int)
     space.check(settings, recipe, given.task)
     data = {split: checksum(given.shards / split / INDEX) for split in ("train", "val")}
     indices = {split: read_index(given.shards / split) for split in ("train", "val")}
-    work = Work(Job(recipe, synthesis.channels, given.shards.resolve(), indices, seed))
-    name = f"tune-{given.task}-{fingerprint(settings.model_dump(), recipe.model_dump(), data, seed)}"
+    work = Work(Job(recipe, int(indices["train"].recipe["channels"]), given.shards.resolve(), indices, seed))
+    name = f"tune-{given.task}-{fingerprint('train', settings.model_dump(), recipe.model_dump(), data, seed)}"
     problem = Search(name, settings, recipe.num_steps, seed, work, first=space.current(recipe, settings.space))
     params = {"tune": settings.model_dump(), "train": recipe.model_dump(), "seed": seed}
 
     with (
-        cluster.alone(name),
-        cluster.session(dashboard=True),
-        tracking.run(given.task, name, {"fingerprint": name}, params, system_metrics=False) as run,
+        run_lock.alone(name),
+        session.session(dashboard=True),
+        runs.run(given.task, name, {"fingerprint": name}, params, system_metrics=False) as run,
     ):
         watch = _Watch(given.task, problem, run.id)
         try:
@@ -65,15 +68,15 @@ def main() -> None:
             watch.abandon()
             raise
         watch.close(trials)
-        findings.write(given.out, given.task, name, problem.first, trials)
+        report.write(given.out, given.task, name, problem.first, trials)
         run.files(given.out, "tune")
-        if best := findings.best(trials):
+        if best := report.best(trials):
             run.log({METRIC: best.best_psnr}, best.number)
             forget_trials(name, trials)
-    print(findings.table(trials))
+    print(report.table(trials))
     if not best:
         raise ValueError(f"no trial of {len(trials)} has a result; the first says: {trials[0].failure or 'nothing'}")
-    print(f"\nmake adopt RECIPE={given.out / findings.PROPOSAL}    shows what it would change in params.yaml, and asks")
+    print(f"\nmake apply RECIPE={given.out / report.PROPOSAL}    shows what it would change in params.yaml, and asks")
 
 
 class _Watch:

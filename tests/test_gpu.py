@@ -5,13 +5,13 @@ from typing import get_args
 
 import pytest
 import torch
-from conftest import RECIPE
+from factories import RECIPE
 
 from dgunet.losses import LossKind
 from dgunet.network import DGUNet, DGUNetConfig
-from pipeline.loader import Batch
-from pipeline.params import Train
-from pipeline.training import Training
+from pipeline.dataloader.loader import Batch
+from pipeline.training.settings import Train
+from pipeline.training.trainer import Training
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,6 +9,8 @@ The same bytes on every CPU: NumPy's transcendental functions and OpenCV's filte
 some 2⁻⁵³, and practically never survives.
 """
 
+from __future__ import annotations
+
 from collections import abc
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -16,24 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.degradations.blur import CameraShake, Defocus, GaussianBlur
-from pipeline.degradations.camera import CameraNoise
-from pipeline.degradations.compose import (
-    SINGLE,
-    Degradation,
-    NoDegradation,
-    OneOf,
-    RandomOrder,
-    Repeat,
-    Sequence,
-    Sometimes,
-)
-from pipeline.degradations.drawing import Drawn, Image, generator
-from pipeline.degradations.light import LowLight
-from pipeline.degradations.noise import GaussianNoise, Jpeg
-from pipeline.degradations.rain import RainStreaks
-from pipeline.degradations.resample import Bicubic
-from pipeline.degradations.weather import Haze, Snow
+from pipeline.degradations.compose import SINGLE, Degradation
+from pipeline.degradations.sampling import Drawn, Image, generator
 
 __all__ = [
     "Bicubic",
@@ -58,7 +44,6 @@ __all__ = [
     "degrade",
     "regenerate",
 ]
-
 APPLY: Mapping[str, Callable[[Image, Drawn], Image]] = {
     str(field.default): single.apply for single in SINGLE for field in fields(single) if field.name == "kind"
 }

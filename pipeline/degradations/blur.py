@@ -4,6 +4,8 @@ What a file stores as white may have been far brighter: saturated values are rai
 clipped after it, which is what draws the tracks of lamps into real shaken photographs. Borders reflect.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +15,8 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from scipy import fft
 
-from pipeline.degradations.drawing import (
+from pipeline.degradations.light import to_display, to_linear
+from pipeline.degradations.sampling import (
     MAX_GREY_LEVEL,
     NAMED_FIELDS_ONLY,
     Drawn,
@@ -24,11 +27,9 @@ from pipeline.degradations.drawing import (
     draw_uniform,
     generator,
 )
-from pipeline.degradations.light import to_display, to_linear
 
 Kernel = Float32[np.ndarray, "rows columns"]
 Profile = Float32[np.ndarray, " taps"]
-
 SATURATED = 1 - 0.5 / MAX_GREY_LEVEL  # what rounds to the highest code of 8 bit
 STEPS_OF_TRAJECTORY = 400
 SAMPLES_OF_DISK = 8  # per pixel and direction

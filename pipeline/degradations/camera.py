@@ -10,6 +10,8 @@ and numbers: Brooks, Mildenhall, Xue, Chen, Sharlet and Barron, "Unprocessing Im
 2019 (arXiv 1811.11127); demosaicing: Malvar, He and Cutler, ICASSP 2004.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +20,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float64
 
-from pipeline.degradations.drawing import (
+from pipeline.degradations.sampling import (
     NAMED_FIELDS_ONLY,
     Drawn,
     Flag,
@@ -31,13 +33,11 @@ from pipeline.degradations.drawing import (
 
 Light = Float64[np.ndarray, "H W C"]
 Mosaic = Float64[np.ndarray, "H W 1"]
-
 READ_NOISE_SLOPE, READ_NOISE_OFFSET, READ_NOISE_SPREAD = 2.18, 1.20, 0.26  # log λ_read against log λ_shot
 EXPOSURE_GAIN_MEAN, EXPOSURE_GAIN_SPREAD = 0.8, 0.1  # of its inverse
 RED_GAIN, BLUE_GAIN = (1.9, 2.4), (1.5, 1.9)
 GAMMA = 2.2
 HIGHLIGHTS = 0.9  # gray value above which the way back keeps white white
-
 XYZ_TO_CAMERA = np.array(  # of four cameras of the Darmstadt Noise Dataset
     [
         [[1.0234, -0.2969, -0.2266], [-0.5625, 1.6328, -0.0469], [-0.0703, 0.2188, 0.6406]],
@@ -49,7 +49,6 @@ XYZ_TO_CAMERA = np.array(  # of four cameras of the Darmstadt Noise Dataset
 RGB_TO_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
-
 # Malvar's filters, times 8: green where red or blue was measured; then a colour at green between its horizontal
 # neighbours (between vertical ones: transposed); and red at blue or blue at red.
 GREEN_ELSEWHERE = np.array(
@@ -197,7 +196,7 @@ def sample_bayer(image: Light, drawn: Drawn) -> Mosaic:
     return mosaic
 
 
-def demosaic(mosaic: Mosaic, gains: Float64[np.ndarray, "3"], drawn: Drawn) -> Float64[np.ndarray, "H W 3"]:
+def demosaic(mosaic: Mosaic, gains: Float64[np.ndarray, 3], drawn: Drawn) -> Float64[np.ndarray, "H W 3"]:
     """Three balanced colours of a Bayer mosaic by Malvar's filters; reflected at the border, so the pattern goes on.
 
     Balanced values above white are clipped first: filters that mix colours would draw fringes around what is saturated.

@@ -1,5 +1,7 @@
 """Degradations made of degradations: whatever is nested, drawing it gives one flat list of steps."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -8,11 +10,11 @@ from pydantic import Discriminator
 
 from pipeline.degradations.blur import CameraShake, Defocus, GaussianBlur
 from pipeline.degradations.camera import CameraNoise
-from pipeline.degradations.drawing import NAMED_FIELDS_ONLY, Count, Drawn, Image, Number, check_number
 from pipeline.degradations.light import LowLight
 from pipeline.degradations.noise import GaussianNoise, Jpeg
 from pipeline.degradations.rain import RainStreaks
 from pipeline.degradations.resample import Bicubic
+from pipeline.degradations.sampling import NAMED_FIELDS_ONLY, Count, Drawn, Image, Number, check_number
 from pipeline.degradations.weather import Haze, Snow
 
 
@@ -39,7 +41,7 @@ class Sequence:
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["sequence"] = "sequence"
-    steps: "tuple[Degradation, ...]"
+    steps: tuple[Degradation, ...]
 
     def draw(self, rng: np.random.Generator) -> list[Drawn]:
         """The steps of all, in order."""
@@ -52,7 +54,7 @@ class RandomOrder:
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["random_order"] = "random_order"
-    steps: "tuple[Degradation, ...]"
+    steps: tuple[Degradation, ...]
 
     def draw(self, rng: np.random.Generator) -> list[Drawn]:
         """The steps of all, shuffled."""
@@ -65,7 +67,7 @@ class OneOf:
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["one_of"] = "one_of"
-    choices: "tuple[Degradation, ...]"
+    choices: tuple[Degradation, ...]
     weights: tuple[Number, ...]
 
     def __post_init__(self) -> None:
@@ -88,7 +90,7 @@ class Sometimes:
     __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["sometimes"] = "sometimes"
     probability: Number
-    step: "Degradation"
+    step: Degradation
 
     def __post_init__(self) -> None:
         check_number(self, "probability", 0, 1)
@@ -109,7 +111,7 @@ class Repeat:
     __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["repeat"] = "repeat"
     times: Count
-    step: "Degradation"
+    step: Degradation
 
     def __post_init__(self) -> None:
         check_number(self, "times", 1, 10)
@@ -134,7 +136,6 @@ SINGLE = (
     Bicubic,
 )
 """All that are not made of others."""
-
 # pydantic's tag is the one thing foreign here: with it a typo in a nested section is reported where it is, once.
 Degradation = Annotated[
     NoDegradation

@@ -4,12 +4,14 @@ The sRGB transfer (IEC 61966-2-1): linear = display / 12.92 up to 0.04045, ((dis
 Values outside [0, 1] follow the same two branches.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from pipeline.degradations.drawing import NAMED_FIELDS_ONLY, Drawn, Image, Range, check_range, draw_uniform
+from pipeline.degradations.sampling import NAMED_FIELDS_ONLY, Drawn, Image, Range, check_range, draw_uniform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,14 @@
 """Noise of the display values: white Gaussian, y = x + n with n ~ N(0, σ²), and what JPEG leaves behind."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal
 
 import cv2
 import numpy as np
 
-from pipeline.degradations.drawing import (
+from pipeline.degradations.sampling import (
     MAX_GREY_LEVEL,
     NAMED_FIELDS_ONLY,
     Count,

@@ -11,6 +11,8 @@ merges into a veil (Garg and Nayar, "Vision and Rain", IJCV 2007). Blending is d
 the sets that the field trains on.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from pipeline.degradations.drawing import (
+from pipeline.degradations.sampling import (
     NAMED_FIELDS_ONLY,
     Count,
     Drawn,
@@ -35,7 +37,6 @@ from pipeline.degradations.drawing import (
 
 Layer = Callable[[int, int, Drawn, float, np.random.Generator], Float32[np.ndarray, "H W"]]
 """Height, width, drawn parameters, distance, rng -> optical depth of what falls at that distance."""
-
 DENSITY_AREA = 100.0 * 100.0
 FWHM_OF_GAUSSIAN = 2.3548
 AREA_OF_GAUSSIAN = 1.0645  # of one with unit peak and unit full width at half maximum

@@ -6,6 +6,8 @@ antialiasing. Weights are divided by their sum; beyond the border the image is r
 Keys, "Cubic convolution interpolation for digital image processing", IEEE TASSP 1981; MATLAB's imresize.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from scipy.sparse import csr_array
 
-from pipeline.degradations.drawing import NAMED_FIELDS_ONLY, Count, Drawn, Image, check_number
+from pipeline.degradations.sampling import NAMED_FIELDS_ONLY, Count, Drawn, Image, check_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,8 @@ Haze, after Koschmieder, in linear light:  I = J·t + A·(1 − t),  t = e^(−�
 drops: see `pipeline.degradations.rain` for how the optical depths of what falls add up.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +14,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from pipeline.degradations.drawing import (
+from pipeline.degradations.light import to_display, to_linear
+from pipeline.degradations.rain import DENSITY_AREA, FWHM_OF_GAUSSIAN, behind_layers, check_layers, hidden, soften
+from pipeline.degradations.sampling import (
     NAMED_FIELDS_ONLY,
     Count,
     Drawn,
@@ -23,8 +27,6 @@ from pipeline.degradations.drawing import (
     draw_uniform,
     generator,
 )
-from pipeline.degradations.light import to_display, to_linear
-from pipeline.degradations.rain import DENSITY_AREA, FWHM_OF_GAUSSIAN, behind_layers, check_layers, hidden, soften
 
 CLUMPS_PER_FLAKE = 5
 SAMPLES_PER_FLAKE = 6  # along the way it falls during the exposure

@@ -1,0 +1,121 @@
+"""The prior half of a stage: x = prox_J(v) as an encoder, a decoder and a stage end.
+
+Channels: level i = 0, 1, 2 of the encoder goes from n + i·s to n + (i+1)·s and halves the resolution after it; the
+bottom keeps n + 3s; the decoder comes back with n + 2s, n + s, n. n = width, s = growth.
+Source: Mou, Wang, Zhang, CVPR 2022 (informative proximal mapping module); the stage end Zamir et al., "MPRNet",
+CVPR 2021 (supervised attention).
+"""
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dgunet.network.blocks import ConvBlock, ShallowFeatures
+from dgunet.network.fusion import Concatenation, PlainFusion, StageFeatures, SubspaceProjection
+
+NUM_LEVELS = 3
+
+
+class Encoder(nn.Module):
+    """Three levels, each followed by a halving of the resolution, and the bottom."""
+
+    def __init__(self, width: int, growth: int, fusion: type[PlainFusion] | None) -> None:
+        super().__init__()
+        channels = [width + level * growth for level in range(NUM_LEVELS + 1)]
+        steps = list(pairwise(channels))
+        self.levels = nn.ModuleList(ConvBlock(narrow, wide, norm=True) for narrow, wide in steps)
+        self.fusions = nn.ModuleList() if fusion is None else nn.ModuleList(fusion(w, n) for n, w in steps)
+        self.downsamples = nn.ModuleList(
+            nn.Conv2d(wide, wide, kernel_size=4, stride=2, padding=1, bias=False) for wide in channels[1:]
+        )
+        self.bottom = ConvBlock(channels[-1], channels[-1], norm=True)
+
+    def forward(
+        self, features: Float[Tensor, "B n H W"], previous: StageFeatures | None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Outputs of the three levels, finest first, and of the bottom."""
+        outputs = []
+        for level, (block, downsample) in enumerate(zip(self.levels, self.downsamples, strict=True)):
+            features = block(features)
+            if previous is not None:
+                features = self.fusions[level](features, previous.encoder[level], previous.decoder[-1 - level])
+            outputs.append(features)
+            features = downsample(features)
+        return tuple(outputs), self.bottom(features)
+
+
+class Decoder(nn.Module):
+    """Three doublings of the resolution, each meeting the encoder's output there."""
+
+    def __init__(self, width: int, growth: int) -> None:
+        super().__init__()
+        channels = [width + level * growth for level in reversed(range(NUM_LEVELS + 1))]
+        steps = list(pairwise(channels))
+        self.upsamples = nn.ModuleList(nn.ConvTranspose2d(w, n, kernel_size=2, stride=2) for w, n in steps)
+        self.skips = nn.ModuleList(nn.Conv2d(w, n, kernel_size=3, padding=1) for w, n in steps)
+        self.levels = nn.ModuleList(ConvBlock(2 * n, n, norm=False) for _, n in steps)
+
+    def forward(self, encoded: tuple[Tensor, ...], bottom: Float[Tensor, "B n h w"]) -> tuple[Tensor, ...]:
+        """Outputs of the three levels, coarsest first; the last has the input's resolution."""
+        features, outputs = bottom, []
+        for upsample, skip, block, passed in zip(
+            self.upsamples, self.skips, self.levels, reversed(encoded), strict=True
+        ):
+            features = block(torch.cat([upsample(features), skip(passed)], dim=1))
+            outputs.append(features)
+        return tuple(outputs)
+
+
+class StageEnd(nn.Module):
+    """From the last decoder output to the image and to what is handed on; optionally gated by that image."""
+
+    def __init__(self, image_channels: int, width: int, *, gated: bool) -> None:
+        super().__init__()
+        self.correct = nn.Conv2d(width, image_channels, kernel_size=1, bias=False)
+        self.attend = nn.Conv2d(width, width, kernel_size=1, bias=False)
+        self.gate = nn.Conv2d(image_channels, width, kernel_size=1, bias=False) if gated else None
+
+    def forward(
+        self, moved: Float[Tensor, "B C H W"], features: Float[Tensor, "B n H W"]
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B n H W"]]:
+        """The stage's estimate x = v + W₁f, and g = f + W₂f (gated: f + W₂f · sigmoid(W₃x))."""
+        estimate, attended = moved + self.correct(features), self.attend(features)
+        if self.gate is None:
+            return estimate, features + attended
+        return estimate, torch.addcmul(features, attended, torch.sigmoid(self.gate(estimate)))
+
+
+class ProximalMapping(nn.Module):
+    """One informative proximal mapping; `merge` and `fusion` are how it takes in the stage before, if there is one."""
+
+    def __init__(
+        self,
+        image_channels: int,
+        width: int,
+        growth: int,
+        *,
+        merge: SubspaceProjection | Concatenation | None,
+        fusion: type[PlainFusion] | None,
+        gated_end: bool,
+    ) -> None:
+        super().__init__()
+        self.shallow = ShallowFeatures(image_channels, width)
+        self.merge = merge
+        self.encoder = Encoder(width, growth, fusion)
+        self.decoder = Decoder(width, growth)
+        self.end = StageEnd(image_channels, width, gated=gated_end)
+
+    def forward(
+        self, moved: Float[Tensor, "B C H W"], previous: StageFeatures | None
+    ) -> tuple[Float[Tensor, "B C H W"], StageFeatures]:
+        """The estimate of this stage and what it hands on; H and W divide by 8, H·W exceeds 64."""
+        features = self.shallow(moved)
+        if self.merge is not None:
+            assert previous is not None, "only a first stage has no stage before it"
+            features = self.merge(features, previous.image)
+        encoded, bottom = self.encoder(features, previous)
+        decoded = self.decoder(encoded, bottom)
+        estimate, image_features = self.end(moved, decoded[-1])
+        return estimate, StageFeatures(encoded, decoded, image_features)

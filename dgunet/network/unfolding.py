@@ -1,0 +1,269 @@
+"""DGUNet: K unfolded iterations of proximal gradient descent, trained end to end.
+
+    x̂ = argmin ½‖Φx − y‖² + λJ(x):     v_k = x_{k−1} − ρ_k·Φᵀ(Φx_{k−1} − y),     x_k = prox_J(v_k),     k = 1..K
+
+Source: Mou, Wang, Zhang, "Deep Generalized Unfolding Networks for Image Restoration", CVPR 2022 (arXiv 2204.13348).
+Blind family: Φ learned per stage, x_0 = y. Sensing family: Φ known, on 32×32 blocks, x_0 = Φᵀy. Sharing: stages
+2..K−1 are one module (DGUNet) or all are separate (DGUNet+).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from dgunet.network.blocks import ATTENTION_REDUCTION, ShallowFeatures, conv3x3
+from dgunet.network.fusion import Concatenation, GatedFusion, PlainFusion, StageFeatures, SubspaceProjection
+from dgunet.network.gradient import BLOCK_SIZE, GradientDescentModule, Measurements, SensingMatrix
+from dgunet.network.proximal import NUM_LEVELS, ProximalMapping
+
+SIZE_MULTIPLE = 2**NUM_LEVELS
+INITIAL_CORRECTION = 0.01  # of what torch would start with
+
+
+@dataclass(frozen=True)
+class DGUNetConfig:
+    """Sizes of a DGUNet; the defaults are the published deraining network. Raises ValueError naming a wrong field.
+
+    Attributes:
+        image_channels: channels of the image; the sensing family restores one (luma).
+        width: channels at full resolution, n; at least 4.
+        growth: channels added per encoder level, s.
+        head_growth: channels added before the last convolution, h; the blind family with separate stages has none
+            and ignores it.
+        num_stages: unfolded iterations, K; at least 2.
+        share_stages: stages 2..K−1 are one module (DGUNet) instead of K−2 (DGUNet+).
+        sensing_ratio_percent: measurements per pixel of block compressive sensing, in percent; None: blind family.
+        full_image: sensing only: False restores every 32×32 block on its own.
+    """
+
+    image_channels: int = 3
+    width: int = 40
+    growth: int = 20
+    head_growth: int = 16
+    num_stages: int = 7
+    share_stages: bool = True
+    sensing_ratio_percent: int | float | None = None
+    full_image: bool = True
+
+    def __post_init__(self) -> None:
+        least = {"image_channels": 1, "width": ATTENTION_REDUCTION, "growth": 0, "head_growth": 0, "num_stages": 2}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+                raise ValueError(f"{name}: must be a whole number of at least {minimum}, is {value!r}")
+        for name in ("share_stages", "full_image"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: must be true or false, is {getattr(self, name)!r}")
+        ratio = self.sensing_ratio_percent
+        if ratio is None:
+            if not self.full_image:
+                raise ValueError("full_image: false is for the sensing family, set sensing_ratio_percent too")
+            return
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 100:
+            raise ValueError(f"sensing_ratio_percent: must be above 0 and at most 100, or none, is {ratio!r}")
+        if self.image_channels != 1:
+            raise ValueError(f"image_channels: the sensing family restores 1 (luma), not {self.image_channels}")
+
+    @property
+    def num_measurements(self) -> int:
+        """Measurements of one 32×32 block, M; 0 in the blind family."""
+        # Multiplied before it is divided: exact for every M, as a ratio of M/1024 is.
+        return math.ceil((self.sensing_ratio_percent or 0) * BLOCK_SIZE**2 / 100)
+
+
+def _fusions(
+    config: DGUNetConfig,
+) -> tuple[SubspaceProjection | Concatenation, type[PlainFusion]]:
+    if config.sensing_ratio_percent is None:
+        return SubspaceProjection(config.width), GatedFusion
+    return Concatenation(config.width, config.width), PlainFusion
+
+
+class Stage(nn.Module):
+    """One iteration: a gradient step, then the proximal mapping."""
+
+    def __init__(self, config: DGUNetConfig, *, first: bool) -> None:
+        super().__init__()
+        blind = config.sensing_ratio_percent is None
+        merge, fusion = (None, None) if first else _fusions(config)
+        self.gradient = GradientDescentModule(config.image_channels, learned_degradation=blind)
+        self.proximal = ProximalMapping(
+            config.image_channels, config.width, config.growth, merge=merge, fusion=fusion, gated_end=not blind
+        )
+
+    def forward(
+        self,
+        estimate: Float[Tensor, "B C H W"],
+        degraded: Float[Tensor, "B M h w"],
+        previous: StageFeatures | None,
+        sensing: SensingMatrix | None,
+    ) -> tuple[Float[Tensor, "B C H W"], StageFeatures | None]:
+        """The next estimate, and what is handed on with it."""
+        moved = self.gradient(estimate, degraded, sensing)
+        estimate, features = self.proximal(moved, previous)
+        return estimate, features
+
+
+class LastStage(nn.Module):
+    """The last iteration: a gradient step, then two convolutions; hands nothing on."""
+
+    def __init__(self, config: DGUNetConfig) -> None:
+        super().__init__()
+        blind = config.sensing_ratio_percent is None
+        separate = blind and not config.share_stages
+        head_width = config.width if separate else config.width + config.head_growth
+        self.gradient = GradientDescentModule(config.image_channels, learned_degradation=blind)
+        self.shallow = ShallowFeatures(config.image_channels, config.width)
+        self.merge = SubspaceProjection(config.width) if separate else Concatenation(config.width, head_width)
+        self.tail = conv3x3(head_width, config.image_channels, bias=False)
+
+    def forward(
+        self,
+        estimate: Float[Tensor, "B C H W"],
+        degraded: Float[Tensor, "B M h w"],
+        previous: StageFeatures | None,
+        sensing: SensingMatrix | None,
+    ) -> tuple[Float[Tensor, "B C H W"], StageFeatures | None]:
+        """The final estimate: a correction of what was seen (blind) or of v (sensing)."""
+        assert previous is not None, "the last stage is not the first"
+        moved = self.gradient(estimate, degraded, sensing)
+        correction = self.tail(self.merge(self.shallow(moved), previous.image))
+        return (degraded if sensing is None else moved) + correction, None
+
+
+class DGUNet(nn.Module):
+    """Deep generalized unfolding network: `model(degraded)` returns all K estimates, the last is the restored image.
+
+    A new one corrects next to nothing: it starts as gradient descent does, at what was seen or at Φᵀy.
+
+    Attributes:
+        config: the sizes.
+        recompute: set it to True to train with the activations of one stage in memory instead of all K: they are
+            computed again in the backward pass (activation checkpointing, Chen et al. 2016, arXiv 1604.06174).
+    """
+
+    def __init__(self, config: DGUNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute = False
+        num_between = config.num_stages - 2
+        self.sensing = SensingMatrix(config.num_measurements) if config.num_measurements else None
+        self.first = Stage(config, first=True)
+        self.between = nn.ModuleList(
+            Stage(config, first=False) for _ in range(min(num_between, 1) if config.share_stages else num_between)
+        )
+        self.last = LastStage(config)
+        with torch.no_grad():  # not zero: nothing behind these layers would have a gradient in the first step
+            for stage in (self.first, *self.between):
+                stage.proximal.end.correct.weight.mul_(INITIAL_CORRECTION)
+            self.last.tail.weight.mul_(INITIAL_CORRECTION)
+        in_channels_last(self)
+
+    @classmethod
+    def seeded(cls, config: DGUNetConfig, seed: int) -> "DGUNet":
+        """A new network on the CPU, whose weights are a function of `seed`; global random state stays as it is."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return cls(config)
+
+    def stages(self) -> Iterator[Stage | LastStage]:
+        """The K stages in the order of their use; a shared one comes up again and again."""
+        yield self.first
+        for index in range(self.config.num_stages - 2):
+            stage = self.between[0 if self.config.share_stages else index]
+            assert isinstance(stage, Stage)
+            yield stage
+        yield self.last
+
+    def sense(self, clean: Float[Tensor, "B 1 H W"]) -> Measurements:
+        """Measurements of an image in [0, 1], padded inside; sensing family only. Differentiable, Φ included."""
+        if self.sensing is None:
+            raise ValueError("this network knows no sensing matrix: give it the degraded image itself")
+        padded = pad(clean, BLOCK_SIZE)
+        return Measurements(self.sensing.degrade(padded), clean.shape[2], clean.shape[3])
+
+    def given(
+        self, clean: Float[Tensor, "B C H W"], degraded: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "B C H W"] | Measurements:
+        """What this network is given of a pair: the degraded image, or its own measurements of the clean one."""
+        return degraded if self.sensing is None else self.sense(clean)
+
+    def forward(self, degraded: Float[Tensor, "B C H W"] | Measurements) -> tuple[Float[Tensor, "B C H W"], ...]:
+        """All K estimates, first to last, of the degraded image in [0, 1] (any H, W ≥ 1) or of measurements.
+
+        Raises:
+            ValueError: an image for a sensing network, measurements for a blind one, or a wrong number of channels.
+        """
+        self._check(degraded)
+        if not isinstance(degraded, Measurements):
+            height, width = degraded.shape[2:]
+            padded = pad(degraded, SIZE_MULTIPLE)
+            estimates = self._unfold(padded.contiguous(memory_format=torch.channels_last))
+        else:
+            values, height, width = degraded
+            if self.config.full_image:
+                estimates = self._unfold(values)
+            else:
+                rows, columns = values.shape[2:]
+                blocks = values.permute(0, 2, 3, 1).reshape(-1, values.shape[1], 1, 1)
+                estimates = [_join_blocks(estimate, rows, columns) for estimate in self._unfold(blocks)]
+        return tuple(estimate[:, :, :height, :width] for estimate in estimates)
+
+    def _check(self, degraded: Tensor | Measurements) -> None:
+        if self.sensing is None:
+            channels = self.config.image_channels
+            if isinstance(degraded, Measurements):
+                raise ValueError("this network restores images, it got measurements of a sensing network")
+            if degraded.shape[1] != channels:
+                raise ValueError(f"this network restores images of {channels} channels, it got {degraded.shape[1]}")
+        else:
+            count = self.config.num_measurements
+            if not isinstance(degraded, Measurements):
+                raise ValueError("this network restores measurements: call model(model.sense(clean))")
+            if degraded.values.shape[1] != count:
+                raise ValueError(f"this network takes {count} measurements a block, got {degraded.values.shape[1]}")
+
+    def _unfold(self, degraded: Tensor) -> list[Tensor]:
+        estimate = degraded if self.sensing is None else self.sensing.adjoint(degraded)
+        features: StageFeatures | None = None
+        estimates = []
+        for stage in self.stages():
+            inputs = (estimate, degraded, features, self.sensing)
+            if self.recompute and torch.is_grad_enabled():
+                estimate, features = checkpoint(stage, *inputs, use_reentrant=False, preserve_rng_state=False)
+            else:
+                estimate, features = stage(*inputs)
+            estimates.append(estimate)
+        return estimates
+
+
+def in_channels_last(network: nn.Module) -> None:
+    """Lay the weights out channels last, as all features are: a convolution asks its weights, too."""
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def pad(image: Float[Tensor, "B C H W"], multiple: int) -> Float[Tensor, "B C padded_H padded_W"]:
+    """The image grown at bottom and right to multiples of `multiple`, one side at least 16 (the bottom level's norm).
+
+    Grown by reflection, by replication along a side that is too short to reflect.
+    """
+    height, width = (-(-size // multiple) * multiple for size in image.shape[2:])
+    if max(height, width) <= SIZE_MULTIPLE:
+        width = 2 * SIZE_MULTIPLE
+    below, right = height - image.shape[2], width - image.shape[3]
+    if right:
+        image = functional.pad(image, (0, right, 0, 0), mode="reflect" if right < image.shape[3] else "replicate")
+    if below:
+        image = functional.pad(image, (0, 0, 0, below), mode="reflect" if below < image.shape[2] else "replicate")
+    return image
+
+
+def _join_blocks(blocks: Tensor, rows: int, columns: int) -> Tensor:
+    grid = blocks.view(-1, rows, columns, BLOCK_SIZE, BLOCK_SIZE).permute(0, 1, 3, 2, 4)
+    return grid.reshape(-1, 1, rows * BLOCK_SIZE, columns * BLOCK_SIZE)

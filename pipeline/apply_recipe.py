@@ -1,0 +1,171 @@
+"""A recipe -> params.yaml: merge, check, show the difference, ask; a person disposes.
+
+A recipe has the shape of params.yaml and holds only what is to change: a published one of infra/recipes, or a search's
+proposal. Mappings are merged key by key, everything else is replaced; so is a mapping whose `kind` becomes another. A
+task that params.yaml does not have is added at its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.scalarfloat import ScalarFloat
+
+from pipeline.config.params import PARAMS_FILE, ParamsError
+from pipeline.runtime.entry_point import door
+from pipeline.validate import check
+
+RECIPES = Path("infra") / "recipes"
+COLOURS = {"+": "\033[32m", "-": "\033[31m", "@": "\033[36m"}
+PLAIN = "\033[0m"
+
+
+def main() -> None:
+    """Show what a recipe changes in params.yaml, and change it."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.apply_recipe", description=__doc__)
+    parser.add_argument("recipe", type=Path, help="YAML of the shape of params.yaml, with what is to change")
+    parser.add_argument("--yes", action="store_true", help="apply without asking")
+    given = parser.parse_args()
+    path = PARAMS_FILE.resolve()
+    before = path.read_text(encoding="utf-8")
+    after = adopted(before, _text(given.recipe))
+    if after == before:
+        raise ValueError(f"nothing to do: {PARAMS_FILE} has all values of {given.recipe}")
+    checked = _checked(path, after, given.recipe)
+    try:
+        print(difference(before, after, coloured=sys.stdout.isatty() and "NO_COLOR" not in os.environ), end="")
+        if not given.yes and not _agreed():
+            raise ValueError(f"{PARAMS_FILE} is as it was" + ("" if sys.stdin.isatty() else "; YES=1 applies it"))
+        if path.read_text(encoding="utf-8") != before:
+            raise ValueError(f"{PARAMS_FILE} was changed in the meantime and is left so: run this again")
+        checked.replace(path)
+    finally:
+        checked.unlink(missing_ok=True)
+    print(f"{PARAMS_FILE}: {given.recipe} is adopted; `git diff {PARAMS_FILE}` shows it, `make repro` builds it")
+
+
+def adopted(params: str, recipe: str) -> str:
+    """Return the text `params` with the values of `recipe`, its comments and layout kept; ValueError if no mapping."""
+    yaml = _yaml()
+    try:
+        content, changes = yaml.load(params), yaml.load(recipe)
+    except YAMLError as error:
+        raise ValueError(f"not YAML: {error}") from None
+    if not isinstance(changes, CommentedMap) or not all(isinstance(section, str) for section in changes):
+        raise ValueError("a recipe is a mapping of sections, as params.yaml: `derain: {train: {...}}`")
+    added = [name for name in changes if name not in content]
+    if not _merge(content, changes):
+        return params
+    for name in added:
+        content.yaml_set_comment_before_after_key(name, before="\n")
+    text = io.StringIO()
+    yaml.dump(content, text)
+    return text.getvalue()
+
+
+def difference(before: str, after: str, *, coloured: bool) -> str:
+    """Return the unified diff of two texts of params.yaml."""
+    name = str(PARAMS_FILE)
+    lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), f"a/{name}", f"b/{name}")
+    if not coloured:
+        return "".join(lines)
+    return "".join(f"{COLOURS[line[0]]}{line.rstrip()}{PLAIN}\n" if line[0] in COLOURS else line for line in lines)
+
+
+def _merge(content: CommentedMap, changes: CommentedMap) -> bool:
+    """Write `changes` into `content`; return whether anything became another."""
+    changed = False
+    for name, value in changes.items():
+        there = content.get(name)
+        if isinstance(there, CommentedMap) and isinstance(value, CommentedMap) and _of_one_kind(there, value):
+            changed |= _merge(there, value)
+        elif name not in content or not _equal(there, value):
+            if name not in content and name in changes.ca.items:
+                content.ca.items[name] = changes.ca.items[name]  # the comment behind the key
+            content[name] = _readable(value)
+            changed = True
+    return changed
+
+
+def _of_one_kind(there: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    return "kind" not in value or there.get("kind") == value["kind"]
+
+
+def _equal(there: Any, value: Any) -> bool:
+    return bool(there == value) and isinstance(there, bool) == isinstance(value, bool)
+
+
+def _readable(value: Any) -> Any:
+    """Return `value` with its floats to be written plainly: 1e-6 is a number to YAML 1.2, a string to 1.1."""
+    if isinstance(value, ScalarFloat):
+        return float(value)
+    if isinstance(value, dict):
+        for name in value:
+            value[name] = _readable(value[name])
+    elif isinstance(value, list):
+        value[:] = [_readable(item) for item in value]
+    return value
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(float, _float)
+    yaml.representer.add_representer(type(None), lambda representer, _: representer.represent_scalar(_NULL, "null"))
+    return yaml
+
+
+_NULL, _FLOAT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:float"
+
+
+def _float(representer: Any, value: float) -> Any:
+    text = f"{Decimal(repr(value)):f}"
+    return representer.represent_scalar(_FLOAT, text if "." in text else f"{text}.0")
+
+
+def _text(recipe: Path) -> str:
+    try:
+        return recipe.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        there = ", ".join(sorted(str(path) for path in RECIPES.glob("*.yaml"))) or "none"
+        raise ValueError(f"there is no recipe {recipe}; those of {RECIPES}: {there}") from None
+
+
+def _checked(path: Path, text: str, recipe: Path) -> Path:
+    """Write `text` beside `path` and check it as params.yaml; return the file, removed again if it is not valid."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    partial = Path(name)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.chmod(path.stat().st_mode)
+    try:
+        check(partial)
+    except ParamsError as error:
+        partial.unlink()
+        said = str(error).replace(str(partial), f"{PARAMS_FILE} with {recipe}")
+        raise ValueError(f"not adopted, {said}") from None
+    return partial
+
+
+def _agreed() -> bool:
+    return sys.stdin.isatty() and input("apply? [y/N] ").strip().lower() in ("y", "yes")
+
+
+if __name__ == "__main__":
+    door(main)

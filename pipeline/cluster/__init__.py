@@ -1,0 +1,1 @@
+"""Runs work on Ray: sessions, tasks, training runs and their checkpoints."""

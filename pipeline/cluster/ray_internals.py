@@ -1,0 +1,89 @@
+"""The only file that uses internals of Ray: callbacks of the Train controller, and state without public access.
+
+Written for and tried with the versions of Ray in TRIED_WITH; another version is refused when this file is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.train.torch
+from ray import tune
+
+TRIED_WITH = ("2.60",)
+if not ray.__version__.startswith(tuple(f"{version}." for version in TRIED_WITH)):
+    raise ImportError(
+        f"Ray {ray.__version__} is installed, but pipeline/cluster/ray_internals.py uses internals of Ray and was "
+        f"tried with {', '.join(TRIED_WITH)} only: run `make setup`, or run tests/cluster and tests/tuning with your "
+        "version and add it to TRIED_WITH"
+    )
+
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME as SNAPSHOT  # noqa: E402
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError  # noqa: E402
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback  # noqa: E402
+from ray.train.v2._internal.execution.context import get_train_context  # noqa: E402
+
+__all__ = ["SNAPSHOT", "Group", "Trainer", "preemption_notice", "refresh_tuner"]
+
+
+def preemption_notice() -> Any:
+    """Return what Ray last told this worker about nodes that are to be taken away, None if nothing.
+
+    The public ray.train.get_preemption_info() asks all workers at each call; Ray leaves the same notice with each.
+    """
+    return get_train_context().preemption_context.preemption_info
+
+
+def refresh_tuner(tuner: tune.Tuner, *, max_concurrent_trials: int, callbacks: list[tune.Callback]) -> Any:
+    """Set what a restored Tuner must take from this process instead of the saved state; return its scheduler."""
+    inner = tuner._local_tuner
+    inner._run_config.callbacks = callbacks
+    inner._tune_config.max_concurrent_trials = max_concurrent_trials
+    return inner._tune_config.scheduler
+
+
+class Group(WorkerGroupCallback):  # type: ignore[misc]
+    """Tells the line when workers are gone, whoever ended them, and has a group that fails as it starts leave nothing.
+
+    Of a group whose start fails Ray gives back what it holds of the cluster, but not once the first callback was told
+    of the group (`WorkerGroup._start`): the next group would wait for that room for ever.
+    """
+
+    def __init__(self, line: Any) -> None:
+        self.line: Any = line
+        self.starting: Any = None
+
+    @contextmanager
+    def on_worker_group_start(self) -> Iterator[None]:
+        """Surround the start of a group."""
+        self.starting = None
+        try:
+            yield
+        except Exception as error:
+            if self.starting is not None:
+                self.starting._clear_state()  # what has not started, as Ray sees it, is given back
+            if isinstance(error, WorkerGroupStartupFailedError):
+                self.line.leave.remote("workers died as they started; trying again")
+            raise
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Remember the group, before the callbacks that may fail."""
+        self.starting = worker_group
+
+    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+        """Pass on that the workers go: also where nothing failed, of a node that is drained or a group that grows."""
+        self.line.leave.remote()
+
+
+class Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
+    """TorchTrainer whose first callback is `Group`: those of its configuration come after Ray's own."""
+
+    def __init__(self, line: Any, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.group = Group(line)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [self.group, *super()._create_default_callbacks()]

@@ -1,0 +1,1 @@
+"""Shards to deterministic training batches and evaluation pairs."""

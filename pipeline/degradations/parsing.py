@@ -1,0 +1,17 @@
+"""Parses the degradation of params.yaml or of a shard index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+
+from pipeline.degradations.compose import Degradation
+
+_DEGRADATION: TypeAdapter[Degradation] = TypeAdapter(Annotated[Degradation, Field(discriminator="kind")])
+
+
+def parse_degradation(content: Mapping[str, Any]) -> Degradation:
+    """Return the degradation that a mapping of params.yaml, or the recipe of a folder of shards, describes."""
+    return _DEGRADATION.validate_python(content)

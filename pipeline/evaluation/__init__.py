@@ -1,0 +1,1 @@
+"""Measures networks: protocols, baselines, benchmarks, scores."""

@@ -1,0 +1,1 @@
+"""Source images to inspected, deduplicated and split manifest entries."""

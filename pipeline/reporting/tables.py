@@ -1,0 +1,91 @@
+"""An evaluation as files: metrics.json, tables for DVC's plots, per-image CSV; the same numbers, the same bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.protocol import Quality
+from pipeline.evaluation.scores import Evaluation
+from pipeline.reporting.plots import Curve
+from pipeline.shards.format import PARTIAL
+
+DECIMALS = 4  # of dB and of SSIM: finer than any difference worth reporting, coarser than the noise of float32
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder; its files replace those of the same names in `folder` if all goes well, else none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for abandoned in folder.glob(f".*{PARTIAL}"):  # by a process that was killed; DVC lets no two write here at once
+        shutil.rmtree(abandoned)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=PARTIAL) as name:
+        yield Path(name)
+        for path in sorted(Path(name).iterdir()):
+            path.replace(folder / path.name)
+
+
+def metrics(evaluation: Evaluation, benchmarks: Mapping[str, Evaluation], test_index_sha256: str) -> dict[str, Any]:
+    """Return what metrics.json holds: PSNR in dB, SSIM, means over images."""
+    return {
+        **_means(evaluation),
+        "stages": {str(k): _number(stage.psnr) for k, stage in enumerate(evaluation.stages, 1)},
+        "benchmarks": {name: _means(found) for name, found in benchmarks.items()},
+        "test_index_sha256": test_index_sha256,
+    }
+
+
+def write_tables(
+    folder: Path, evaluation: Evaluation, benchmarks: Mapping[str, Evaluation], test_index_sha256: str
+) -> None:
+    """Write metrics.json, per_image.csv, stages.csv and gains.csv into `folder`."""
+    content = metrics(evaluation, benchmarks, test_index_sha256)
+    (folder / "metrics.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    kinds = ("degraded", "baseline", "restored")
+    header = ["set", "key", *(f"{kind}_{part}" for kind in kinds for part in Quality._fields), "gain_db"]
+    rows = (
+        [name, image.key, *(value for kind in kinds for value in getattr(image, kind)), image.gain_db]
+        for name, found in {"test": evaluation, **benchmarks}.items()
+        for image in found.images
+    )
+    (folder / "per_image.csv").write_text(_csv(header, rows))
+    stages = ([k, *stage] for k, stage in enumerate(evaluation.stages, 1))
+    (folder / "stages.csv").write_text(_csv(["stage", *Quality._fields], stages))
+    (folder / "gains.csv").write_text(_csv(["key", "gain_db"], ([i.key, i.gain_db] for i in evaluation.images)))
+
+
+def read_curve(path: Path) -> Curve:
+    """Read train.csv (step, loss, learning_rate, val_psnr; blank where not measured); no rows if it is absent."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{name: float(value) if value else None for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _means(evaluation: Evaluation) -> dict[str, Any]:
+    kinds = {kind: getattr(evaluation, kind) for kind in ("degraded", "baseline", "restored")}
+    return {
+        **{kind: {part: _number(value) for part, value in mean._asdict().items()} for kind, mean in kinds.items()},
+        "gain_db": _number(evaluation.gain_db),
+        "num_images": len(evaluation.images),
+    }
+
+
+def _number(value: float) -> float | None:
+    return round(value, DECIMALS) if math.isfinite(value) else None
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([f"{value:.{DECIMALS}f}" if isinstance(value, float) else value for value in row] for row in rows)
+    return buffer.getvalue()

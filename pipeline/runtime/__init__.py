@@ -1,0 +1,1 @@
+"""How a command runs: errors, environment variables, fingerprints, provenance, atomic files."""

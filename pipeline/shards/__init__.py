@@ -1,0 +1,1 @@
+"""The WebDataset shard format, its index, and shards in object storage."""

@@ -1,0 +1,1 @@
+"""Folders, archives, URLs and real pairs, and the manifest file."""

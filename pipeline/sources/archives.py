@@ -1,0 +1,295 @@
+"""Reads members of zip and tar archives without extracting them."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import tarfile
+import tempfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from dgunet.images import UnreadableImage
+from dgunet.images.codecs import header_size
+from pipeline.sources.places import (
+    BYTES_BESIDE_PIXELS,
+    BYTES_PER_PIXEL,
+    File,
+    NotThere,
+    StorageError,
+    UnreadableFile,
+    describe_error,
+    file_stamp,
+    open_filesystem,
+    portable_place,
+    size_problem,
+    url_stamp,
+)
+
+COPIES = Path(".cache/archives")
+_COMPRESSED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_MAX_RATIO, _HARMLESS_COPY_BYTES = 100, 2**30  # images hardly compress further: what unpacks to more is a bomb
+_HARMLESS_BYTES = 2**24  # so large a member is unpacked without a look at its header
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+
+
+class Archive:
+    """A zip or tar file, opened once for many reads; threads take turns."""
+
+    def __init__(self, place: str, stamp: str | None):
+        self._place, self._stamp = place, stamp
+        self._turn = threading.Lock()
+        self._inside: dict[str, zipfile.ZipInfo | tarfile.TarInfo] = {}  # by name, without the "./" of some tars
+        self._file = _open_seekable(place, stamp)
+        try:
+            self._zip = zipfile.ZipFile(self._file) if place.lower().endswith(".zip") else None
+            self._tar = None if self._zip else tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
+            self._members = dict(self._zip_members() if self._zip else self._tar_members())
+        except (*_DAMAGE, OSError) as error:
+            self._file.close()
+            raise StorageError(f"{place}: not a whole archive ({describe_error(error)}); fetch it again") from error
+        except Exception as error:  # each protocol has its own errors
+            self._file.close()
+            raise StorageError(f"{place}: cannot be opened ({describe_error(error)})") from error
+
+    def files(self) -> Iterator[File]:
+        """List the members, sorted by name."""
+        for name, (facts, problem) in sorted(self._members.items()):
+            stamp = self._stamp and f"{self._stamp}:{facts}"
+            yield File(name, f"{portable_place(self._place)}!{name}", stamp, problem)
+
+    def read(self, member: str, max_pixels: int) -> bytes:
+        """Return the bytes of a member. Raises as `sources.storage.read`."""
+        facts_and_problem = self._members.get(member)
+        if facts_and_problem is None:
+            raise UnreadableFile("not in the archive")
+        if facts_and_problem[1]:
+            raise UnreadableFile(facts_and_problem[1])
+        inside = self._inside[member]
+        size = inside.file_size if isinstance(inside, zipfile.ZipInfo) else inside.size
+        if size > BYTES_PER_PIXEL * max_pixels + BYTES_BESIDE_PIXELS:
+            raise UnreadableFile(f"{size} bytes are too many for an image of the {max_pixels} pixels allowed")
+        try:
+            with self._turn:
+                if size > _HARMLESS_BYTES:
+                    with self._open(inside) as content:
+                        _check_header(content, max_pixels)
+                with self._open(inside) as content:
+                    return bytes(content.read())
+        except UnreadableFile:
+            raise
+        except _DAMAGE as error:
+            raise UnreadableFile(f"damaged in its archive: {describe_error(error)}") from error
+        except Exception as error:  # each protocol has its own errors
+            raise StorageError(
+                f"{self._place}: cannot be reached ({describe_error(error)}); try again when it can"
+            ) from error
+
+    def _open(self, inside: zipfile.ZipInfo | tarfile.TarInfo) -> Any:
+        if isinstance(inside, zipfile.ZipInfo):
+            assert self._zip is not None
+            return self._zip.open(inside)
+        assert self._tar is not None
+        return self._tar.extractfile(inside)  # None for no regular file; those have a problem
+
+    def _zip_members(self) -> Iterator[tuple[str, tuple[str, str | None]]]:
+        assert self._zip is not None
+        for member in self._zip.infolist():
+            if not member.is_dir():
+                self._inside[member.filename] = member
+                problem = "encrypted" if member.flag_bits & 1 else None
+                facts = f"{member.header_offset}:{member.CRC}:{member.file_size}"
+                yield member.filename, (facts, problem or _member_problem(member.filename, member.file_size))
+
+    def _tar_members(self) -> Iterator[tuple[str, tuple[str, str | None]]]:
+        assert self._tar is not None
+        name = "the start"
+        for member in self._tar:
+            name = member.name.removeprefix("./")
+            if not member.isdir():
+                problem = None if member.isreg() else "a link or device in an archive"
+                self._inside[name] = member
+                yield name, (f"{member.offset_data}:{member.size}", problem or _member_problem(name, member.size))
+        # tarfile takes a damaged header, or a cut between two members, for the end: a whole archive ends in zeros
+        assert self._tar.fileobj is not None
+        self._tar.fileobj.seek(self._tar.offset)
+        if self._tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"cut off or damaged after {name}")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+class _Watched(io.RawIOBase):
+    """A stream that keeps the error in which it ended: who decodes a header takes it for one of the image."""
+
+    def __init__(self, content: Any):
+        self._content = content
+        self.error: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        try:
+            return int(self._content.seek(offset, whence))
+        except Exception as error:
+            self.error = error
+            raise
+
+    def readinto(self, buffer: Any, /) -> int:
+        try:
+            return int(self._content.readinto(buffer))
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def _check_header(content: Any, max_pixels: int) -> None:
+    watched = _Watched(content)
+    try:
+        width, height = header_size(io.BufferedReader(watched), "")
+    except UnreadableImage as error:
+        raise watched.error or UnreadableFile(str(error).removeprefix(": ")) from error
+    if height * width > max_pixels:
+        raise UnreadableFile(f"{width}x{height} are more than the {max_pixels} pixels allowed")
+
+
+@lru_cache(maxsize=16)
+def open_archive(place: str, stamp: str | None) -> Archive:
+    """`stamp` makes a changed archive another one."""
+    return Archive(place, stamp)
+
+
+def _open_seekable(place: str, stamp: str | None) -> Any:
+    """Open an archive so that it can be read in any order: as a copy where it cannot be itself."""
+    copy = _copy(place, stamp) if stamp else None
+    if copy and copy.exists():
+        return copy.open("rb")
+    file, gives_parts = _open_binary(place)
+    # of a zip, whose directory is at its end, not even the first block is fetched
+    start = b"" if place.lower().endswith(".zip") else file.peek(8)
+    opener = next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
+    if gives_parts and opener is None:
+        return file
+    COPIES.mkdir(parents=True, exist_ok=True)
+    with file:
+        chunks = _chunks(place, file, opener(file) if opener else file)
+        if copy:
+            return _written(copy, chunks)
+        nameless = tempfile.TemporaryFile(dir=COPIES)  # noqa: SIM115
+        nameless.writelines(chunks)
+        nameless.seek(0)
+        return nameless
+
+
+def _copy(place: str, stamp: str) -> Path:
+    name, version = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in (portable_place(place), stamp))
+    return COPIES / f"{name}.{version}"
+
+
+def _written(copy: Path, chunks: Iterator[bytes]) -> io.BufferedReader:
+    """Make the copy, unless another process did meanwhile, and remove older ones of the same archive."""
+    with FileLock(copy.with_suffix(".lock")):
+        if not copy.exists():
+            for stale in copy.parent.glob(f"{copy.stem}.*"):
+                if stale.suffix != ".lock":
+                    stale.unlink()
+            partial = copy.with_suffix(".partial")
+            try:
+                with partial.open("wb") as file:
+                    file.writelines(chunks)
+                partial.replace(copy)
+            finally:
+                partial.unlink(missing_ok=True)
+        return copy.open("rb")
+
+
+def _chunks(place: str, packed: io.BufferedReader, content: Any) -> Iterator[bytes]:
+    size = 0
+    while True:
+        try:
+            chunk = content.read(2**20)
+        except Exception as error:  # each protocol and each compression has its own errors
+            raise StorageError(f"{place}: not a whole archive ({describe_error(error)}); fetch it again") from error
+        if not chunk:
+            return
+        size += len(chunk)
+        if size > max(_MAX_RATIO * packed.tell(), _HARMLESS_COPY_BYTES):
+            raise StorageError(
+                f"{place}: unpacks to more than {_MAX_RATIO} times its size; if it is no bomb, unpack it"
+            )
+        yield chunk
+
+
+def _open_binary(place: str) -> tuple[io.BufferedReader, bool]:
+    """Return the file, opened at its start, and whether it can be read in any order."""
+    try:
+        if "://" not in place:
+            return Path(place).expanduser().open("rb"), True
+        filesystem, path = open_filesystem(place)
+        file = filesystem.open(path, "rb")
+        if gives_parts := _gives_parts(file):
+            file.seek(0)
+        else:
+            file.close()
+            file = filesystem.open(path, "rb", block_size=0)  # from its start to its end
+        return io.BufferedReader(file), gives_parts
+    except StorageError:
+        raise
+    except FileNotFoundError as error:
+        told = f" ({describe_error(error.__cause__)})" if error.__cause__ else ""
+        raise NotThere(f"{place}: no such archive{told}") from error
+    except Exception as error:  # each protocol has its own errors
+        raise StorageError(f"{place}: cannot be opened ({describe_error(error)})") from error
+
+
+def _gives_parts(file: Any) -> bool:
+    """Whether the server gives a part of a file: those of HTTP need not."""
+    try:
+        file.seek(-1, os.SEEK_END)
+        file.read(1)
+    except ValueError:
+        return False
+    return True
+
+
+_stamps_at_urls: dict[str, str | None] = {}  # when last listed: to ask the server for each image would take long
+
+
+def archive_stamp(place: str, *, anew: bool = False) -> str | None:
+    """Return a version tag of an archive; `anew` asks the server again. None where it has no version."""
+    try:
+        if "://" not in place:
+            return file_stamp(Path(place).expanduser().stat())
+        if anew or place not in _stamps_at_urls:
+            filesystem, path = open_filesystem(place)
+            filesystem.invalidate_cache()
+            _stamps_at_urls[place] = url_stamp(filesystem.info(path))
+        return _stamps_at_urls[place]
+    except StorageError:
+        raise
+    except Exception:  # each protocol has its own errors; opening it says why
+        return None
+
+
+def _member_problem(name: str, size: int) -> str | None:
+    path = name.replace("\\", "/")
+    if path.startswith("/") or ".." in path.split("/") or path[1:2] == ":":
+        return "its path leads out of the archive"
+    return size_problem(size)

@@ -1,0 +1,233 @@
+"""Where clean photographs come from: the entries of `prepare.sources`, each a list of images by name."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import ClassVar, Literal, TypeAlias
+
+from dgunet.images import SUFFIXES
+from dgunet.images.codecs import MAX_PIXELS
+from pipeline.sources.patterns import Key, Pattern, without_suffix
+from pipeline.sources.places import File, StorageError
+from pipeline.sources.storage import list_files, read
+
+STARTER_PHOTOS = {  # DECISIONS.md says what else the two wheels hold and why it is not here
+    "skimage": (
+        "data/astronaut.png",
+        "data/chelsea.png",
+        "data/coffee.png",
+        "data/motorcycle_left.png",
+        "data/motorcycle_right.png",
+        "data/rocket.jpg",
+    ),
+    "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
+}
+_STRICT = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starter:
+    """The colour photographs that ship inside the scikit-image and scikit-learn wheels."""
+
+    __pydantic_config__: ClassVar = _STRICT
+
+    kind: Literal["starter"] = "starter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """Every image below a folder, an archive (.zip, .tar, .tar.gz, ...), ARCHIVE!FOLDER or an fsspec URL, recursively.
+
+    A pattern may follow, as one side of `Pairs`: then every image whose name matches.
+    """
+
+    __pydantic_config__: ClassVar = _STRICT
+
+    path: str
+    kind: Literal["folder"] = "folder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Real pairs, each a clean image with its degraded partner: two folders, or two patterns of file names.
+
+    `clean` and `degraded` are each a folder, archive or URL, or such a place followed by a pattern. In a pattern `{}`
+    stands for what partners have in common (across folders too) and `*` for anything within one name:
+
+        clean: rain/target                      degraded: rain/input
+        clean: gopro.zip!train/{}/sharp/{}      degraded: gopro.zip!train/{}/blur/{}
+        clean: sidd/{}/GT_SRGB_{}.PNG           degraded: sidd/{}/NOISY_SRGB_{}.PNG
+        clean: rain1400/clean/{}.jpg            degraded: rain1400/rainy/{}_*.jpg
+
+    One clean image may have several degraded partners. A file that both patterns match belongs to the longer one.
+    """
+
+    __pydantic_config__: ClassVar = _STRICT
+
+    clean: str
+    degraded: str
+    kind: Literal["pairs"] = "pairs"
+
+
+Source: TypeAlias = Starter | Folder | Pairs
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An image not yet looked at; `degraded` is its partner in a real pair. `stamp` as in storage.File.
+
+    `name` is that of the file (in a pair, of the degraded one) below its place, without the suffix.
+    """
+
+    where: str
+    stamp: str | None
+    source: str
+    degraded: str | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An image that cannot be used, and why; `ignored` for what never claimed to be one."""
+
+    where: str
+    reason: str
+    ignored: bool = False
+
+
+def describe(source: Source) -> str:
+    """Name a source as in the manifest and in messages: its kind and where it is."""
+    match source:
+        case Starter():
+            return "starter"
+        case Folder():
+            return f"folder:{source.path}"
+        case Pairs():
+            return f"pairs:{source.clean}"
+
+
+def list_images(source: Source) -> Iterator[Candidate | LeftOut]:
+    """List the images of a source in a fixed order, and what there is besides. Raises as storage.list_files."""
+    match source:
+        case Starter():
+            return _list_starter(source)
+        case Folder():
+            return _list_folder(source)
+        case Pairs():
+            return _list_pairs(source)
+
+
+def require_images(source: Source) -> tuple[list[Candidate], list[LeftOut]]:
+    """Return what list_images lists. Raises as it does, and ValueError, showing what is there, if no image is."""
+    found = list(list_images(source))
+    candidates = [item for item in found if isinstance(item, Candidate)]
+    left_out = [item for item in found if isinstance(item, LeftOut)]
+    if not candidates:
+        wanted = f"no pair that fits {source.clean} and {source.degraded}" if isinstance(source, Pairs) else "no image"
+        raise ValueError(f"{describe(source)}: {wanted}{why(left_out)}")
+    return candidates, left_out
+
+
+def why(left_out: Sequence[LeftOut]) -> str:
+    """Say how many files were left out, with an example of each reason."""
+    if not left_out:
+        return ": nothing is there"
+    first = list({item.reason: item for item in reversed(left_out)}.values())[::-1]
+    some = "".join(f"\n  {item.where}: {item.reason}" for item in first[:5])
+    return f" among {len(left_out)} files:{some}" + ("\n  ..." if len(left_out) > min(len(first), 5) else "")
+
+
+def read_source_image(where: str, *, max_pixels: int = MAX_PIXELS) -> bytes:
+    """Return the bytes of an image named in the manifest. `max_pixels` and what it raises as storage.read."""
+    package, _, name = where.removeprefix("starter:").partition("/")
+    return read(str(_starter_path(package, name)) if where.startswith("starter:") else where, max_pixels=max_pixels)
+
+
+def _list_starter(source: Starter) -> Iterator[Candidate | LeftOut]:
+    for package, files in STARTER_PHOTOS.items():
+        for file in files:
+            name = Path(file).name
+            stat = _starter_path(package, name).stat()
+            stamp = f"{stat.st_size}:{stat.st_mtime_ns}"
+            yield Candidate(f"starter:{package}/{name}", stamp, describe(source), name=without_suffix(name))
+
+
+def _starter_path(package: str, name: str) -> Path:
+    spec = find_spec(package)  # finds, does not import: importing skimage and sklearn takes seconds
+    if spec is None or not spec.submodule_search_locations:
+        raise StorageError(f"starter: the package {package} is not installed; `make setup` installs it")
+    for file in STARTER_PHOTOS[package]:
+        path = Path(spec.submodule_search_locations[0], file)
+        if path.name == name and path.exists():
+            return path
+    raise StorageError(f"starter: {package} no longer ships {name}; use the versions that `make setup` installs")
+
+
+def _list_folder(source: Folder) -> Iterator[Candidate | LeftOut]:
+    pattern = Pattern.parse(source.path)
+    for file in list_files(pattern.place):
+        if verdict := _set_aside(file):
+            yield verdict
+        elif pattern.key(file.name) is None:
+            yield LeftOut(file.where, "does not match the pattern", ignored=True)
+        else:
+            yield Candidate(file.where, file.stamp, describe(source), name=without_suffix(file.name))
+
+
+_Keyed: TypeAlias = dict[str, tuple[File, Key]]
+
+
+def _set_aside(file: File) -> LeftOut | None:
+    """What is no image by its name, or must not be read; the content of the others decides, not their suffix."""
+    if file.problem:
+        return LeftOut(file.where, file.problem)
+    if file.is_hidden:
+        return LeftOut(file.where, "hidden", ignored=True)
+    suffix = PurePosixPath(file.name).suffix.lower()
+    if suffix not in SUFFIXES:
+        return LeftOut(file.where, f"{suffix or 'no suffix'}: not an image's name", ignored=True)
+    return None
+
+
+def _list_pairs(source: Pairs) -> Iterator[Candidate | LeftOut]:
+    patterns = Pattern.parse(source.clean), Pattern.parse(source.degraded)
+    if patterns[0].num_shared != patterns[1].num_shared:
+        raise ValueError(f"{describe(source)}: `clean` and `degraded` need the same number of {{}}")
+    files = {place: list(list_files(place)) for place in sorted({pattern.place for pattern in patterns})}
+    everything = {file.where: file for listed in files.values() for file in listed}
+    set_aside = {where: verdict for where, file in everything.items() if (verdict := _set_aside(file))}
+    clean, degraded = (
+        {
+            file.where: (file, key)
+            for file in files[pattern.place]
+            if file.where not in set_aside and (key := pattern.key(file.name))
+        }
+        for pattern in patterns
+    )
+    for where in clean.keys() & degraded.keys():
+        del (degraded if patterns[0].weight > patterns[1].weight else clean)[where]
+    yield from set_aside.values()
+    for where in sorted(everything.keys() - set_aside.keys() - clean.keys() - degraded.keys()):
+        yield LeftOut(where, "matches neither pattern", ignored=True)
+    yield from _join(clean, degraded, describe(source))
+
+
+def _join(clean: _Keyed, degraded: _Keyed, label: str) -> Iterator[Candidate | LeftOut]:
+    by_key: dict[Key, list[File]] = defaultdict(list)
+    for file, key in clean.values():
+        by_key[key].append(file)
+    for file, key in degraded.values():
+        match by_key.get(key, []):
+            case []:
+                yield LeftOut(file.where, "no clean partner")
+            case [partner]:
+                stamp = f"{partner.stamp} {file.stamp}" if partner.stamp and file.stamp else None
+                yield Candidate(partner.where, stamp, label, file.where, without_suffix(file.name))
+            case several:
+                yield LeftOut(file.where, f"{len(several)} clean partners: {', '.join(file.where for file in several)}")
+    needed = {key for _, key in degraded.values()}
+    yield from (LeftOut(file.where, "no degraded partner") for file, key in clean.values() if key not in needed)

@@ -1,0 +1,62 @@
+"""The manifest: one line per clean image, in the order of pixel hashes; and how groups of images are split.
+
+    u = sha256(seed, smallest pixel hash of the group) / 2^256
+    test if u < s_test,   val if u < s_test + s_val,   else train
+
+so the split of a photograph depends on its scene, the seed and the shares: not on names, order or other scenes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from pipeline.runtime.files import write_whole
+
+SplitName: TypeAlias = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One clean image: what to open, the hash of its pixels, its sides in pixels, its split.
+
+    `group` is equal for images of one scene: the first 16 digits of the smallest pixel hash among them. `degraded` and
+    `degraded_sha256` are the partner in a real pair and its pixels' hash, None (and absent from the file) otherwise.
+    """
+
+    where: str
+    sha256: str
+    height: int
+    width: int
+    split: SplitName
+    group: str
+    source: str
+    degraded: str | None = None
+    degraded_sha256: str | None = None
+
+    @property
+    def order(self) -> tuple[str, str, str]:
+        """Its place in the manifest."""
+        return self.sha256, self.where, self.degraded or ""
+
+
+def write_manifest(path: Path, entries: Iterable[Entry]) -> None:
+    """Write the lines to a temporary name, then rename: on any error the old manifest stays."""
+    ordered = sorted(entries, key=lambda entry: entry.order)
+    lines = (json.dumps({key: value for key, value in asdict(entry).items() if value is not None}) for entry in ordered)
+    write_whole(path, "".join(f"{line}\n" for line in lines))
+
+
+def read_manifest(path: Path) -> list[Entry]:
+    """Read all lines. Raises ValueError naming path and line if one is not a manifest's."""
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            entries.append(Entry(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: not a line of a manifest ({error}); run prepare again") from error
+    return entries

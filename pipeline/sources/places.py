@@ -1,0 +1,113 @@
+"""Places that hold files: names, limits, errors and file systems."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from dgunet.images.codecs import MAX_PIXELS
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+BYTES_PER_PIXEL = 8  # RGBA of 16 bits, not compressed
+BYTES_BESIDE_PIXELS = 2**26  # previews, profiles, notes of the camera
+MAX_FILE_BYTES = BYTES_PER_PIXEL * MAX_PIXELS + BYTES_BESIDE_PIXELS
+
+
+class StorageError(ValueError):
+    """A place that cannot be listed or reached: nothing can be said about its files."""
+
+
+class NotThere(StorageError):
+    """A place that does not exist, or a URL or a folder of an archive without files."""
+
+
+class UnreadableFile(ValueError):
+    """One file that cannot be read, though its place can."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One listed file: `name` below its place (with /), `where` as `read` takes it.
+
+    `stamp` changes when the content does; None where the place keeps no such record. `problem` says why the file
+    must not be read, if so.
+    """
+
+    name: str
+    where: str
+    stamp: str | None = None
+    problem: str | None = None
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether a part of the name starts with a dot, or it is the shadow that macOS puts into archives."""
+        return any(part.startswith(".") or part == "__MACOSX" for part in self.name.split("/"))
+
+
+def is_archive(place: str) -> bool:
+    """Whether the name is that of an archive."""
+    return place.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def split_member(where: str) -> tuple[str, str | None]:
+    """Split "photos.zip!inner/a.png" into archive and member; the member is None for what lies in no archive."""
+    position = where.find("!")
+    while position >= 0:
+        if is_archive(where[:position]):
+            return where[:position], where[position + 1 :]
+        position = where.find("!", position + 1)
+    return where, None
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """Return the fsspec file system of a URL and the path on it. Raises StorageError."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        missing = getattr(error.__cause__, "name", None) or error.name or "the package"
+        raise StorageError(
+            f"{url}: needs a package that is not installed: .venv/bin/pip install {missing} ({describe_error(error)})"
+        ) from error
+    except Exception as error:  # an unknown protocol, or one that wants to know more
+        raise StorageError(f"{url}: cannot be opened ({describe_error(error)})") from error
+    return filesystem, path
+
+
+def file_stamp(stat: os.stat_result) -> str:
+    """Return a version tag of a local file: it changes when the content does."""
+    return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"  # ctime: content may change and mtime be set back
+
+
+def url_stamp(facts: dict[str, Any]) -> str | None:
+    """Return a version tag of a file at a URL from what fsspec knows of it, None where it knows no version."""
+    known = [
+        facts[key]
+        for key in ("ETag", "etag", "LastModified", "Last-Modified", "last_modified", "mtime", "updated")
+        if facts.get(key)
+    ]
+    return f"{facts.get('size')}:{known[0]}" if known else None
+
+
+def size_problem(size: int) -> str | None:
+    """Return why a file of `size` bytes must not be read, None if it may."""
+    return f"{size} bytes are too many for an image" if size > MAX_FILE_BYTES else None
+
+
+def portable(path: Path) -> str:
+    """Relative to the working folder if inside it (links are not resolved), else absolute; with forward slashes."""
+    absolute, here = Path(os.path.abspath(path)), Path.cwd()  # noqa: PTH100 (Path.resolve would follow links)
+    return (absolute.relative_to(here) if absolute.is_relative_to(here) else absolute).as_posix()
+
+
+def portable_place(place: str) -> str:
+    """Return a URL as it is, a path as `portable` does."""
+    return place if "://" in place else portable(Path(place).expanduser())
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the type and the message of an error."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

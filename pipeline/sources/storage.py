@@ -1,0 +1,141 @@
+"""Folders, archives and URLs as one thing: named files, listed in a fixed order and read by a portable string.
+
+    place:   photos           photos.zip, photos.zip!inner    s3://bucket/photos          https://host/photos.tar
+    where:   photos/a.png     photos.zip!inner/a.png          s3://bucket/photos/a.png    https://host/photos.tar!a.png
+
+No member is ever extracted to disk, and members are read by exact name, so a hostile archive can write nowhere. An
+archive that can only be read from its start (a compressed tar, or one on a server that gives no parts of a file) is
+copied once, whole and uncompressed, to .cache/archives: one copy for each archive, until the archive changes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dgunet.images.codecs import MAX_PIXELS
+from pipeline.sources.archives import archive_stamp, open_archive
+from pipeline.sources.places import (
+    ARCHIVE_SUFFIXES,
+    File,
+    NotThere,
+    StorageError,
+    UnreadableFile,
+    describe_error,
+    file_stamp,
+    is_archive,
+    open_filesystem,
+    portable,
+    size_problem,
+    split_member,
+    url_stamp,
+)
+
+_ASKED_AT_ONCE = 16  # files at a URL, where the server must be asked for the stamp of each
+
+
+def list_files(place: str) -> Iterator[File]:
+    """List all files below a folder, archive, folder in an archive or URL, recursively, sorted within each folder.
+
+    Hidden files are listed (a hidden folder as one entry). Links to folders are followed once.
+    Raises NotThere, or StorageError if the place is no folder or archive, is damaged or out of reach; each names it.
+    """
+    archive, below = split_member(place)
+    if below is not None:
+        yield from _list_below(archive, below)
+    elif is_archive(place):
+        yield from open_archive(place, archive_stamp(place, anew=True)).files()
+    elif "://" in place:
+        yield from _list_url(place)
+    else:
+        folder = Path(place).expanduser()
+        if not folder.exists():
+            raise NotThere(f"{place}: no such folder (looked in {folder.absolute()})")
+        if not folder.is_dir():
+            raise StorageError(
+                f"{place}: not a folder; give a folder, an archive ({', '.join(ARCHIVE_SUFFIXES)}) or a URL"
+            )
+        yield from _walk(folder, "", set())
+
+
+def read(where: str, *, max_pixels: int = MAX_PIXELS) -> bytes:
+    """Return the bytes of one image file. Raises UnreadableFile for this file alone, StorageError for its place.
+
+    A few bytes in an archive may unpack to gigabytes: a large member is unpacked only if its header is that of an image
+    of at most `max_pixels`, and it has no more bytes than such an image needs. UnreadableFile otherwise.
+    """
+    place, member = split_member(where)
+    if member is not None:
+        return open_archive(place, archive_stamp(place)).read(member, max_pixels)
+    if "://" not in where:
+        try:
+            return Path(where).expanduser().read_bytes()
+        except OSError as error:
+            raise UnreadableFile(f"cannot be read: {error.strerror or error}") from error
+    filesystem, path = open_filesystem(where)
+    try:
+        return bytes(filesystem.cat_file(path))
+    except (FileNotFoundError, PermissionError) as error:
+        raise UnreadableFile(f"cannot be read: {error}") from error
+    except Exception as error:  # each protocol has its own errors; all mean that the place cannot be reached now
+        raise StorageError(f"{where}: cannot be reached ({describe_error(error)}); try again when it can") from error
+
+
+def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[File]:
+    identity = folder.stat()
+    if (identity.st_dev, identity.st_ino) in visited:
+        return
+    visited.add((identity.st_dev, identity.st_ino))
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        yield File(prefix, portable(folder), problem=f"folder cannot be opened: {error.strerror}")
+        return
+    for entry in entries:
+        name, path = prefix + entry.name, folder / entry.name
+        if entry.is_dir() and not entry.name.startswith("."):
+            yield from _walk(path, name + "/", visited)
+            continue
+        try:
+            stat = entry.stat()
+        except OSError as error:
+            yield File(name, portable(path), problem=f"cannot be read: {error.strerror}")
+            continue
+        yield File(name, portable(path), file_stamp(stat), size_problem(stat.st_size))
+
+
+def _list_below(archive: str, folder: str) -> Iterator[File]:
+    prefix = folder.rstrip("/") + "/"
+    files = list(list_files(archive))
+    found = [replace(file, name=file.name.removeprefix(prefix)) for file in files if file.name.startswith(prefix)]
+    if not found:
+        example = f"; there is, for one, {files[0].name}" if files else ""
+        raise NotThere(f"{archive}!{folder}: no such folder in the archive{example}")
+    yield from found
+
+
+def _list_url(place: str) -> Iterator[File]:
+    filesystem, root = open_filesystem(place)
+    try:
+        filesystem.invalidate_cache()
+        found: dict[str, dict[str, Any]] = filesystem.find(root, detail=True)
+    except Exception as error:  # each protocol has its own errors
+        raise StorageError(f"{place}: cannot be listed ({describe_error(error)})") from error
+    if not found:
+        raise NotThere(f"{place}: nothing there")
+
+    def complete(path: str) -> dict[str, Any]:
+        try:
+            return found[path] if url_stamp(found[path]) else {**found[path], **filesystem.info(path)}
+        except Exception:  # each protocol has its own errors; reading it says why
+            return found[path]
+
+    paths = sorted(found)
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        for path, facts in zip(paths, pool.map(complete, paths), strict=True):
+            name = path.removeprefix(root.rstrip("/")).lstrip("/") or path.rpartition("/")[2]
+            yield File(name, filesystem.unstrip_protocol(path), url_stamp(facts), size_problem(facts.get("size") or 0))

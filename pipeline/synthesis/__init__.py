@@ -1,0 +1,1 @@
+"""Manifest entries to tiles, tiles to clean/degraded pairs."""

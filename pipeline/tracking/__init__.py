@@ -1,0 +1,1 @@
+"""Everything that knows MLflow: runs, trials, registry, served model."""

@@ -1,0 +1,15 @@
+"""The section `promote` of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.config.params import Section
+
+
+class Promote(Section):
+    """What a candidate must show; margins in dB of mean PSNR on the test split."""
+
+    margin_db: Annotated[float, Field(ge=0)]

@@ -1,0 +1,210 @@
+"""A network in training: the state that a checkpoint holds, and the step that changes it; on any device."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from dgunet.checkpoint import assemble, save_model
+from dgunet.losses import LossKind, stage_loss
+from dgunet.metrics import HIGHEST_PSNR, psnr
+from dgunet.network import DGUNet, DGUNetConfig
+from dgunet.tensors import to_tensor
+from pipeline.dataloader.loader import Batch
+from pipeline.dataloader.pairs import LoadedPair
+from pipeline.training import collectives
+from pipeline.training.settings import Train
+
+STATE = "state.pt"
+
+
+class Objective(nn.Module):
+    """The loss of a network on a batch, as one module: what DistributedDataParallel wraps."""
+
+    def __init__(self, network: DGUNet, loss: LossKind) -> None:
+        super().__init__()
+        self.network, self.loss = network, loss
+
+    def forward(self, clean: Tensor, degraded: Tensor) -> Tensor:
+        """Return the scalar loss; a sensing network measures the clean patch itself."""
+        return stage_loss(self.network(self.network.given(clean, degraded)), clean, kind=self.loss)
+
+
+@dataclass
+class Progress:
+    """How far training has come: part of the checkpoint, and the same for equal runs (so no times)."""
+
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best_psnr: float = -math.inf
+    best_step: int = 0
+    losses: list[float] = field(default_factory=list)  # since the last line of the history
+    history: list[dict[str, float | int]] = field(default_factory=list)
+
+
+class Training:
+    """A network in training: what a checkpoint holds, and the step that changes it."""
+
+    def __init__(self, network: DGUNet, recipe: Train, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        self.network = network.to(device)
+        self.averaged = copy.deepcopy(self.network).requires_grad_(False)
+        # Not torch's AveragedModel: it counts its steps on the host, and makes that wait for the device at each.
+        self._average = get_ema_multi_avg_fn(recipe.average_decay)  # type: ignore[no-untyped-call]
+        self.best: dict[str, Tensor] = _on_cpu(self.averaged)
+        self.progress = Progress()
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
+        compute = recipe.compute
+        self.network.recompute = compute.recompute_activations
+        self.objective: nn.Module = Objective(self.network, recipe.loss)
+        if compute.compile:
+            self.objective.compile()
+        if collectives.count() > 1:
+            self.objective = DistributedDataParallel(
+                self.objective,
+                device_ids=[device] if device.type == "cuda" else None,
+                static_graph=compute.accumulate == 1,  # its first backward pass may not be one of several
+                gradient_as_bucket_view=True,
+            )
+
+    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Take one step; return its loss (mean over the global batch) and gradient norm, both on the device.
+
+        Where the gradient is not finite the weights stay as they are: fused optimisers decide that on the device.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.progress.step, self.recipe)
+        self.optimizer.zero_grad(set_to_none=True)
+        clean, degraded = (t.to(self.device, non_blocking=True) for t in (batch.clean, batch.degraded))
+        parts = list(zip(*(t.chunk(self.recipe.compute.accumulate) for t in (clean, degraded)), strict=True))
+        losses = []
+        for number, (clean_part, degraded_part) in enumerate(parts, 1):
+            # DistributedDataParallel averages over workers; their shares of the batch may differ by one.
+            weight = len(clean_part) * collectives.count() / self.recipe.batch_size
+            with self._gradients_stay_here() if number < len(parts) else nullcontext():
+                with self._autocast():
+                    loss = self.objective(clean_part, degraded_part) * weight
+                loss.backward()
+            losses.append(loss.detach())
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float().reshape(())  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self._take_average()
+        self.progress.step += 1
+        return torch.stack(losses).sum(), norm.detach()
+
+    @torch.no_grad()
+    def validate(self, pairs: Iterator[LoadedPair]) -> float:
+        """Return the mean PSNR in dB of the averaged network over all workers' pairs, each counted once."""
+        network = self.averaged.eval()
+        scores: list[tuple[str, float]] = []
+        for pair in pairs:
+            clean, degraded = (to_tensor(image).to(self.device) for image in (pair.clean, pair.degraded))
+            with self._autocast():
+                restored = network(network.given(clean, degraded))[-1]
+            score = float(psnr(restored.float().clamp(0, 1), clean))
+            scores.append((pair.key, min(score, HIGHEST_PSNR)))
+        scores = sorted(score for part in collectives.gathered(scores) for score in part)
+        if not scores:
+            raise ValueError("there is no validation pair: raise prepare.split.val, or add images")
+        return math.fsum(score for _, score in scores) / len(scores)
+
+    def keep_best(self, val_psnr: float) -> None:
+        """Remember the averaged weights if `val_psnr` is the highest so far."""
+        if val_psnr > self.progress.best_psnr:
+            self.progress.best_psnr, self.progress.best_step = val_psnr, self.progress.step
+            self.best = _on_cpu(self.averaged)
+
+    def save(self, folder: Path) -> None:
+        """Write the whole state into `folder`. Raises OSError where it cannot."""
+        state = {
+            "config": asdict(self.network.config),
+            "progress": asdict(self.progress),
+            "network": self.network.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+        }
+        try:
+            torch.save(state, folder / STATE)
+        except RuntimeError as error:  # so torch tells of a full disk
+            raise OSError(f"{folder / STATE} cannot be written: is the disk full? ({error})") from error
+
+    def load(self, folder: Path) -> None:
+        """Continue from the checkpoint in `folder`."""
+        state = _read(folder)
+        self.progress = Progress(**state["progress"])
+        self.network.load_state_dict(state["network"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = state["best"]
+
+    @torch.no_grad()
+    def _take_average(self) -> None:
+        averaged, live = (list[Tensor](network.parameters()) for network in (self.averaged, self.network))
+        if self.progress.step == 0:
+            torch._foreach_copy_(averaged, live)
+        else:
+            self._average(averaged, live, None)
+
+    def _gradients_stay_here(self) -> AbstractContextManager[Any]:
+        """Gradients are added up on this worker; only the last part of a batch has them averaged over all."""
+        return self.objective.no_sync() if isinstance(self.objective, DistributedDataParallel) else nullcontext()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.recipe.compute.precision == "bfloat16" and has_bfloat16_units(self.device):
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+
+def learning_rate(step: int, recipe: Train) -> float:
+    """Return the learning rate of step `step` (from 0): linear warm-up, then a cosine to the final one."""
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    done = (step - recipe.warmup_steps) / max(1, recipe.num_steps - 1 - recipe.warmup_steps)
+    final = recipe.final_learning_rate
+    return final + (recipe.learning_rate - final) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Return whether products in bfloat16 are faster there than in float32: GPUs since Ampere, CPUs with AMX."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def history(folder: Path) -> list[dict[str, float | int]]:
+    """Return a checkpoint's reports, first to last."""
+    lines: list[dict[str, float | int]] = _read(folder)["progress"]["history"]
+    return lines
+
+
+def export(folder: Path, model: Path, card: Mapping[str, Any]) -> None:
+    """Write the best weights of the checkpoint in `folder` as the model folder `model`; `card` as it is there."""
+    state = _read(folder)
+    network = assemble(DGUNetConfig(**state["config"]), state["best"], "best weights so far")
+    steps, val_psnr = state["progress"]["best_step"], state["progress"]["best_psnr"]
+    metrics = {"steps": steps, "val_psnr": val_psnr} if steps else {"steps": steps}
+    save_model(network, model, {**card, "provenance": {**card["provenance"], "metrics": metrics}})
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+    return state
+
+
+def _on_cpu(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}

@@ -1,0 +1,270 @@
+"""A search on the cluster: Ray Tune's trials, each of them a run of `workers.fit`; the other half of the room of Ray.
+
+Optuna's sampler draws, asynchronous successive halving (Li et al., MLSys 2020) stops what lags behind. What the
+trials reported lies in DGUNET_STORAGE: a search that was killed goes on by its name, its trials from their last
+checkpoints.
+
+Tune's population based training is not offered: training's checkpoints do not pass through Tune, so it would
+exchange nothing, and say nothing. The dashboard is needed: through it Ray Train gives back what a stopped trial held;
+without it the search waits for ever.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from pipeline.cluster import checkpoints, errors, resources, training_run
+from pipeline.cluster.channel import Ears
+from pipeline.cluster.ray_internals import refresh_tuner
+from pipeline.runtime import environment
+from pipeline.training import context, loop, trainer
+from pipeline.tuning.settings import Choice, Dimension, Integer, LogUniform, Tune
+from pipeline.tuning.space import rounded
+from pipeline.tuning.trial import Trial
+
+METRIC, STEP, FAILURE, SECONDS = "val_psnr", "step", "failure", "time_total_s"
+WORST_PSNR = 0.0  # dB, of white for black: what a recipe that diverges is worth
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C and SIGTERM are ours, below
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a listener speaks instead
+Values = Mapping[str, Any]
+Reports = dict[str, list[dict[str, Any]]]  # by the id of the trial
+Listener = Callable[[int, str, Values, Mapping[str, float]], None]
+"""Told of each report: the trial's number from 1, its id, its values, what it reported."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched: `work_of` turns values into the work of a trial's workers.
+
+    first: the values to begin with, None to draw them too.
+    """
+
+    name: str
+    settings: Tune
+    num_steps: int
+    seed: int
+    work_of: Callable[[Values], Callable[[context.Worker], None]]
+    first: Values | None
+
+
+def search(problem: Search, listener: Listener) -> list[Trial]:
+    """Run the search, or go on with the one of the same name; return its trials in the order they were begun.
+
+    On SIGTERM and Ctrl-C the state is saved, and workers.Interrupted raised.
+    """
+    share = share_of_a_trial(problem.settings)
+    at_once = trials_at_once(share, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    # The driver of a trial only waits: counted as a CPU, drivers would take those that their own workers wait for.
+    waiting = tune.PlacementGroupFactory([{"memory": 1}])
+    trainable = tune.with_resources(_Driver(problem.name, share, problem), waiting)
+    heard = _Heard(listener)
+    folder = f"{checkpoints.storage()}/{problem.name}"
+    if tune.Tuner.can_restore(folder):
+        tuner = tune.Tuner.restore(folder, trainable, resume_errored=True)
+        scheduler = refresh_tuner(tuner, max_concurrent_trials=at_once, callbacks=[heard])
+        scheduler.earlier = heard.reports
+    else:
+        tuner = _tuner(problem, trainable, at_once, heard)
+    with _saved_on_stop() as stopped, warnings.catch_warnings():
+        # A trial that was begun again counts its reports from 1 again; Optuna's sampler does not use the number.
+        warnings.filterwarnings("ignore", message="The reported value is ignored", category=UserWarning)
+        grid = tuner.fit()
+    if stopped:
+        raise errors.Interrupted
+    return sorted((_trial(result, heard.reports, problem) for result in grid), key=lambda trial: trial.number)
+
+
+def forget_trials(name: str, trials: list[Trial]) -> None:
+    """Remove the checkpoints of the trials of the search `name`; what they reported stays."""
+    for trial in trials:
+        with suppress(FileNotFoundError):  # it came to nothing, or is forgotten already
+            training_run.forget(f"{name}-{trial.id}")
+
+
+def share_of_a_trial(settings: Tune) -> resources.Share:
+    """Return what one trial uses: one worker per whole GPU, else one worker."""
+    count = max(1, math.floor(settings.gpus_per_trial))
+    return resources.Share(count, settings.cpus_per_trial / count, settings.gpus_per_trial / count)
+
+
+def trials_at_once(share: resources.Share, nodes: list[dict[str, float]]) -> int:
+    """Return how many trials fit on `nodes`, each given by its resources; ValueError when it is none.
+
+    More at once would hold part of what they need and wait for each other.
+    """
+    room = resources.places(share, nodes)
+    if room < share.num_workers:
+        has = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}s" for name in ("CPU", "GPU"))
+        raise ValueError(
+            f"a trial needs {share.num_workers} workers of {share.cpus:g} CPUs and {share.gpus:g} GPUs each, the "
+            f"cluster has {has}: lower tune.cpus_per_trial or tune.gpus_per_trial"
+        )
+    return room // share.num_workers
+
+
+def _tuner(problem: Search, trainable: Any, at_once: int, heard: _Heard) -> tune.Tuner:
+    settings = problem.settings
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = OptunaSearch(
+        {name: _distribution(dimension) for name, dimension in settings.space.items()},
+        metric=METRIC, mode="max", sampler=optuna.samplers.TPESampler(seed=problem.seed),
+        points_to_evaluate=[dict(problem.first)] if problem.first else None,
+    )  # fmt: skip
+    # Steps are counted, not reports: those of a trial that was begun again would count from 1.
+    halving = _Halving(
+        time_attr=STEP, max_t=problem.num_steps, grace_period=settings.grace_steps,
+        reduction_factor=settings.reduction_factor, earlier=heard.reports,
+    )  # fmt: skip
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            metric=METRIC, mode="max", num_samples=settings.num_trials, search_alg=sampler, scheduler=halving,
+            max_concurrent_trials=at_once, time_budget_s=settings.time_budget_minutes * 60,
+            trial_dirname_creator=_folder,
+        ),
+        run_config=tune.RunConfig(
+            name=problem.name, storage_path=checkpoints.storage(), verbose=0, callbacks=[heard],
+            failure_config=tune.FailureConfig(max_failures=environment.max_failures()),
+        ),
+    )  # fmt: skip
+
+
+def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
+    if isinstance(dimension, Choice):
+        return optuna.distributions.CategoricalDistribution(dimension.values)
+    if isinstance(dimension, Integer):
+        return optuna.distributions.IntDistribution(dimension.low, dimension.high)
+    return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=isinstance(dimension, LogUniform))
+
+
+class _Driver:
+    """What Tune runs for each trial: training by the cluster, under a name of its own."""
+
+    def __init__(self, name: str, share: resources.Share, problem: Search) -> None:
+        self.__name__ = "trial"
+        self.name, self.share, self.problem = name, share, problem
+
+    def __call__(self, drawn: Values) -> None:
+        heard: list[float] = []
+
+        def report(metrics: Mapping[str, float]) -> None:
+            heard.append(metrics[STEP])
+            tune.report(dict(metrics))
+
+        work = self.problem.work_of(rounded(self.problem.settings.space, drawn))
+        run = f"{self.name}-{tune.get_context().get_trial_id()}"
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                training_run.fit(work, name=run, into=Path(folder), ears=Ears(report), share=self.share)
+            except loop.TrainingFailed as error:
+                tune.report({STEP: self.problem.num_steps, METRIC: WORST_PSNR, FAILURE: str(error)})
+                return
+            history = trainer.history(Path(folder))
+        if history[-1][STEP] not in heard:  # it was finished, and the search killed before it heard of it
+            for line in history:
+                tune.report(dict(line))
+
+
+class _Halving(ASHAScheduler):  # type: ignore[misc]
+    """Successive halving that, in a search that goes on, hears again what was reported before: Tune forgets it."""
+
+    def __init__(self, *, earlier: Reports, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.earlier = earlier
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "earlier": {}}
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        for report in self.earlier.get(trial.trial_id, ()):
+            super().on_trial_result(tune_controller, trial, report)
+
+
+class _Heard(tune.Callback):  # type: ignore[misc]
+    """Keeps each report and passes it on. The reports are saved with the search; who listens is told anew."""
+
+    def __init__(self, listener: Listener | None) -> None:
+        self.listener = listener
+        self.reports: Reports = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"listener": None, "reports": {}}
+
+    def get_state(self) -> Reports:
+        return self.reports
+
+    def set_state(self, state: Reports) -> None:
+        self.reports.update(state)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        kept = {name: result[name] for name in (STEP, METRIC, FAILURE, SECONDS) if name in result}
+        self.reports.setdefault(trial.trial_id, []).append(kept)
+        if self.listener is not None:
+            number, _, name = _folder(trial).partition("-")
+            self.listener(int(number), name, trial.config, result)
+
+
+def _folder(trial: Any) -> str:
+    """Name a trial's folder by its number, from 1, and its id: the order in Tune's lists changes when it goes on."""
+    return f"{trial.experiment_tag.partition('_')[0]}-{trial.trial_id}"
+
+
+def _trial(result: Any, reports: Reports, problem: Search) -> Trial:
+    number, _, name = Path(result.path).name.partition("-")
+    heard = reports.get(name, [])
+    failure = next((report[FAILURE] for report in heard if FAILURE in report), "")
+    measured = [report for report in heard if FAILURE not in report]
+    steps = max((int(report[STEP]) for report in measured), default=0)
+    finished = "finished" if steps >= problem.num_steps else "stopped"
+    return Trial(
+        number=int(number),
+        id=name,
+        values=rounded(problem.settings.space, result.config),
+        outcome="diverged" if failure else "failed" if result.error else finished,
+        best_psnr=max((report[METRIC] for report in measured), default=math.nan),
+        steps=steps,
+        seconds=max((report[SECONDS] for report in heard), default=0.0),
+        failure=failure or str(result.error or ""),
+    )
+
+
+@contextmanager
+def _saved_on_stop() -> Iterator[list[int]]:
+    """Let Tune save and leave on the first SIGTERM or Ctrl-C, and list it; the second Ctrl-C is the usual one."""
+    heard: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        leave = signal.getsignal(signal.SIGUSR1)
+        if heard or not callable(leave):
+            raise KeyboardInterrupt
+        heard.append(number)
+        leave(signal.SIGUSR1, frame)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.getsignal(number) for number in (*numbers, signal.SIGUSR1)}
+    for number in numbers:
+        signal.signal(number, ask)
+    try:
+        yield heard
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,23 @@
+"""Result of one trial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one set of values; `best_psnr` in dB on the val split, nan when nothing was reported.
+
+    outcome: finished; stopped (it lagged behind, or the time was over); diverged; failed.
+    """
+
+    number: int
+    id: str
+    values: dict[str, Any]
+    outcome: str
+    best_psnr: float
+    steps: int
+    seconds: float
+    failure: str

@@ -1,0 +1,171 @@
+"""Noise: the variances are those that the parameters say, and a camera adds nothing where it measures without noise."""
+
+import numpy as np
+import pytest
+
+from pipeline.degradations import degrade
+from pipeline.degradations.camera import (
+    CameraNoise,
+    compress,
+    demosaic,
+    develop,
+    expand,
+    mix,
+    sample_bayer,
+    take_back,
+    to_camera,
+    white_balance,
+)
+from pipeline.degradations.noise import GaussianNoise, Jpeg
+
+RNG = np.random.default_rng(5)
+GRAY = np.full((200, 200, 3), 0.5, np.float32)
+
+
+def camera_step(**changes: object) -> dict[str, object]:
+    (drawn,) = CameraNoise(shot_noise=(0.001, 0.01), mosaic=False).draw(np.random.default_rng(0))
+    return {**drawn, **changes}
+
+
+@pytest.mark.parametrize("sigma", [5.0, 25.0, 75.0])
+def test_gaussian_noise_has_the_sigma_it_was_given_and_is_not_clipped(sigma: float) -> None:
+    noise = degrade(GRAY * 0, GaussianNoise(sigma=(sigma, sigma), per_channel=True), [1]).image
+    assert noise.std() * 255 == pytest.approx(sigma, rel=0.01)
+    assert abs(noise.mean()) * 255 < 0.02 * sigma
+    assert noise.min() < 0
+
+
+def test_gaussian_noise_is_white() -> None:
+    noise = degrade(GRAY * 0, GaussianNoise(sigma=(25.0, 25.0), per_channel=True), [2]).image
+    for shifted in (noise[1:] * noise[:-1], noise[:, 1:] * noise[:, :-1], noise[:, :, 1:] * noise[:, :, :-1]):
+        assert abs(shifted.mean()) < 0.02 * noise.var()
+
+
+def test_noise_of_the_luma_alone_is_the_same_in_all_channels() -> None:
+    noise = degrade(GRAY, GaussianNoise(sigma=(25.0, 25.0), per_channel=False), [3]).image - GRAY
+    np.testing.assert_array_equal(noise[:, :, 0], noise[:, :, 2])
+
+
+def test_a_blind_range_is_drawn_evenly() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [GaussianNoise(sigma=(10.0, 50.0), per_channel=True).draw(rng)[0]["sigma"] for _ in range(2000)]
+    assert min(drawn) >= 10
+    assert max(drawn) <= 50
+    np.testing.assert_allclose(np.quantile(drawn, [0.25, 0.5, 0.75]), [20, 30, 40], atol=1.5)
+
+
+def test_the_tone_curve_and_the_gamma_have_their_inverse() -> None:
+    display = np.linspace(0, 1, 300, dtype=np.float32).reshape(10, 10, 3)
+    np.testing.assert_allclose(compress(expand(display)), display, atol=3e-4)
+
+
+def test_what_is_taken_back_to_the_sensor_develops_to_what_it_was_except_in_the_highlights() -> None:
+    clean = RNG.uniform(0.1, 0.7, (40, 40, 3)).astype(np.float32)
+    clean = 0.5 + 0.3 * (clean - 0.5)  # colours that every camera of the mixture can hold
+    drawn = camera_step()
+    gains = white_balance(3, drawn)
+    developed = develop(mix(take_back(clean, gains, drawn), np.diag(gains)), drawn)
+    np.testing.assert_allclose(developed, clean, atol=1e-4)
+
+
+def test_white_stays_white_on_the_sensor_and_colour_matrices_keep_gray_gray() -> None:
+    drawn = camera_step()
+    raw = take_back(np.ones((2, 2, 3), np.float32), white_balance(3, drawn), drawn)
+    np.testing.assert_allclose(raw, 1, atol=1e-5)
+    np.testing.assert_allclose(to_camera(drawn) @ np.ones(3), 1, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.2, 0.4])
+def test_noise_on_the_sensor_has_the_variance_shot_times_light_plus_read(value: float) -> None:
+    # A gray camera without gains: its display values differ from raw ones by a known curve alone.
+    clean = compress(np.full((400, 400, 1), value)).astype(np.float32)
+    drawn = camera_step(shot_noise=1e-4, read_noise=4e-6, exposure_gain=1.0)
+    raw = expand(CameraNoise.apply(clean, drawn))
+    assert raw.var() == pytest.approx(1e-4 * value + 4e-6, rel=0.03)
+    assert raw.mean() == pytest.approx(value, abs=1e-3)
+
+
+def test_published_noise_levels_lie_on_the_published_line() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [CameraNoise(shot_noise=(0.0001, 0.012), mosaic=True).draw(rng)[0] for _ in range(3000)]
+    shot = np.log([step["shot_noise"] for step in drawn])
+    read = np.log([step["read_noise"] for step in drawn])
+    slope, offset = np.polyfit(shot, read, 1)
+    assert slope == pytest.approx(2.18, abs=0.02)
+    assert offset == pytest.approx(1.20, abs=0.15)
+    assert np.std(read - slope * shot - offset) == pytest.approx(0.26, abs=0.01)
+    assert shot.mean() == pytest.approx((np.log(0.0001) + np.log(0.012)) / 2, abs=0.1)
+    assert {(step["bayer_row"], step["bayer_column"]) for step in drawn} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+def test_shadows_are_noisier_than_highlights_on_the_display() -> None:
+    drawn = camera_step(shot_noise=0.005, read_noise=1e-4)
+    deviations = [CameraNoise.apply(GRAY * np.float32(level), drawn).std(axis=(0, 1)).mean() for level in (0.4, 1.9)]
+    assert deviations[0] > 1.5 * deviations[1]
+
+
+def test_a_logarithmic_range_from_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"shot_noise.*0\.0001"):
+        CameraNoise(shot_noise=(0.0, 0.01), mosaic=True)
+
+
+@pytest.mark.parametrize("phase", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_demosaicing_recovers_ramps_exactly_and_keeps_what_was_measured(phase: tuple[int, int]) -> None:
+    drawn = {"bayer_row": phase[0], "bayer_column": phase[1]}
+    y, x = np.mgrid[:12, :15] / 20
+    ramps = np.stack([0.2 + 0.3 * y, 0.1 + 0.3 * y, 0.4 + 0.3 * y], axis=2) + 0.2 * x[:, :, None]
+    restored = demosaic(sample_bayer(ramps, drawn), np.ones(3), drawn)
+    np.testing.assert_allclose(restored[2:-2, 2:-2], ramps[2:-2, 2:-2], atol=1e-6)
+    noise = RNG.random((9, 8, 3))
+    mosaic = sample_bayer(noise, drawn)
+    np.testing.assert_array_equal(sample_bayer(demosaic(mosaic, np.ones(3), drawn), drawn), mosaic)
+
+
+def test_demosaicing_balances_each_colour_by_its_own_gain() -> None:
+    drawn = {"bayer_row": 1, "bayer_column": 0}
+    gains = np.array([2.0, 1.0, 1.5])
+    flat = np.broadcast_to(0.3 / gains, (8, 9, 3))
+    np.testing.assert_allclose(demosaic(sample_bayer(flat, drawn), gains, drawn), 0.3, atol=1e-6)
+
+
+def test_saturated_values_stay_white_whatever_their_gain_and_have_no_fringes() -> None:
+    drawn = {"bayer_row": 0, "bayer_column": 1}
+    gains = np.array([2.4, 1.2, 1.9])
+    lamp = np.broadcast_to(0.3 / gains, (16, 24, 3)).copy()
+    lamp[:, 8:16] = 1
+    seen = demosaic(sample_bayer(lamp, drawn), gains, drawn)
+    np.testing.assert_allclose(seen[:, 10:14], 1, atol=1e-6)
+    assert np.ptp(seen, axis=2).max() < 0.25  # what Malvar's filters make of the step; 1.4 without the clipping
+
+
+def test_a_mosaic_makes_noise_that_neighbours_share() -> None:
+    def correlation(mosaic: bool) -> float:
+        noise = CameraNoise.apply(GRAY, camera_step(mosaic=mosaic)) - GRAY
+        return float((noise[:, 1:, 0] * noise[:, :-1, 0]).mean() / noise[:, :, 0].var())
+
+    assert abs(correlation(False)) < 0.05
+    assert correlation(True) > 0.2
+
+
+def test_jpeg_of_a_lower_quality_is_farther_from_the_image_and_gives_whole_grey_levels() -> None:
+    clean = RNG.random((64, 64, 3), dtype=np.float32)
+    distances = []
+    for quality in (90, 50, 10):
+        image = degrade(clean, Jpeg(quality=(quality, quality), chroma="4:4:4"), [0]).image
+        np.testing.assert_allclose(image * 255, np.rint(image * 255), atol=1e-4)
+        distances.append(float(np.square(image - clean).mean()))
+    assert distances == sorted(distances)
+
+
+def test_jpeg_with_halved_colour_blurs_colour_and_keeps_the_order_of_channels() -> None:
+    clean = np.zeros((64, 64, 3), np.float32)
+    clean[:, 31:, 0] = 0.9  # a red edge between two samples of colour
+    clean[:, :31, 2] = 0.9
+
+    def error(chroma: str) -> float:
+        image = degrade(clean, Jpeg(quality=(95, 95), chroma=chroma), [0]).image  # type: ignore[arg-type]
+        assert image[:, 50:, 0].mean() > 0.8
+        assert image[:, :10, 2].mean() > 0.8
+        return float(np.square(image - clean).mean())
+
+    assert error("4:2:0") > 2 * error("4:4:4")

@@ -1,0 +1,218 @@
+"""The road end to end, as a newcomer takes it: `dvc repro` in a fresh checkout, tiny, with real Ray and MLflow."""
+
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from factories import PROJECT
+from processes import command, started, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
+
+
+class Checkout:
+    """A copy of the project's tracked files, committed, with tiny values."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True)
+        for name in listed.stdout.splitlines():
+            if (PROJECT / name).is_file() and name != "dvc.lock":
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(PROJECT / name, folder / name)
+        self.change(shrink)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DGUNET_", "RAY_", "GIT_"))}
+        self.environment = environment | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "SHELL": "/bin/sh",  # DVC's choice where nobody logged in, as in CI; Debian's waits for what it starts
+            "DVC_NO_ANALYTICS": "true",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+        }
+        self.run("git", "init", "--quiet")
+        self.run("git", "add", ".")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "-m", "start")
+
+    def read_params(self) -> dict[str, Any]:
+        read: dict[str, Any] = yaml.safe_load((self.folder / "params.yaml").read_text())
+        return read
+
+    def change(self, edit: Any) -> None:
+        path, params = self.folder / "params.yaml", self.read_params()
+        edit(params)
+        path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def run(self, *command: str, fails: bool = False) -> str:
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def started(
+        self, *command: str, stderr: int | None = None, **environment: str
+    ) -> AbstractContextManager[subprocess.Popen[str]]:
+        return started(*command, cwd=self.folder, env=self.environment | environment, stderr=stderr)
+
+    def digests(self) -> dict[str, str]:
+        made = [path for name in ("data", "models", "reports") for path in (self.folder / name).rglob("*")]
+        return {
+            str(p.relative_to(self.folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in made if p.is_file()
+        }
+
+    def read(self, name: str) -> Any:
+        return json.loads((self.folder / name).read_text())
+
+
+def shrink(params: dict[str, Any]) -> None:
+    params["tasks"] = ["denoise"]
+    params["denoise"]["synthesize"] |= {"tile_size": 64, "stride": 256, "held_out_tile_size": 160}
+    params["denoise"]["train"] |= {
+        "num_steps": 12,
+        "warmup_steps": 2,
+        "validate_every": 6,
+        "patch_size": 32,
+        "batch_size": 2,
+    }
+    params["denoise"]["train"]["network"] |= {"width": 8, "growth": 4, "num_stages": 2}
+    params["denoise"]["evaluate"]["gallery_images"] = 2
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    made = Checkout(tmp_path_factory.mktemp("checkout"))
+    made.run("dvc", "repro")
+    return made
+
+
+def test_the_road_ends_with_a_model_a_report_and_a_receipt(checkout: Checkout) -> None:
+    assert checkout.read("reports/denoise/promote.json")["version"] == 1
+    assert checkout.read("models/denoise/config.json")["task"] == "denoise"
+    assert checkout.read("reports/denoise/metrics.json")["num_images"] >= 1
+    assert (checkout.folder / "reports/denoise/gallery.html").stat().st_size > 50_000
+    assert (checkout.folder / "mlflow.db").exists()
+    assert not list((checkout.folder / ".cache" / "runs").iterdir())
+    shown = checkout.run(sys.executable, "-m", "pipeline.summary")
+    assert "denoise" in shown
+
+
+def test_when_nothing_changed_only_prepare_looks_again(checkout: Checkout) -> None:
+    said = checkout.run("dvc", "repro")
+    assert "Running stage 'prepare'" in said
+    assert said.count("Running stage") == 1
+
+
+def test_forcing_everything_twice_gives_the_same_bytes_and_lock(checkout: Checkout) -> None:
+    before, lock = checkout.digests(), (checkout.folder / "dvc.lock").read_text()
+    checkout.run("dvc", "repro", "--force")
+    assert checkout.digests() == before
+    assert (checkout.folder / "dvc.lock").read_text() == lock
+    assert checkout.read("reports/denoise/promote.json")["version"] == 1
+
+
+BEGUN = {  # what is seen first of a stage's work
+    "prepare": ".cache/prepare/looks.sqlite",
+    "synthesize@denoise": ".cache/synthesize/*/*/*.tar*",
+    "train@denoise": ".cache/runs/*/checkpoint_2*",
+    "evaluate@denoise": "reports/denoise/.*.partial/*",
+    "promote@denoise": "reports/denoise/promote.json",
+}
+
+
+def killed_at_work(checkout: Checkout, stage: str) -> bool:
+    """Run a stage, and kill it once its work has begun; return whether it was killed, and not over before."""
+    seen = partial(glob.glob, str(checkout.folder / BEGUN[stage]))
+    for path in seen():
+        Path(path).unlink()
+    with checkout.started("dvc", "repro", "--force", "--single-item", stage) as dvc:
+        until(lambda: seen() or dvc.poll() is not None)
+        if dvc.poll() is None:
+            ours = psutil.Process(dvc.pid).children(recursive=True)
+            os.killpg(dvc.pid, signal.SIGKILL)
+            until(lambda: not any(command(each) for each in ours))
+        return dvc.wait() == -signal.SIGKILL
+
+
+def test_killed_in_any_stage_the_next_run_ends_as_if_nothing_had_been(checkout: Checkout) -> None:
+    before = checkout.digests()
+    for stage in BEGUN:
+        until(partial(killed_at_work, checkout, stage))
+        checkout.run("dvc", "repro", "--force", "--single-item", stage)  # else DVC fetches what it made another time
+        assert checkout.digests() == before, stage
+    assert checkout.read("reports/denoise/promote.json")["version"] == 1
+
+
+def test_a_training_whose_dvc_was_killed_saves_and_leaves(checkout: Checkout) -> None:
+    before, short = checkout.digests(), checkout.read_params()["denoise"]["train"]["num_steps"]
+    checkout.change(lambda params: params["denoise"]["train"].update(num_steps=100_000))  # cannot end by itself
+    runs = checkout.folder / ".cache" / "runs"
+    with checkout.started(
+        "dvc", "repro", "--single-item", "train@denoise", stderr=subprocess.PIPE, DGUNET_LOADER_PROCESSES="1"
+    ) as dvc:
+        until(lambda: list(runs.glob("*/checkpoint_manager_snapshot.json")) or dvc.poll() is not None)
+        assert dvc.poll() is None, "training was over before dvc could be killed"
+        ours = psutil.Process(dvc.pid).children(recursive=True)
+        for part in ("pipeline.train", "ray::RayTrainWorker", "multiprocessing.forkserver"):
+            assert any(part in command(each) for each in ours), part
+        dvc.terminate()
+        assert dvc.stderr
+        said = dvc.stderr.read()  # to the end of the training, which shares it
+        until(lambda: not any(command(each) for each in ours))
+    assert "the same command goes on" in said
+    assert list(runs.glob("*/checkpoint_*/*"))
+    shutil.rmtree(runs)
+    checkout.change(lambda params: params["denoise"]["train"].update(num_steps=short))
+    checkout.run("dvc", "repro")
+    assert checkout.digests() == before
+
+
+def test_touching_the_code_of_a_stage_runs_it_and_what_follows(checkout: Checkout) -> None:
+    with (checkout.folder / "pipeline" / "promote.py").open("a") as file:
+        file.write("# touched\n")
+    said = checkout.run("dvc", "repro")
+    assert "Running stage 'promote@denoise'" in said
+    assert "Running stage 'train@denoise'" not in said
+
+
+def stored_step(runs: Path) -> int:
+    """The step of the last checkpoint that Ray has listed; 0 without any, and while it writes the list."""
+    steps = [0]
+    for listed in runs.glob("denoise-*/checkpoint_manager_snapshot.json"):
+        with suppress(ValueError, OSError):
+            steps.append(json.loads(listed.read_text())["latest_checkpoint_result"]["metrics"].get("step", 0))
+    return max(steps)
+
+
+def test_training_killed_in_the_middle_goes_on_from_its_checkpoint(checkout: Checkout) -> None:
+    checkout.change(lambda params: params["denoise"]["train"].update(num_steps=200, validate_every=4))
+    with checkout.started("dvc", "repro", "train@denoise") as first:
+        until(lambda: stored_step(checkout.folder / ".cache" / "runs") >= 60 or first.poll() is not None)
+        assert first.poll() is None, "training was over before it could be killed"
+        ours = psutil.Process(first.pid).children(recursive=True)
+        os.killpg(first.pid, signal.SIGKILL)
+        until(lambda: not any(command(each) for each in ours))
+    said = checkout.run("dvc", "repro", "train@denoise")
+    shown = [int(step) for step in re.findall(r"train denoise: step (\d+)/200", said)]
+    assert min(shown) > 50, "it began anew"  # the list may have been cut off, the copy be one checkpoint older
+    curve = (checkout.folder / "reports/denoise/train.csv").read_text().splitlines()
+    assert [int(line.split(",")[0]) for line in curve[1:]] == list(range(4, 204, 4))
+
+
+def test_a_typo_stops_before_anything_is_built_and_loses_nothing(checkout: Checkout) -> None:
+    before = checkout.digests()
+    checkout.change(lambda params: params["denoise"]["promote"].update(margindb=1))
+    said = checkout.run("dvc", "repro", fails=True)
+    assert "denoise.promote.margindb: no such key" in said
+    assert checkout.digests() == before

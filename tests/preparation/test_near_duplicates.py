@@ -1,0 +1,47 @@
+"""Scenes told apart, and seen again in near duplicates."""
+
+import cv2
+import numpy as np
+import pytest
+from factories import DATA
+from jaxtyping import Float32
+
+from dgunet.images import read_image
+from pipeline.preparation.near_duplicates import name_groups, same_scene, thumbnail
+
+Picture = Float32[np.ndarray, "H W 3"]
+
+
+def scene(number: int, height: int = 96, width: int = 128) -> Picture:
+    """A picture unlike all others: smooth random shapes at several scales."""
+    rng = np.random.default_rng(number)
+    layers = [
+        cv2.resize(rng.random((n, n, 3), np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+        for n in (5, 9, 17)
+    ]
+    return np.clip(np.asarray(sum(layers), np.float32) / 3, 0, 1)
+
+
+@pytest.mark.slow
+def test_real_photographs_are_told_apart_and_their_copies_found() -> None:
+    if not DATA.exists():
+        pytest.skip("needs ../shared/data")
+    photos = [read_image(path) for path in sorted(DATA.glob("CBSD400/*/*.jpg"))[::2] + sorted(DATA.glob("CBSD68/*"))]
+    thumbnails = [thumbnail(photo) for photo in photos]
+    assert same_scene(np.stack(thumbnails)) == []
+    gray = [thumbnail(read_image(path)) for path in sorted(DATA.glob("BSD68/*"))]
+    first = len(photos) - len(gray)
+    assert same_scene(np.stack(thumbnails + gray)) == [[first + n, len(photos) + n] for n in range(len(gray))]
+
+
+def test_groups_across_blocks_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.preparation.near_duplicates._BLOCK", 4)
+    rows = [thumbnail(scene(number)) for number in (0, 1, 2, 3, 4, 0, 5, 2, 6, 0, 7)]
+    rows[7] = rows[7][:, ::-1]
+    assert same_scene(np.stack(rows)) == [[0, 5, 9], [2, 7]]
+
+
+def test_a_group_bears_the_smallest_hash_of_its_scene() -> None:
+    one, other = thumbnail(scene(1)).tobytes(), thumbnail(scene(2)).tobytes()
+    names = {"c" * 64: one, "b" * 64: other, "d" * 64: one, "a" * 64: thumbnail(scene(3)).tobytes()}
+    assert name_groups(names) == {"a" * 64: "a" * 16, "b" * 64: "b" * 16, "c" * 64: "c" * 16, "d" * 64: "c" * 16}

@@ -1,0 +1,292 @@
+"""The gallery is one file that tells the whole truth, the same bytes every time."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from factories import PROJECT
+
+from dgunet.checkpoint import save_model
+from dgunet.network import DGUNet, DGUNetConfig
+from pipeline import evaluate as evaluate_command
+from pipeline.config.params import ParamsError, validated
+from pipeline.dataloader.pairs import LoadedPair
+from pipeline.evaluation.baselines import NonLocalMeans
+from pipeline.evaluation.protocol import Protocol, Quality
+from pipeline.evaluation.scores import Evaluation, Measured, Restoration, evaluate, restoration
+from pipeline.evaluation.settings import Evaluate
+from pipeline.reporting.gallery import Exhibit, Page, choose, render, telling_window
+from pipeline.reporting.plots import ON_DARK, ON_LIGHT, plots, png, svg
+from pipeline.shards.format import Index, Pair, write_index, write_shard
+from pipeline.summary import read_results, summary
+
+RGB = Protocol("rgb", quantise=False, crop=None, border=0, self_ensemble=False)
+BASELINE = NonLocalMeans("non_local_means", 0.9)
+CURVE = [
+    {"step": float(n), "loss": 1 / n, "learning_rate": 1e-3, "val_psnr": 20.0 + n if n % 2 else None} for n in (1, 2, 3)
+]
+
+
+def network(channels: int = 3) -> DGUNet:
+    torch.manual_seed(0)
+    return DGUNet(DGUNetConfig(image_channels=channels, width=8, growth=4, head_growth=4, num_stages=2)).eval()
+
+
+def page(channels: int = 3, task: str = "denoise") -> Page:
+    rng, model = np.random.default_rng(0), network(channels)
+    clean = [rng.random((40, 900 if n == 0 else 50, channels), np.float32) for n in range(3)]
+    noise = [rng.normal(0, 0.1 + n / 20, image.shape).astype(np.float32) for n, image in enumerate(clean)]
+    pairs = [LoadedPair(f"key{n}", x, x + e, {}) for n, (x, e) in enumerate(zip(clean, noise, strict=True))]
+    found = evaluate(model, pairs, BASELINE, RGB)
+    drawn = {"seed": [1], "steps": [{"kind": "haze", "beta": 0.512345, "seed": 99}]}
+    shown = [
+        Exhibit(
+            "largest gain", found.images[n], restoration(model, one, BASELINE, self_ensemble=False), drawn if n else {}
+        )
+        for n, one in enumerate(pairs)
+    ]
+    sigma = {"kind": "gaussian_noise", "sigma": [25, 25], "per_channel": True}
+    return Page(
+        task, found, {"Set <5>": found}, shown, plots(found, CURVE), {"kind": "sequence", "steps": [sigma]},
+        model.config, 12345, BASELINE,
+    )  # fmt: skip
+
+
+def evaluation(gains: list[float]) -> Evaluation:
+    images = (
+        Measured(f"k{n}", Quality(20.0, 0.5), Quality(21.0, 0.6), (Quality(20 + gain, 0.7),))
+        for n, gain in enumerate(gains)
+    )
+    return Evaluation(tuple(images), RGB)
+
+
+class Reader(HTMLParser):
+    """Collects what the page would fetch, and whether its tags match."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.open, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.fetched += [value for name, value in attrs if name in ("src", "srcset", "href", "action", "poster")]
+        if tag not in ("meta", "img", "input", "source", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read(text: str) -> Reader:
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    return reader
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_page_asks_nobody_for_anything(channels):
+    text = render(page(channels))
+    reader = read(text)
+    assert reader.open == []
+    assert len(reader.fetched) == 3 * (3 + 4 + 2) + 3 * 2
+    assert all(re.match(r"data:image/(jpeg|png|svg\+xml);base64,[A-Za-z0-9+/=]+$", uri) for uri in reader.fetched)
+    assert not re.search(r"https?://|@import|url\(|<script src|<link", text)
+
+
+def test_the_page_tells_what_was_drawn_for_each_image_that_it_shows():
+    shown = [part.strip() for part in read(render(page())).text]
+    assert shown.count("haze beta 0.512") == 2
+
+
+def test_the_page_is_the_same_bytes_every_time():
+    assert render(page()) == render(page())
+
+
+def test_the_page_shows_the_numbers_of_the_evaluation_and_of_every_image():
+    shown = page()
+    text = " ".join(read(render(shown)).text)
+    assert f"{shown.evaluation.restored.psnr:.2f}" in text
+    assert f"{shown.evaluation.gain_db:+.2f}" in text
+    for image in shown.evaluation.images:
+        assert image.key in text
+        assert all(f"{stage.psnr:.2f}" in text for stage in image.stages)
+    assert "12,345" in text
+    assert "the failures are here" in text
+
+
+def test_text_from_outside_is_escaped():
+    text = render(page(task="<script>alert(1)</script>"))
+    assert "<script>alert" not in text
+    assert "Set &lt;5&gt;" in text
+
+
+@pytest.mark.parametrize("ink", [ON_LIGHT, ON_DARK])
+def test_plots_are_the_same_bytes_every_time_and_say_no_date(ink):
+    for name, plot in plots(evaluation([1.0, 2.0, 5.0]), CURVE).items():
+        assert png(plot) == png(plot), name
+        assert svg(plot, ink) == svg(plot, ink), name
+        assert b"Matplotlib v" not in png(plot) + svg(plot, ink)
+        assert b"dc:date" not in svg(plot, ink)
+
+
+def test_there_is_no_training_plot_without_a_curve_and_infinite_gains_draw_no_bar():
+    drawn = plots(evaluation([float("inf")]), [])
+    assert sorted(drawn) == ["gains", "stages"]
+    assert all(
+        cv2.imdecode(np.frombuffer(png(plot), np.uint8), cv2.IMREAD_COLOR) is not None for plot in drawn.values()
+    )
+
+
+def test_worst_median_and_best_are_always_shown():
+    result = evaluation([3.0, -1.0, 7.0, 2.0, 4.0])
+    assert choose(result, 3) == {"k1": "smallest gain", "k0": "median gain", "k2": "largest gain"}
+    assert list(choose(result, 5)) == ["k1", "k3", "k0", "k4", "k2"]
+    assert choose(result, 4)["k3"] == "gain number 2 of 5"
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize("images", [1, 2, 3, 7])
+def test_no_more_images_are_chosen_than_asked_for_or_there_are(images, number):
+    assert len(choose(evaluation([float(n) for n in range(images)]), number)) == min(images, number)
+
+
+def test_the_detail_is_where_network_and_baseline_differ_most():
+    flat = np.zeros((200, 300, 3), np.float32)
+    restored = flat.copy()
+    restored[150:170, 40:60] = 1.0
+    rows, columns = telling_window(Restoration(flat, flat, flat, (restored,)))
+    assert rows.stop - rows.start == columns.stop - columns.start == 72
+    assert rows.start <= 150 and rows.stop >= 170
+    assert columns.start <= 40 and columns.stop >= 60
+    small = np.zeros((5, 9, 1), np.float32)
+    assert telling_window(Restoration(small, small, small, (small,))) == (slice(0, 5), slice(0, 5))
+
+
+SETTINGS = {
+    "protocol": {"colour": "rgb", "quantise": False, "crop": [16, 16], "border": 0, "self_ensemble": False},
+    "baseline": {"kind": "non_local_means", "strength_per_sigma": 0.9},
+    "gallery_images": 3,
+    "benchmarks": [
+        {
+            "name": "Nowhere",
+            "clean": "no/such/folder",
+            "degraded": None,
+            "degradation": {"kind": "gaussian_noise", "sigma": [25, 25], "per_channel": True},
+            "protocol": {"colour": "luma", "quantise": True, "crop": None, "border": 0, "self_ensemble": False},
+        }
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (
+            "protocol",
+            {"colour": "ycc", "quantise": False, "crop": None, "border": 0, "self_ensemble": False},
+            "evaluate.protocol.colour",
+        ),
+        ("protocol", {"colour": "rgb", "quantise": False, "border": 0}, "evaluate.protocol.crop: missing"),
+        (
+            "protocol",
+            {"colour": "rgb", "quantise": False, "crop": None, "border": 0, "shave": 4},
+            "evaluate.protocol.shave: no such",
+        ),
+        ("baseline", {"kind": "median", "size": 4}, "evaluate.baseline.median.size"),
+        ("baseline", {"kind": "bm3d"}, "evaluate.baseline"),
+        ("gallery_images", 0, "evaluate.gallery_images"),
+    ],
+)
+def test_a_mistake_in_the_section_is_named_with_its_place(place, value, message):
+    with pytest.raises(ParamsError, match=re.escape(message)):
+        validated({**SETTINGS, place: value}, Evaluate, "evaluate")
+
+
+def checkout(folder: Path) -> list[str]:
+    """Lay out what the door reads: params.yaml, test shards, a model."""
+    rng = np.random.default_rng(0)
+    synthesize = yaml.safe_load((PROJECT / "params.yaml").read_text())["denoise"]["synthesize"]
+    (folder / "params.yaml").write_text(
+        yaml.safe_dump({"seed": 1, "denoise": {"synthesize": synthesize, "evaluate": SETTINGS}})
+    )
+    (folder / "test").mkdir()
+    pairs = [Pair(f"key{n}", rng.integers(0, 256, (32, 32, 3), np.uint8), None, {"degradation": {}}) for n in range(4)]
+    entry = write_shard(folder / "test" / "000000.tar", pairs)
+    write_index(folder / "test", Index({**synthesize, "seed": 1}, [entry]))
+    save_model(network(), folder / "model", {"task": "denoise", "provenance": {}})
+    paths = {"model": "model", "shards": "test", "curve": "report/train.csv", "out": "report"}
+    return ["--task", "denoise", *(word for name, path in paths.items() for word in (f"--{name}", path))]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_the_door_writes_the_same_report_twice_and_says_which_benchmark_it_skipped(tmp_path, monkeypatch, capsys):
+    arguments = checkout(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    evaluate_command.main(arguments)
+    assert "denoise: benchmark Nowhere skipped: no/such/folder is not there" in capsys.readouterr().out
+    first = contents(tmp_path / "report")
+    assert sorted(first) == [
+        "gains.csv", "gains.png", "gallery.html", "metrics.json", "per_image.csv", "stages.csv", "stages.png",
+    ]  # fmt: skip
+    evaluate_command.main(arguments)
+    assert contents(tmp_path / "report") == first
+    drawn = re.findall(r"gaussian_noise sigma ([0-9.]+), per_channel true", first["gallery.html"].decode())
+    assert len(set(drawn)) == len(drawn) == SETTINGS["gallery_images"]
+    metrics = json.loads(first["metrics.json"])
+    assert metrics["num_images"] == 4
+    assert metrics["benchmarks"] == {}
+
+
+def test_a_door_that_fails_leaves_the_old_report(tmp_path, monkeypatch):
+    arguments = checkout(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    evaluate_command.main(arguments)
+    first = contents(tmp_path / "report")
+    monkeypatch.setattr(evaluate_command, "render", lambda page: 1 / 0)
+    save_model(network().requires_grad_(False), tmp_path / "model", {"task": "denoise", "provenance": {"commit": "b"}})
+    with pytest.raises(ZeroDivisionError):
+        evaluate_command.main(arguments)
+    assert contents(tmp_path / "report") == first
+
+
+def report(folder: Path, task: str, receipt: dict | None) -> None:
+    (folder / task).mkdir(parents=True)
+    numbers = {
+        kind: {"psnr": psnr, "ssim": 0.5} for kind, psnr in (("degraded", 20.0), ("baseline", None), ("restored", 29.5))
+    }
+    (folder / task / "metrics.json").write_text(json.dumps({**numbers, "gain_db": 9.5}))
+    if receipt is not None:
+        (folder / task / "promote.json").write_text(json.dumps(receipt))
+
+
+def test_the_summary_has_a_line_per_task_and_three_lines_of_what_to_do_next(tmp_path):
+    report(tmp_path, "denoise", {"champion_version": 3, "alias_moved": True, "reason": "better by 1 dB"})
+    report(tmp_path, "derain", {"champion_version": None, "alias_moved": False, "reason": "worse than the baseline"})
+    report(tmp_path, "deblur", None)
+    lines = summary(read_results(tmp_path), tmp_path).splitlines()
+    assert [line.split() for line in lines[2:5]] == [
+        ["deblur", "20.00", "-", "29.50", "+9.50", "none"],
+        ["denoise", "20.00", "-", "29.50", "+9.50", "3"],
+        ["derain", "20.00", "-", "29.50", "+9.50", "none"],
+    ]
+    assert lines[5] == "derain: not promoted: worse than the baseline"
+    assert lines[6] == ""
+    assert len(lines[7:]) == 3
+    assert "models:/denoise@champion" in lines[8]
+
+
+def test_the_summary_of_nothing_says_what_to_run(tmp_path):
+    with pytest.raises(ValueError, match="make repro"):
+        read_results(tmp_path)

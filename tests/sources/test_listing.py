@@ -1,0 +1,251 @@
+"""Sources and the places they read: folders, archives, URLs, pairs."""
+
+import io
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from factories import PROJECT, lay, png
+
+from pipeline.sources.listing import Candidate, Folder, LeftOut, Pairs, Source, Starter, list_images, read_source_image
+from pipeline.sources.places import NotThere, UnreadableFile
+from pipeline.sources.storage import read
+
+
+@pytest.fixture(autouse=True)
+def _in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def candidates(source: Source) -> list[Candidate]:
+    return [item for item in list_images(source) if isinstance(item, Candidate)]
+
+
+def wheres(source: Source) -> list[str]:
+    return [item.where for item in candidates(source)]
+
+
+def reasons(source: Source) -> dict[str, str]:
+    return {item.where: item.reason for item in list_images(source) if isinstance(item, LeftOut)}
+
+
+def write_zip(path: str, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def write_tar(path: str, members: dict[str, bytes], mode: str = "w") -> None:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def test_the_starter_photographs_are_found_and_read_without_importing_their_packages() -> None:
+    code = (
+        "import sys; from pipeline.sources.listing import *\n"
+        "photos = list(list_images(Starter()))\n"
+        "assert len(photos) == 8 and all(len(read_source_image(photo.where)) > 50_000 for photo in photos)\n"
+        "assert 'skimage' not in sys.modules and 'sklearn' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
+
+
+def test_a_folder_is_listed_recursively_and_named_relative_to_the_checkout() -> None:
+    lay("photos/b.png", "photos/sub/A.JPG", "photos/a.tiff")
+    assert wheres(Folder(path=str(Path("photos").absolute()))) == ["photos/a.tiff", "photos/b.png", "photos/sub/A.JPG"]
+
+
+def test_a_folder_outside_the_checkout_is_named_absolutely(monkeypatch: pytest.MonkeyPatch) -> None:
+    lay("outside/a.png", "checkout/x")
+    monkeypatch.chdir("checkout")
+    (where,) = wheres(Folder(path="../outside"))
+    assert where == str(Path("../outside/a.png").resolve()) and read_source_image(where) == png()
+
+
+def test_hidden_files_and_other_files_are_ignored_and_said_so() -> None:
+    lay("p/a.png", "p/.hidden.png", "p/.git/b.png", "p/notes.txt", "p/README")
+    assert wheres(Folder(path="p")) == ["p/a.png"]
+    found = reasons(Folder(path="p"))
+    assert found == {
+        "p/.hidden.png": "hidden",
+        "p/.git": "hidden",
+        "p/notes.txt": ".txt: not an image's name",
+        "p/README": "no suffix: not an image's name",
+    }
+    assert all(item.ignored for item in list_images(Folder(path="p")) if isinstance(item, LeftOut))
+
+
+def test_links_to_folders_are_followed_once_and_circles_end() -> None:
+    lay("p/sub/a.png", "far/b.png")
+    Path("p/circle").symlink_to(Path("p").absolute(), target_is_directory=True)
+    Path("p/far").symlink_to(Path("far").absolute(), target_is_directory=True)
+    assert wheres(Folder(path="p")) == ["p/far/b.png", "p/sub/a.png"]
+
+
+def test_a_broken_link_is_left_out_with_the_reason() -> None:
+    lay("p/a.png")
+    Path("p/gone.png").symlink_to("nowhere.png")
+    assert "No such file" in reasons(Folder(path="p"))["p/gone.png"]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz"])
+def test_archives_are_listed_and_read_like_folders(name: str) -> None:
+    members = {"in/b.png": png(1), "in/a.png": png(2), "notes.txt": b"x", "__MACOSX/in/._a.png": b"x"}
+    write_zip(name, members) if name.endswith("zip") else write_tar(name, members, "w:gz" if "gz" in name else "w")
+    assert wheres(Folder(path=name)) == [f"{name}!in/a.png", f"{name}!in/b.png"]
+    assert read_source_image(f"{name}!in/b.png") == png(1)
+    with pytest.raises(UnreadableFile, match="not in the archive"):
+        read(f"{name}!in/c.png")
+
+
+def test_a_tar_of_the_folder_itself_is_read_too() -> None:
+    write_tar("a.tar", {"./b.png": png(1), "./in/a.png": png(2), "./.hidden.png": png(3)}, "w")
+    assert wheres(Folder(path="a.tar")) == ["a.tar!b.png", "a.tar!in/a.png"]
+    assert read_source_image("a.tar!in/a.png") == png(2)
+
+
+def test_an_exclamation_mark_in_a_file_name_is_no_archive() -> None:
+    lay("p/wow!.png")
+    assert read_source_image(*wheres(Folder(path="p"))) == png()
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/etc/a.png", "in/../../a.png", "..\\a.png", "C:\\a.png"])
+@pytest.mark.parametrize("archive", ["a.zip", "a.tar"])
+def test_members_that_lead_out_of_their_archive_are_refused(name: str, archive: str) -> None:
+    (write_zip if archive == "a.zip" else write_tar)(archive, {name: png()})
+    ((where, reason),) = reasons(Folder(path=archive)).items()
+    assert reason == "its path leads out of the archive"
+    with pytest.raises(UnreadableFile, match="leads out"):
+        read(where)
+
+
+def test_links_in_archives_are_refused() -> None:
+    with tarfile.open("a.tar", "w") as archive:
+        link = tarfile.TarInfo("a.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    assert reasons(Folder(path="a.tar")) == {"a.tar!a.png": "a link or device in an archive"}
+
+
+def test_a_member_that_unpacks_to_gigabytes_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.sources.places.MAX_FILE_BYTES", 100)
+    write_zip("a.zip", {"a.png": bytes(101)})
+    assert "too many" in reasons(Folder(path="a.zip"))["a.zip!a.png"]
+
+
+def test_urls_are_listed_and_read_like_folders() -> None:
+    lay("p/b.png", "p/sub/a.png", "p/notes.txt")
+    place = f"file://{Path('p').absolute()}"
+    assert [Path(where).name for where in wheres(Folder(path=place))] == ["b.png", "a.png"]
+    assert read_source_image(wheres(Folder(path=place))[0]) == png(0)
+
+
+def test_an_archive_behind_a_url_is_read_like_one_at_hand() -> None:
+    write_zip("a.zip", {"in/a.png": png(7)})
+    (where,) = wheres(Folder(path=f"file://{Path('a.zip').absolute()}"))
+    assert where.endswith("a.zip!in/a.png") and read_source_image(where) == png(7)
+
+
+def test_pairs_of_two_folders_match_by_name_whatever_the_format() -> None:
+    lay("d/target/a.png", "d/target/s/b.png", "d/input/a.jpg", "d/input/s/b.png", "d/input/c.png", "d/target/d.png")
+    source = Pairs(clean="d/target", degraded="d/input")
+    assert {item.where: item.degraded for item in candidates(source)} == {
+        "d/target/a.png": "d/input/a.jpg",
+        "d/target/s/b.png": "d/input/s/b.png",
+    }
+    assert reasons(source) == {"d/input/c.png": "no clean partner", "d/target/d.png": "no degraded partner"}
+
+
+@pytest.mark.parametrize(
+    ("clean", "degraded", "names"),
+    [
+        ("s/{}/GT_{}.PNG", "s/{}/NOISY_{}.PNG", ("s/01/GT_010.PNG", "s/01/NOISY_010.PNG")),
+        ("g/{}/sharp/{}", "g/{}/blur/{}", ("g/x/sharp/1.png", "g/x/blur/1.png")),
+        ("p/{}_mean.JPG", "p/{}_real.JPG", ("p/Canon_1_mean.JPG", "p/Canon_1_real.JPG")),
+        ("p/{}.png", "p/{}_noisy.png", ("p/a.png", "p/a_noisy.png")),
+        ("r/norain-{}.png", "r/rain-{}.png", ("r/norain-7.png", "r/rain-7.png")),
+        ("{}_c.png", "{}_d.png", ("q/x_c.png", "q/x_d.png")),
+    ],
+)
+def test_pairs_of_published_sets_match_by_pattern(clean: str, degraded: str, names: tuple[str, str]) -> None:
+    lay(*names)
+    source = Pairs(clean=clean, degraded=degraded)
+    assert [(item.where, item.degraded) for item in candidates(source)] == [names]
+    assert not reasons(source)
+
+
+def test_one_clean_image_may_have_many_degraded_partners() -> None:
+    lay("r/c/901.jpg", "r/d/901_1.jpg", "r/d/901_2.jpg")
+    source = Pairs(clean="r/c/{}.jpg", degraded="r/d/{}_*.jpg")
+    assert [(i.where, i.degraded) for i in candidates(source)] == [
+        ("r/c/901.jpg", "r/d/901_1.jpg"),
+        ("r/c/901.jpg", "r/d/901_2.jpg"),
+    ]
+
+
+def test_a_degraded_image_with_two_clean_partners_is_left_out() -> None:
+    lay("c/a.png", "c/a.jpg", "d/a.png")
+    assert not candidates(Pairs(clean="c", degraded="d"))
+    assert "2 clean partners: c/a.jpg, c/a.png" in reasons(Pairs(clean="c", degraded="d"))["d/a.png"]
+
+
+def test_pairs_may_lie_in_an_archive() -> None:
+    write_zip("a.zip", {"target/a.png": png(1), "input/a.png": png(2)})
+    pairs = candidates(Pairs(clean="a.zip!target/{}", degraded="a.zip!input/{}"))
+    assert [(item.where, item.degraded) for item in pairs] == [("a.zip!target/a.png", "a.zip!input/a.png")]
+
+
+def test_a_folder_of_an_archive_is_a_source_of_its_own() -> None:
+    write_zip("a.zip", {"set/target/a.png": png(1), "set/target/s/b.png": png(2), "set/input/a.png": png(3)})
+    assert wheres(Folder(path="a.zip!set/target")) == ["a.zip!set/target/a.png", "a.zip!set/target/s/b.png"]
+    pairs = candidates(Pairs(clean="a.zip!set/target/", degraded="a.zip!set/input"))
+    assert [(item.where, item.degraded) for item in pairs] == [("a.zip!set/target/a.png", "a.zip!set/input/a.png")]
+    with pytest.raises(NotThere, match=r"a\.zip!target: no such folder in the archive; there is, for one, set/input/a"):
+        list(list_images(Folder(path="a.zip!target")))
+
+
+def test_a_folder_may_be_narrowed_by_a_pattern() -> None:
+    lay("s/01/GT_1.png", "s/02/GT_2.png", "s/01/NOISY_1.png")
+    assert wheres(Folder(path="s/{}/GT_{}.png")) == ["s/01/GT_1.png", "s/02/GT_2.png"]
+    assert reasons(Folder(path="s/*/GT_*")) == {"s/01/NOISY_1.png": "does not match the pattern"}
+
+
+def test_patterns_that_share_nothing_alike_are_refused() -> None:
+    lay("c/a.png")
+    with pytest.raises(ValueError, match="the same number of"):
+        list(list_images(Pairs(clean="c/{}", degraded="d/{}/{}")))
+
+
+def test_a_wrong_pattern_leaves_every_file_to_be_seen_in_the_report() -> None:
+    lay("p/a_gt.png", "p/a_in.png")
+    assert set(reasons(Pairs(clean="p/{}_GT.png", degraded="p/{}_IN.png")).values()) == {"matches neither pattern"}
+
+
+def test_every_source_can_be_written_in_params() -> None:
+    from pipeline.preparation.settings import Prepare
+
+    content = {
+        "sources": [
+            {"kind": "starter"},
+            {"kind": "folder", "path": "p"},
+            {"kind": "pairs", "clean": "c", "degraded": "d"},
+        ],
+        "min_side": 64,
+        "max_megapixels": 100.0,
+        "split": {"val": 0.1, "test": 0.2},
+    }
+    sources = Prepare.model_validate(content).sources
+    assert sources == [Starter(), Folder(path="p"), Pairs(clean="c", degraded="d")]
+    for wrong in ({"kind": "folder"}, {"kind": "folder", "path": "p", "pth": 1}, {"kind": "filder", "path": "p"}):
+        with pytest.raises(ValueError, match="sources"):
+            Prepare.model_validate({**content, "sources": [wrong]})
+    with pytest.raises(ValueError, match="must be at most 178: Pillow reads no image of more"):
+        Prepare.model_validate({**content, "max_megapixels": 179.0})
+    with pytest.raises(ValueError, match="leave nothing for train"):
+        Prepare.model_validate({**content, "split": {"val": 0.5, "test": 0.5}})

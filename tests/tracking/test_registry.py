@@ -1,0 +1,142 @@
+"""What is registered is safetensors, JSON and code, and restores anywhere; the alias moves with a record of why."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from factories import PROJECT
+
+import dgunet
+from dgunet import hub
+from dgunet.checkpoint import save_model
+from dgunet.network import DGUNet, DGUNetConfig
+from pipeline.tracking import registry, runs
+
+pytestmark = pytest.mark.filterwarnings(  # MLflow's own, on import
+    "ignore::ResourceWarning", "ignore::DeprecationWarning:mlflow", "ignore:.*Any type hint is inferred:UserWarning"
+)
+
+RESTORE_ELSEWHERE = """
+import sys, numpy as np, mlflow
+model = mlflow.pyfunc.load_model("models:/derain@champion")
+np.save(sys.argv[2], model.predict(np.load(sys.argv[1])))
+import dgunet
+print(dgunet.__file__)
+"""
+
+
+def model(folder: Path, seed: int = 0) -> Path:
+    """A model folder with random weights."""
+    network = DGUNet.seeded(DGUNetConfig(width=8, growth=4, head_growth=4, num_stages=2), seed)
+    save_model(network, folder, {"task": "derain", "provenance": {"commit": "c0ffee", "data": "da7a"}})
+    return folder
+
+
+def register(folder: Path, content: str) -> registry.Version:
+    with runs.run("derain", "a run", {"model": content}, {}, system_metrics=False):
+        return registry.register("derain", folder, content, {"commit": "c0ffee"})
+
+
+@pytest.fixture
+def version(store, tmp_path) -> registry.Version:
+    return register(model(tmp_path / "model"), "0")
+
+
+def test_what_is_registered_is_safetensors_json_and_code_and_nothing_else(version, tmp_path):
+    folder = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=str(tmp_path / "fetched")))
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    package = Path(dgunet.__file__).parent
+    code = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
+    code = {name for name in code if "__pycache__" not in name}
+    assert {name for name in files if name.startswith("code/")} == {f"code/dgunet/{name}" for name in code}
+    assert {name for name in files if not name.startswith("code/")} >= {
+        "artifacts/model/model.safetensors", "artifacts/model/config.json", "pyfunc_model.py", "MLmodel",
+    }  # fmt: skip
+    assert {Path(name).suffix for name in files} <= {".safetensors", ".json", ".py", ".yaml", ".txt", ".typed", ""}
+    assert not [path for path in folder.rglob("*") if path.name == "__pycache__"]
+
+
+def test_a_version_says_where_it_comes_from_and_knows_its_run(version):
+    found = mlflow.MlflowClient().get_model_version("derain", str(version.number))
+    assert found.tags == {"content": "0", "commit": "c0ffee"}
+    assert found.run_id == runs.find("derain", {"model": "0"})
+    assert version == registry.Version("derain", 1, found.tags)
+
+
+def test_a_version_is_found_by_its_content(version):
+    assert registry.registered("derain", "0") == version
+    assert registry.registered("derain", "1") is None
+    assert registry.registered("denoise", "0") is None
+
+
+def test_registering_says_nothing(store, tmp_path, capfd):
+    register(model(tmp_path / "model"), "0")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_alias_moves_and_the_versions_tell_when_why_and_after_whom(version, tmp_path):
+    assert registry.champion("derain") is None
+    registry.crown(version, "the first", None)
+    first = registry.champion("derain")
+    second = register(model(tmp_path / "second", seed=1), "1")
+    registry.crown(second, "better by 1 dB", first)
+    assert registry.champion("derain").number == second.number == 2
+    tags = [mlflow.MlflowClient().get_model_version("derain", str(number)).tags for number in (1, 2)]
+    assert [tag["champion_because"] for tag in tags] == ["the first", "better by 1 dB"]
+    assert [tag["champion_after"] for tag in tags] == ["none", "1"]
+    assert all(tag["champion_since"].endswith("+00:00") for tag in tags)
+
+
+def test_a_champion_that_was_deleted_is_none(version):
+    registry.crown(version, "the first", None)
+    mlflow.MlflowClient().delete_model_version("derain", "1")
+    assert registry.champion("derain") is None
+
+
+def test_a_registry_that_fails_is_no_registry_without_champion(store, monkeypatch):
+    def fail(*_: object) -> None:
+        raise mlflow.exceptions.MlflowException("the database is locked")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_model_version_by_alias", fail)
+    with pytest.raises(mlflow.exceptions.MlflowException, match="locked"):
+        registry.champion("derain")
+
+
+def test_the_champion_pulled_is_the_model_that_was_registered(version, tmp_path):
+    registry.crown(version, "the first", None)
+    image = np.random.default_rng(0).random((20, 31, 3), np.float32)
+    folder = hub.pull("models:/derain@champion")
+    for name in ("model.safetensors", "config.json"):
+        assert (folder / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+    pulled = dgunet.restore(dgunet.load_model("models:/derain@champion"), image)
+    np.testing.assert_array_equal(pulled, dgunet.restore(dgunet.load_model(tmp_path / "model"), image))
+
+
+@pytest.mark.slow
+def test_the_champion_is_served_from_anywhere_without_this_project_and_without_pickle(version, store, tmp_path):
+    registry.crown(version, "the first", None)
+    images = np.random.default_rng(0).random((2, 20, 31, 3), np.float32)
+    np.save(tmp_path / "in.npy", images)
+    (tmp_path / "elsewhere").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_TRACKING_URI": store}
+    done = subprocess.run(
+        [sys.executable, "-c", RESTORE_ELSEWHERE, str(tmp_path / "in.npy"), str(tmp_path / "out.npy")],
+        cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not Path(done.stdout.splitlines()[-1]).is_relative_to(PROJECT), "it brings its own code"
+    expected = [dgunet.restore(dgunet.load_model(tmp_path / "model"), image) for image in images]
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
+
+
+def test_the_signature_is_a_batch_of_float_images(version):
+    signature = mlflow.models.get_model_info(version.uri).signature
+    (images,) = json.loads(signature.to_dict()["inputs"])
+    assert images["tensor-spec"] == {"dtype": "float32", "shape": [-1, -1, -1, -1]}
+    assert signature.inputs == signature.outputs

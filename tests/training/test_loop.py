@@ -1,0 +1,535 @@
+"""Training: interrupted and resumed equals uninterrupted; what is not finite changes nothing; it learns."""
+
+import io
+import math
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from factories import RECIPE, pair, pythonpath, recipe
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dgunet import metrics
+from dgunet.checkpoint import load_model, read_card
+from dgunet.losses import LossKind
+from dgunet.network import DGUNet, DGUNetConfig
+from pipeline.dataloader import dataset, loader
+from pipeline.dataloader import pairs as dataloader_pairs
+from pipeline.shards.format import Index, Pair, read_index, write_index, write_shard
+from pipeline.training import context, loop, progress, trainer
+from pipeline.training.job import Job
+from pipeline.training.loop import Ports, TrainingFailed
+from pipeline.training.settings import Train
+from pipeline.training.trainer import Training, learning_rate
+
+CARD = {"task": "test", "provenance": {"commit": "none", "data": "none"}}
+CPU = torch.device("cpu")
+
+
+class Log:
+    """Receives reports as Ray would, and keeps the checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.lines, self.checkpoints = folder, [], []  # type: ignore[var-annotated]
+
+    def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
+        self.lines.append(metrics)
+        assert checkpoint is not None
+        kept = self.folder / f"checkpoint{len(self.checkpoints)}"
+        self.checkpoints.append(shutil.copytree(checkpoint, kept))
+
+
+def network(settings: Train) -> DGUNet:
+    return DGUNet.seeded(DGUNetConfig(image_channels=3, **settings.network.model_dump()), 1)
+
+
+def ports(shards: Path, settings: Train, log: Log, **others: Any) -> Ports:
+    patches = dataset.Patches(shards / "train", settings.batch_size, settings.patch_size, 1)
+    shared = partial(
+        loader.batches, patches, rank=0, num_workers=1, num_steps=settings.num_steps, processes=0, pin_memory=False
+    )
+    given: dict[str, Callable[..., Any]] = {
+        "batches": lambda first_step: shared(first_step=first_step),
+        "validation": lambda: dataloader_pairs.pairs(shards / "val"),
+        "report": log.report,
+    }
+    return Ports(**{**given, **others})
+
+
+def trained(shards: Path, settings: Train, log: Log, resume: Path | None = None, **others: Any) -> DGUNet:
+    net = network(settings)
+    loop.fit(net, settings, ports(shards, settings, log, **others), device=CPU, resume=nullcontext(resume))
+    return net
+
+
+def exported(log: Log) -> Path:
+    trainer.export(log.checkpoints[-1], log.folder / "model", CARD)
+    return log.folder / "model"
+
+
+def weights(net: DGUNet) -> list[torch.Tensor]:
+    return list(net.state_dict().values())
+
+
+def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(shards: Path, tmp_path: Path) -> None:
+    settings = recipe(num_steps=12, validate_every=3)
+    whole, parts = Log(tmp_path / "whole"), Log(tmp_path / "parts")
+    uninterrupted = trained(shards, settings, whole)
+
+    calls = iter(range(100))
+    trained(shards, settings, parts, stop_requested=lambda: next(calls) >= 4)  # stops after step 5, between reports
+    assert torch.load(parts.checkpoints[-1] / trainer.STATE, weights_only=True)["progress"]["step"] == 5
+    resumed = trained(shards, settings, parts, resume=parts.checkpoints[-1])
+
+    for ours, theirs in zip(weights(resumed), weights(uninterrupted), strict=True):
+        assert torch.equal(ours, theirs)
+    assert parts.lines[1] == {}  # saved without validating first
+    assert trainer.history(parts.checkpoints[-1]) == trainer.history(whole.checkpoints[-1])
+    best = [load_model(exported(log)) for log in (whole, parts)]
+    assert all(torch.equal(a, b) for a, b in zip(weights(best[0]), weights(best[1]), strict=True))
+
+
+def test_checkpoints_in_between_change_nothing(shards: Path, tmp_path: Path) -> None:
+    settings = recipe(num_steps=7, validate_every=3)
+    whole, parts = Log(tmp_path / "whole"), Log(tmp_path / "parts")
+    uninterrupted = trained(shards, settings, whole)
+    trained(shards, settings, parts, seconds_between_checkpoints=0.0)
+    assert [line.get("step") for line in parts.lines] == [None, None, 3, None, None, 6, 7]
+    resumed = trained(shards, settings, Log(tmp_path / "resumed"), resume=parts.checkpoints[3])  # of step 4
+    assert all(torch.equal(*pair) for pair in zip(weights(resumed), weights(uninterrupted), strict=True))
+    assert trainer.history(parts.checkpoints[-1]) == trainer.history(whole.checkpoints[-1])
+
+
+def test_a_checkpoint_that_is_asked_for_changes_nothing_and_comes_before_a_validation(
+    shards: Path, tmp_path: Path
+) -> None:
+    settings = recipe(num_steps=6, validate_every=3)
+    whole, parts = Log(tmp_path / "whole"), Log(tmp_path / "parts")
+    trained(shards, settings, whole)
+    asked = iter([False, True, True, False, False, False])
+    trained(shards, settings, parts, save_requested=lambda: next(asked))
+    assert [line.get("step") for line in parts.lines] == [None, None, 3, 6]
+    assert trainer.history(parts.checkpoints[-1]) == trainer.history(whole.checkpoints[-1])
+
+
+def test_a_job_hears_the_wishes_of_its_worker(shards: Path) -> None:
+    lines: list[dict[str, float]] = []
+    stops = iter([False, False, True])
+    worker = context.Worker(
+        rank=0, num_workers=1, device=CPU, resume=nullcontext(), report=lambda metrics, folder: lines.append(metrics),
+        progress=lambda step, figures: None, stop_requested=lambda: next(stops), save_requested=lambda: True,
+        keep=lambda name, content: "", patiently=lambda what, action: action(),
+    )  # fmt: skip
+    indices = {split: read_index(shards / split) for split in ("train", "val")}
+    Job(recipe(num_steps=6, validate_every=2), 3, shards, indices, 1)(worker)
+    assert [line.get("step") for line in lines] == [None, None, 2, None]
+
+
+def test_a_stop_when_validation_is_due_saves_first_and_the_next_run_validates(shards: Path, tmp_path: Path) -> None:
+    settings = recipe(num_steps=6, validate_every=3)
+    whole, parts = Log(tmp_path / "whole"), Log(tmp_path / "parts")
+    trained(shards, settings, whole)
+    calls = iter(range(100))
+    trained(shards, settings, parts, stop_requested=lambda: next(calls) >= 2)
+    assert parts.lines == [{}]
+    for last in (3, 6):
+        calls = iter(range(100))
+        stopping = {"stop_requested": lambda calls=calls: next(calls) >= 2} if last == 3 else {}
+        trained(shards, settings, parts, resume=parts.checkpoints[-1], **stopping)
+    assert [line.get("step") for line in parts.lines] == [None, 3, None, 6]
+    assert trainer.history(parts.checkpoints[-1]) == trainer.history(whole.checkpoints[-1])
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_oserror(
+    shards: Path, small_disk: Callable[[Path, str], None], tmp_path: Path
+) -> None:
+    settings = recipe()
+    (tmp_path / "small").mkdir()
+    small_disk(tmp_path / "small", "16k")
+    with pytest.raises(OSError, match="is the disk full"):
+        Training(network(settings), settings, CPU).save(tmp_path / "small")
+
+
+def test_a_checkpoint_that_cannot_be_written_is_left_to_who_waits(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, save, waited = iter([True, True, False]), Training.save, []
+
+    def fails_twice(self: Training, folder: Path) -> None:
+        if next(full):
+            raise OSError("full")
+        save(self, folder)
+
+    def patiently(what: str, action: Callable[[], Any]) -> None:
+        while True:
+            try:
+                return action()
+            except OSError:
+                waited.append(what)
+
+    monkeypatch.setattr(Training, "save", fails_twice)
+    log = Log(tmp_path / "log")
+    trained(shards, recipe(num_steps=3, validate_every=3), log, patiently=patiently)
+    assert waited == ["the checkpoint cannot be written"] * 2
+    assert len(log.checkpoints) == 1
+
+
+def test_shards_that_are_away_for_a_while_change_nothing(shards: Path, tmp_path: Path) -> None:
+    settings, waited = recipe(num_steps=6, validate_every=3), []
+    whole, parts = Log(tmp_path / "whole"), Log(tmp_path / "parts")
+    uninterrupted = trained(shards, settings, whole)
+    given = ports(shards, settings, parts)
+    away = {"batch": 2, "validation": 1}  # attempts
+
+    def batches(first_step: int) -> Iterator[loader.Batch]:
+        for step, batch in enumerate(given.batches(first_step), first_step):
+            if step == 4 and away["batch"]:
+                away["batch"] -= 1
+                raise OSError("the shards are away")
+            yield batch
+
+    def validation() -> Iterator[dataloader_pairs.LoadedPair]:
+        pairs = given.validation()
+        yield next(pairs)
+        if away["validation"]:
+            away["validation"] -= 1
+            raise OSError("the shards are away")
+        yield from pairs
+
+    def patiently(meaning: str, action: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return action()
+            except OSError:
+                waited.append(meaning)
+
+    net = network(settings)
+    given = replace(given, patiently=patiently)
+    told = replace(given, batches=batches, validation=validation)
+    loop.fit(net, settings, told, device=CPU, resume=nullcontext())
+    assert waited == ["shards cannot be read"] * 3
+    assert all(torch.equal(*pair) for pair in zip(weights(net), weights(uninterrupted), strict=True))
+    assert trainer.history(parts.checkpoints[-1]) == trainer.history(whole.checkpoints[-1])
+
+
+def test_a_checkpoint_is_let_go_when_it_is_loaded(shards: Path, tmp_path: Path) -> None:
+    settings, log, gone = recipe(num_steps=6, validate_every=3), Log(tmp_path / "log"), []
+    trained(shards, settings, log)
+
+    @contextmanager
+    def fetched() -> Iterator[Path]:
+        yield log.checkpoints[0]
+        gone.append(True)
+
+    told = ports(shards, settings, Log(tmp_path / "again"), progress=lambda step, figures: gone.append(False))
+    loop.fit(network(settings), settings, told, device=CPU, resume=fetched())
+    assert gone[0] is True
+
+
+def test_the_host_looks_at_its_figures_about_every_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    watch = progress.Watch(first_step=5)
+    for steps, seconds, expected in ((1, 0.3, 3), (3, 0.125, 20), (20, 2.0, 10), (10, 60.0, 1), (1, 0.0, 20)):
+        now[0] += seconds
+        watch_step = watch.looked_at + steps
+        assert watch.steps_to_next_look(watch_step, most=20) == expected
+    assert watch.steps_to_next_look(watch.looked_at + 1, most=1) == 1
+
+
+def test_a_device_with_too_little_memory_is_told_with_what_helps(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: Training, batch: loader.Batch) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand pages more")
+
+    monkeypatch.setattr(Training, "step", step)
+    with pytest.raises(TrainingFailed, match=r"step 0: .*train.compute.accumulate.* 2 GiB\)$"):
+        trained(shards, recipe(), Log(tmp_path))
+
+
+class NothingReadBack(TorchDispatchMode):
+    """Refuses what depends on the content of a tensor: on a GPU the host would wait for it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("loss", get_args(LossKind))
+@pytest.mark.parametrize("ratio", [None, 25])
+@pytest.mark.parametrize("compute", [{}, {"precision": "bfloat16"}, {"accumulate": 2}, {"recompute_activations": True}])
+def test_a_step_reads_nothing_back(loss: str, ratio: int | None, compute: dict[str, Any]) -> None:
+    settings = recipe(loss=loss, compute=COMPUTE | compute)
+    sizes = settings.network.model_dump() | {"sensing_ratio_percent": ratio}
+    net = DGUNet.seeded(DGUNetConfig(image_channels=1 if ratio else 3, **sizes), 0)
+    clean = torch.rand(4, net.config.image_channels, 32, 32, generator=torch.Generator().manual_seed(0))
+    made, batch = Training(net, settings, CPU), loader.Batch(clean, clean / 2, ["a"] * 4)
+    with NothingReadBack():
+        for _ in range(2):
+            figures = made.step(batch)
+        with pytest.raises(AssertionError, match="_local_scalar_dense"):
+            float(figures[0])
+
+
+@pytest.mark.parametrize("has_units", [False, True])
+def test_bfloat16_is_for_gpus_that_have_units_for_it(monkeypatch: pytest.MonkeyPatch, has_units: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or has_units)
+    assert trainer.has_bfloat16_units(torch.device("cuda")) == has_units
+
+
+def test_equal_runs_have_equal_checkpoints_and_another_seed_has_not(shards: Path, tmp_path: Path) -> None:
+    logs = [Log(tmp_path / str(n)) for n in range(2)]
+    for log in logs:
+        trained(shards, recipe(), log)
+    first, second = ((exported(log) / "model.safetensors").read_bytes() for log in logs)
+    assert first == second
+    assert [{k: v for k, v in line.items() if "second" not in k and "waiting" not in k} for line in logs[0].lines] == [
+        {k: v for k, v in line.items() if "second" not in k and "waiting" not in k} for line in logs[1].lines
+    ]
+
+
+def test_it_learns_what_one_pair_shows(tmp_path: Path) -> None:
+    clean = pair(0).clean
+    for split in ("train", "val"):
+        (tmp_path / "s" / split).mkdir(parents=True)
+        entry = write_shard(tmp_path / "s" / split / "000000.tar", [Pair("negative", clean, 255 - clean, {})])
+        write_index(tmp_path / "s" / split, Index({"online": False, "seed": 1}, (entry,)))
+    settings = recipe(batch_size=1, num_steps=300, validate_every=100, learning_rate=1e-2, patch_size=24)
+    log = Log(tmp_path / "log")
+    trained(tmp_path / "s", settings, log)
+    assert log.lines[-1]["val_psnr"] > log.lines[0]["val_psnr"] + 3
+
+
+def test_the_best_weights_are_kept_and_told_in_the_card(shards: Path, tmp_path: Path) -> None:
+    log = Log(tmp_path / "log")
+    trained(shards, recipe(num_steps=12, validate_every=3), log)
+    best = max(log.lines, key=lambda line: line["val_psnr"])
+    told = read_card(exported(log))["provenance"]["metrics"]
+    assert told == {"steps": best["step"], "val_psnr": best["val_psnr"]}
+
+
+def test_stopped_before_the_first_validation_it_saves_and_goes_on(shards: Path, tmp_path: Path) -> None:
+    settings = recipe(num_steps=6, validate_every=3)
+    whole, parts = Log(tmp_path / "whole"), Log(tmp_path / "parts")
+    trained(shards, settings, whole)
+    trained(shards, settings, parts, stop_requested=lambda: True)
+    assert read_card(exported(parts))["provenance"]["metrics"] == {"steps": 0}
+    trained(shards, settings, parts, resume=parts.checkpoints[-1])
+    assert trainer.history(parts.checkpoints[-1]) == trainer.history(whole.checkpoints[-1])
+
+
+def test_an_image_restored_to_the_last_bit_can_be_beaten_and_told(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(tmp_path / "log")
+    monkeypatch.setattr(trainer, "psnr", lambda restored, clean: torch.tensor(math.inf))
+    trained(shards, recipe(num_steps=3, validate_every=3), log)
+    assert log.lines[-1]["val_psnr"] == metrics.HIGHEST_PSNR
+
+
+def test_a_validation_that_is_not_a_number_stops_training(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "psnr", lambda restored, clean: torch.tensor(math.nan))
+    with pytest.raises(TrainingFailed, match=r"step 3: .* not a number"):
+        trained(shards, recipe(num_steps=3, validate_every=3), Log(tmp_path / "log"))
+
+
+def poisoned(shards: Path, settings: Train, log: Log, steps: set[int]) -> Ports:
+    clean = ports(shards, settings, log)
+
+    def batches(first_step: int):  # type: ignore[no-untyped-def]
+        for step, batch in enumerate(clean.batches(first_step), first_step):
+            yield batch._replace(degraded=batch.degraded * math.nan) if step in steps else batch
+
+    return Ports(batches, clean.validation, clean.report)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(shards: Path, tmp_path: Path) -> None:
+    settings, log = recipe(num_steps=8, validate_every=8), Log(tmp_path / "log")
+    net = network(settings)
+    loop.fit(net, settings, poisoned(shards, settings, log, {3}), device=CPU, resume=nullcontext())
+    assert log.lines[-1]["skipped_steps"] == 1
+    assert math.isfinite(log.lines[-1]["loss"])
+    assert all(torch.isfinite(tensor).all() for tensor in weights(net))
+
+
+def test_a_skipped_step_leaves_weights_and_optimiser_as_they_were(shards: Path, tmp_path: Path) -> None:
+    settings, log = recipe(), Log(tmp_path / "log")
+    training = Training(network(settings), settings, CPU)
+    steps = poisoned(shards, settings, log, {1}).batches(0)
+    training.step(next(steps))
+    before = [tensor.clone() for tensor in weights(training.network)]
+    moments = [state["exp_avg"].clone() for state in training.optimizer.state.values()]
+    training.step(next(steps))
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(training.network), strict=True))
+    after = [state["exp_avg"] for state in training.optimizer.state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
+
+
+def test_steps_that_stay_not_finite_stop_with_step_and_keys(shards: Path, tmp_path: Path) -> None:
+    settings, log = recipe(num_steps=8, max_skipped_steps=1), Log(tmp_path / "log")
+    given, kept = poisoned(shards, settings, log, {2, 3}), []
+
+    def keep(name: str, content: bytes) -> str:
+        kept.append((name, content))
+        return "here"
+
+    with pytest.raises(TrainingFailed, match=r"step 3: .*2 steps in a row.*pair00") as failure:
+        net = network(settings)
+        loop.fit(net, settings, replace(given, keep=keep), device=CPU, resume=nullcontext())
+    assert str(failure.value).count("pair00") == settings.batch_size
+    assert kept[0][0] == "batch-of-step-3-worker-0.pt"
+    batch = torch.load(io.BytesIO(kept[0][1]), weights_only=True)
+    assert batch["clean"].shape == (4, 3, 16, 16)
+    assert batch["degraded"].isnan().all()
+    assert all(key in str(failure.value) for key in batch["keys"])
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_final_value() -> None:
+    settings = recipe(num_steps=100, warmup_steps=10, learning_rate=1e-2, final_learning_rate=1e-4)
+    rates = [learning_rate(step, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-3)
+    assert rates[9] == pytest.approx(1e-2)
+    assert rates[-1] == pytest.approx(1e-4)
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_there_must_be_something_to_validate_on(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"prepare\.split\.val"):
+        trained(shards, recipe(), Log(tmp_path), validation=lambda: iter(()))
+
+
+COMPUTE = {"precision": "float32", "accumulate": 1, "recompute_activations": False, "compile": False}
+
+
+def losses_of(shards: Path, folder: Path, loss: str = "charbonnier", **compute: Any) -> list[float]:
+    log = Log(folder)
+    trained(shards, recipe(num_steps=6, validate_every=2, loss=loss, compute=COMPUTE | compute), log)
+    return [line["loss"] for line in log.lines]
+
+
+def test_a_batch_in_parts_is_the_same_step(shards: Path, tmp_path: Path) -> None:
+    whole = losses_of(shards, tmp_path / "1")
+    assert losses_of(shards, tmp_path / "3", accumulate=3) == pytest.approx(whole, rel=1e-4)  # 4 pairs: 2, 2
+    assert losses_of(shards, tmp_path / "9", accumulate=9) == pytest.approx(whole, rel=1e-4)  # more than there are
+
+
+def test_recomputed_activations_are_the_same_activations(shards: Path, tmp_path: Path) -> None:
+    assert losses_of(shards, tmp_path / "1", recompute_activations=True) == losses_of(shards, tmp_path / "0")
+
+
+COMPILED = """
+    import sys
+    from pathlib import Path
+    from test_loop import losses_of
+    print(*losses_of(Path(sys.argv[1]), Path(sys.argv[2]), "charbonnier_edge", compile=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+def test_a_compiled_step_is_the_same_step(shards: Path, tmp_path: Path) -> None:
+    # In a process of its own: the checks of array shapes that run in tests cannot be compiled.
+    environment = os.environ | {
+        "PYTHONPATH": pythonpath(__file__),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled"),
+    }
+    command = [sys.executable, "-c", textwrap.dedent(COMPILED), str(shards), str(tmp_path / "1")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert any((tmp_path / "compiled").iterdir())
+    compiled = [float(loss) for loss in done.stdout.split()]
+    assert compiled == pytest.approx(losses_of(shards, tmp_path / "0", "charbonnier_edge"), rel=1e-3)
+
+
+SHARED = RECIPE["network"] | {"num_stages": 4, "share_stages": True}  # two of the four stages are one module
+
+
+def _as_worker(rank: int, num_workers: int, shards: str, out: str, resume: str | None = None) -> None:
+    """One of several workers, joined by gloo through a file; two take their shares in parts, two and three
+    recompute."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{out}/meeting{num_workers}", rank=rank, world_size=num_workers)
+    compute = COMPUTE | {"accumulate": 2 if num_workers == 2 else 1, "recompute_activations": num_workers in (2, 3)}
+    settings = recipe(num_steps=6, validate_every=2, compute=compute, network=SHARED)
+    patches = dataset.Patches(Path(shards) / "train", settings.batch_size, settings.patch_size, 1)
+    lines: list[dict[str, float]] = []
+    given = Ports(
+        batches=lambda first: loader.batches(
+            patches, rank=rank, num_workers=num_workers, first_step=first, num_steps=6, processes=0, pin_memory=False
+        ),
+        validation=lambda: dataloader_pairs.pairs(Path(shards) / "val", rank, num_workers),
+        report=lambda metrics, folder: lines.append(metrics),
+    )
+    loop.fit(network(settings), settings, given, device=CPU, resume=nullcontext(resume and Path(resume)))
+    if rank == 0:
+        torch.save([(line["loss"], line["val_psnr"]) for line in lines], f"{out}/losses{num_workers}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_any_number_of_workers_has_the_same_losses(shards: Path, tmp_path: Path) -> None:
+    losses = {}
+    for num_workers in (1, 2, 3, 4):
+        torch.multiprocessing.spawn(_as_worker, (num_workers, str(shards), str(tmp_path)), num_workers)
+        losses[num_workers] = torch.load(tmp_path / f"losses{num_workers}.pt")
+    for num_workers in (2, 3, 4):
+        for ours, alone in zip(losses[num_workers], losses[1], strict=True):
+            assert ours == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("num_workers", [2, 4])
+def test_a_run_goes_on_with_another_number_of_workers(shards: Path, tmp_path: Path, num_workers: int) -> None:
+    log, calls = Log(tmp_path), iter(range(100))
+    settings = recipe(num_steps=6, validate_every=2, compute=COMPUTE, network=SHARED)
+    trained(shards, settings, log)
+    part = Log(tmp_path / "part")
+    trained(shards, settings, part, stop_requested=lambda: next(calls) >= 2)  # after step 3
+    arguments = (num_workers, str(shards), str(tmp_path), str(part.checkpoints[-1]))
+    torch.multiprocessing.spawn(_as_worker, arguments, num_workers)
+    found = torch.load(tmp_path / f"losses{num_workers}.pt")
+    assert len(found) == 2  # of steps 4 and 6
+    for ours, alone in zip(found, log.lines[1:], strict=True):
+        assert ours == pytest.approx((alone["loss"], alone["val_psnr"]), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_largest_published_network_steps_whichever_way_it_is_computed() -> None:
+    sizes = {"width": 96, "growth": 48, "head_growth": 0, "num_stages": 7, "share_stages": False}
+    clean = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    batch = loader.Batch(clean, clean / 2, ["a", "b"])
+    losses = {}
+    for name, way in (
+        ("plain", {}),
+        ("recomputed", {"recompute_activations": True}),
+        ("in parts", {"accumulate": 2}),
+        ("bfloat16", {"precision": "bfloat16", "recompute_activations": True}),
+    ):
+        settings = recipe(loss="charbonnier_edge", batch_size=2, compute=COMPUTE | way)
+        settings = settings.model_copy(update={"network": settings.network.model_copy(update=sizes)})
+        large = Training(network(settings), settings, CPU)
+        assert sum(parameter.numel() for parameter in large.network.parameters()) > 69e6
+        losses[name] = [float(large.step(batch)[0]) for _ in range(2)]
+    assert losses["recomputed"] == losses["plain"]
+    assert losses["in parts"] == pytest.approx(losses["plain"], rel=1e-4)
+    assert losses["bfloat16"] == pytest.approx(losses["plain"], rel=0.05)
