@@ -71,12 +71,12 @@ def trained(folder: Path, steps: int) -> Path:
         "DGUNET_STORAGE": str(folder / "runs"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
     }
-    for door in (
+    for run_command in (
         "prepare --manifest manifest.jsonl --report report.json",
         "synthesize --task denoise --manifest manifest.jsonl --out shards",
         "train --task denoise --shards shards --model model --curve train.csv",
     ):
-        name, *arguments = door.split()
+        name, *arguments = run_command.split()
         command = [sys.executable, "-m", f"pipeline.{name}", *arguments]
         subprocess.run(command, cwd=folder, env=environment, check=True)
     return folder / "model"

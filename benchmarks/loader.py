@@ -107,7 +107,7 @@ def of_folder(path: str) -> list[Entry]:
             seen = inspect_image(found, max_pixels=10**8)
             size = {"height": seen.height, "width": seen.width}
             entries.append(
-                Entry(where=found.where, sha256=seen.sha256, split="train", group="", source=found.source, **size)
+                Entry(uri=found.uri, sha256=seen.sha256, split="train", scene="", source=found.source, **size)
             )
     return entries
 
@@ -117,7 +117,7 @@ def lay_pngs(images: list[Entry], folder: Path) -> None:
     for side in ("clean", "degraded"):
         (folder / side).mkdir(parents=True)
     for number, image in enumerate(images):
-        clean = to_float(read_photo(read_source_image(image.where)).pixels)
+        clean = to_float(read_photo(read_source_image(image.uri)).pixels)
         write_image(folder / "clean" / f"{number}.png", clean)
         write_image(folder / "degraded" / f"{number}.png", np.clip(degrade(clean, degradation, [number]).image, 0, 1))
 
@@ -133,10 +133,10 @@ def lay_shards(task: str, images: list[Entry], folder: Path) -> None:
 
 
 def samples_of_shards(folder: Path, patch: int) -> Iterator[object]:
-    patches = dataset.Patches(folder, batch_size=8, patch_size=patch, seed=1)
+    patches = dataset.PatchDataset(folder, batch_size=8, patch_size=patch, seed=1)
     for step in range(10**9):
-        for stream in range(8):
-            clean, degraded, _ = patches[step, stream]
+        for slot in range(8):
+            clean, degraded, _ = patches[step, slot]
             yield (
                 torch.from_numpy(clean.transpose(2, 0, 1).copy()),
                 torch.from_numpy(degraded.transpose(2, 0, 1).copy()),
@@ -174,8 +174,8 @@ def taken(work: Callable[[], object], clock: Callable[[], float] = time.process_
     return clock() - started
 
 
-def batch(patches: dataset.Patches, step: int) -> loader.Batch:
-    return loader.collate([patches[step, stream] for stream in range(patches.course.batch_size)])
+def batch(patches: dataset.PatchDataset, step: int) -> loader.Batch:
+    return loader.collate([patches[step, slot] for slot in range(patches.order.batch_size)])
 
 
 def batches_of_recipe(folder: Path) -> Iterator[object]:
@@ -188,7 +188,7 @@ def batches_of_recipe(folder: Path) -> Iterator[object]:
         pairs = [Pair(f"{number}-{i}", clean, degraded, {}) for i, (clean, degraded) in enumerate(images)]
         entries.append(write_shard(folder / f"{number:06d}.tar", pairs))
     write_index(folder, Index({"online": False, "seed": 1}, tuple(entries)))
-    patches = dataset.Patches(folder, batch_size=size, patch_size=patch, seed=1)
+    patches = dataset.PatchDataset(folder, batch_size=size, patch_size=patch, seed=1)
     for step in range(10**9):
         yield batch(patches, step)
 
@@ -196,7 +196,7 @@ def batches_of_recipe(folder: Path) -> Iterator[object]:
 def share_of_a_step(folder: Path) -> tuple[float, float, float]:
     """Seconds to make a batch and to take a step (processor), and those a step waits for its batch (clock)."""
     recipe = load_section("denoise.train", Train)
-    patches = dataset.Patches(folder, recipe.batch_size, recipe.patch_size, seed=1)
+    patches = dataset.PatchDataset(folder, recipe.batch_size, recipe.patch_size, seed=1)
     steps = {"rank": 0, "num_workers": 1, "num_steps": 10**6, "processes": 0, "pin_memory": False}
     training = Training(DGUNet.seeded(DGUNetConfig(**recipe.network.model_dump()), 0), recipe, torch.device("cpu"))
     costs, took, waits = [], [], []

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline.cluster import resources, session, training_run
-from pipeline.cluster.channel import Ears
+from pipeline.cluster.channel import RunListener
 from pipeline.config.params import load_section
 from pipeline.dataloader.loader import Batch
 from pipeline.runtime import files
@@ -105,7 +105,9 @@ def on_nodes(count: int, steps: int) -> dict[str, float]:
         with session.session():
             work = partial(timed, steps, load_section("derain.train", Train))
             share = resources.Share(count, 1.0, 0.0)
-            training_run.fit(work, name="scaling", into=Path(folder) / "out", ears=Ears(heard.append), share=share)
+            training_run.fit(
+                work, name="scaling", into=Path(folder) / "out", ears=RunListener(heard.append), share=share
+            )
     nodes.shutdown()
     return heard[0]
 

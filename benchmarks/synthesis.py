@@ -102,11 +102,11 @@ def sources() -> tuple[list[Entry], Synthesize]:
     return [image for image in images if image.split == "train"], settings
 
 
-def orders(number: int) -> list[synthesize.Order]:
+def orders(number: int) -> list[synthesize.ShardJob]:
     """So many full shards."""
     images, settings = sources()
     full = [stretch for stretch in tiles.plan(images, settings) if len(stretch) == settings.tiles_per_shard]
-    return [synthesize.Order(f"{n:06d}.tar", stretch, None) for n, stretch in enumerate(islice(cycle(full), number))]
+    return [synthesize.ShardJob(f"{n:06d}.tar", stretch, None) for n, stretch in enumerate(islice(cycle(full), number))]
 
 
 def where_time_goes() -> dict[str, float]:
@@ -118,7 +118,7 @@ def where_time_goes() -> dict[str, float]:
         made: list[Pair] = []
         for source in order.tiles.images:
             photo = clocked(
-                spent, "decode the image", lambda s=source: read_photo(read_source_image(s.image.where)).pixels
+                spent, "decode the image", lambda s=source: read_photo(read_source_image(s.image.uri)).pixels
             )
             clocked(spent, "check its hash", lambda p=photo: pixel_hash(to_float(p)))
             for tile in (tile for tile in order.tiles if tile.image == source.image):
@@ -187,10 +187,10 @@ def measure_driver(number: int) -> None:
         return
     settings = load_section(f"{TASK}.synthesize", Synthesize)
     params = Path("params.yaml").read_text()
-    entry = Entry(where="", sha256="", split="train", group="", source="listed", **MEMORY)
+    entry = Entry(uri="", sha256="", split="train", scene="", source="listed", **MEMORY)
     images = math.ceil(number / tiles.num_tiles(entry, settings))
 
-    def pretend(function: object, wanted: Iterable[synthesize.Order]) -> Iterator[tuple[str, ShardEntry]]:
+    def pretend(function: object, wanted: Iterable[synthesize.ShardJob]) -> Iterator[tuple[str, ShardEntry]]:
         for order in wanted:
             yield order.name, ShardEntry(Path(order.name).name, len(order.tiles), 2**20, f"{hash(order.name):064x}", 64)
 
@@ -199,7 +199,7 @@ def measure_driver(number: int) -> None:
         Path("params.yaml").write_text(params)
         write_manifest(
             Path("manifest.jsonl"),
-            (replace(entry, where=f"photographs/{n:08d}.png", sha256=f"{n:016x}" * 4) for n in range(images)),
+            (replace(entry, uri=f"photographs/{n:08d}.png", sha256=f"{n:016x}" * 4) for n in range(images)),
         )
         session.session, tasks.map_unordered = nullcontext, pretend
         sys.argv = ["synthesize", "--task", TASK, "--manifest", "manifest.jsonl", "--out", "out"]

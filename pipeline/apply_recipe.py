@@ -24,7 +24,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarfloat import ScalarFloat
 
 from pipeline.config.params import PARAMS_FILE, ParamsError
-from pipeline.runtime.entry_point import door
+from pipeline.runtime.entry_point import run_command
 from pipeline.validate import check
 
 RECIPES = Path("infra") / "recipes"
@@ -168,4 +168,4 @@ def _agreed() -> bool:
 
 
 if __name__ == "__main__":
-    door(main)
+    run_command(main)

@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 from dgunet.checkpoint import load_model
 from pipeline.config.params import load_section
-from pipeline.dataloader.pairs import LoadedPair, pairs
+from pipeline.dataloader.pairs import EvaluationPair, pairs
 from pipeline.degradations.parsing import parse_degradation
 from pipeline.evaluation.scores import Evaluation, evaluate, restoration
 from pipeline.evaluation.settings import Evaluate
-from pipeline.reporting.gallery import Exhibit, Page, choose, render
+from pipeline.reporting.gallery import GalleryItem, Page, choose, render
 from pipeline.reporting.plots import plots, png
 from pipeline.reporting.tables import read_curve, replacing, write_tables
-from pipeline.runtime.entry_point import door
+from pipeline.runtime.entry_point import run_command
 from pipeline.shards.format import INDEX, checksum, read_index
 
 
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     reasons = choose(evaluation, settings.gallery_images)
     numbers = {image.key: image for image in evaluation.images}
-    exhibits = {
-        pair.key: Exhibit(
+    items = {
+        pair.key: GalleryItem(
             reasons[pair.key],
             numbers[pair.key],
             restoration(model, pair, settings.baseline, settings.protocol.self_ensemble),
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         task=given.task,
         evaluation=evaluation,
         benchmarks=benchmarks,
-        exhibits=[exhibits[key] for key in reasons],
+        items=[items[key] for key in reasons],
         plots=figures,
         degradation=index.recipe["degradation"],
         model=model.config,
@@ -83,9 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (folder / "gallery.html").write_text(render(page), encoding="utf-8")
 
 
-def _watched(images: Iterable[LoadedPair], name: str, number: int | None = None) -> Iterator[LoadedPair]:
+def _watched(images: Iterable[EvaluationPair], name: str, number: int | None = None) -> Iterator[EvaluationPair]:
     yield from tqdm(images, name, number, unit="image", disable=None)
 
 
 if __name__ == "__main__":
-    door(main)
+    run_command(main)

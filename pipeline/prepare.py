@@ -16,12 +16,12 @@ from pipeline.config.params import load_section
 from pipeline.preparation.inspection import Inspection, group_scenes, inspect_images
 from pipeline.preparation.settings import Prepare
 from pipeline.preparation.splits import check_splits, split_of
-from pipeline.runtime.entry_point import door
-from pipeline.runtime.files import write_whole
-from pipeline.sources.listing import Candidate, LeftOut, describe, require_images, why
+from pipeline.runtime.entry_point import run_command
+from pipeline.runtime.files import write_atomically
+from pipeline.sources.listing import Candidate, RejectedImage, describe, rejection_summary, require_images
 from pipeline.sources.manifest import SPLITS, Entry, SplitName, write_manifest
 
-MEMORY = Path(".cache/prepare/looks.sqlite")
+CACHE = Path(".cache/prepare/looks.sqlite")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Prepared:
     """The usable images in the manifest's order, and what was left out or ignored, with the reason."""
 
     entries: list[Entry]
-    left_out: list[LeftOut]
+    left_out: list[RejectedImage]
 
 
 def main() -> None:
@@ -38,14 +38,14 @@ def main() -> None:
     parser.add_argument("--manifest", required=True, type=Path)
     parser.add_argument("--report", required=True, type=Path)
     given = parser.parse_args()
-    prepared = prepare(load_section("prepare", Prepare), seed=load_section("seed", int), memory=MEMORY)
+    prepared = prepare(load_section("prepare", Prepare), seed=load_section("seed", int), cache=CACHE)
     content = report(prepared)
-    write_whole(given.report, json.dumps(content, indent=1) + "\n")
+    write_atomically(given.report, json.dumps(content, indent=1) + "\n")
     write_manifest(given.manifest, prepared.entries)
     print(summary(content), f"{given.report} says which and why", sep="\n")
 
 
-def prepare(settings: Prepare, *, seed: int, memory: Path) -> Prepared:
+def prepare(settings: Prepare, *, seed: int, cache: Path) -> Prepared:
     """Look once at every image of the sources and split the usable ones; the file `memory` keeps what was seen.
 
     Raises ValueError if a source is not there or has no image, if no image is usable, or if a split ends empty.
@@ -55,44 +55,44 @@ def prepare(settings: Prepare, *, seed: int, memory: Path) -> Prepared:
     images = [candidate for candidates, _ in listed for candidate in candidates]
     usable: dict[tuple[str, str], tuple[Candidate, Inspection]] = {}
     watched = tqdm(images, "prepare", unit=" images", disable=None)
-    for candidate, look in inspect_images(watched, round(settings.max_megapixels * 1e6), memory):
+    for candidate, look in inspect_images(watched, round(settings.max_megapixels * 1e6), cache):
         reason = look.reason
         if not reason and min(look.height, look.width) < settings.min_side:
             reason = f"too small: {look.width}x{look.height}, min_side is {settings.min_side}"
         if not reason:
             first, _ = usable.setdefault((look.sha256, look.degraded_sha256), (candidate, look))
-            reason = "" if first is candidate else f"duplicate: same pixels as {first.degraded or first.where}"
+            reason = "" if first is candidate else f"duplicate: same pixels as {first.degraded or first.uri}"
         if reason:
-            left_out.append(LeftOut(candidate.degraded or candidate.where, reason))
+            left_out.append(RejectedImage(candidate.degraded or candidate.uri, reason))
 
     origin = ", ".join(describe(source) for source in settings.sources)
     if not usable:
-        raise ValueError(f"{origin}: no usable image{why(left_out)}")
-    groups = group_scenes({look.sha256: look.thumbnail for _, look in usable.values()}, memory)
+        raise ValueError(f"{origin}: no usable image{rejection_summary(left_out)}")
+    groups = group_scenes({look.sha256: look.thumbnail for _, look in usable.values()}, cache)
     shares: dict[SplitName, float] = {"val": settings.split.val, "test": settings.split.test}
     check_splits(sorted(set(groups.values())), seed=seed, shares=shares, origin=origin)
     entries = [
         Entry(
-            where=candidate.where,
+            uri=candidate.uri,
             sha256=look.sha256,
             height=look.height,
             width=look.width,
             split=split_of(groups[look.sha256], seed=seed, shares=shares),
-            group=groups[look.sha256],
+            scene=groups[look.sha256],
             source=candidate.source,
             degraded=candidate.degraded,
             degraded_sha256=look.degraded_sha256 or None,
         )
         for candidate, look in usable.values()
     ]
-    return Prepared(sorted(entries, key=lambda entry: entry.order), sorted(left_out, key=lambda item: item.where))
+    return Prepared(sorted(entries, key=lambda entry: entry.order), sorted(left_out, key=lambda item: item.uri))
 
 
 def report(prepared: Prepared) -> dict[str, Any]:
     """Count images and scenes per split, name the scenes of several images, and what was left out and why."""
     scenes = defaultdict(list)
     for entry in prepared.entries:
-        scenes[entry.group].append(entry)
+        scenes[entry.scene].append(entry)
     return {
         "splits": {
             split: {
@@ -104,9 +104,9 @@ def report(prepared: Prepared) -> dict[str, Any]:
         },
         "sources": dict(sorted(Counter(entry.source for entry in prepared.entries).items())),
         "scenes_of_several": {
-            group: [entry.where for entry in members] for group, members in scenes.items() if len(members) > 1
+            group: [entry.uri for entry in members] for group, members in scenes.items() if len(members) > 1
         },
-        "left_out": [{"where": item.where, "reason": item.reason} for item in prepared.left_out if not item.ignored],
+        "left_out": [{"where": item.uri, "reason": item.reason} for item in prepared.left_out if not item.ignored],
         "ignored": dict(sorted(Counter(item.reason for item in prepared.left_out if item.ignored).items())),
     }
 
@@ -121,4 +121,4 @@ def summary(content: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    door(main)
+    run_command(main)

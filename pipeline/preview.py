@@ -28,8 +28,8 @@ from pipeline.degradations.sampling import generator
 from pipeline.evaluation.scores import first_estimate
 from pipeline.preparation.settings import Prepare
 from pipeline.reporting.contact_sheet import Cell, Note, Row, describe, kind_sheet, pair_sheet
-from pipeline.runtime.entry_point import door
-from pipeline.sources.listing import LeftOut, Pairs, list_images, read_source_image
+from pipeline.runtime.entry_point import run_command
+from pipeline.sources.listing import Pairs, RejectedImage, list_images, read_source_image
 from pipeline.synthesis.settings import Synthesize
 from pipeline.synthesis.tiles import read_channels
 from pipeline.training.settings import Network
@@ -74,17 +74,17 @@ def one_task(task: str) -> UInt8[np.ndarray, "H W 3"]:
     if not photos:
         raise ValueError("prepare.sources: no image can be read; `make repro` says why in reports/prepare.json")
     if network.sensing_ratio_percent is None:
-        return pair_sheet(drawn_rows(photos, settings.degradation, seed))
+        return pair_sheet(sampled_rows(photos, settings.degradation, seed))
     model = DGUNet.seeded(DGUNetConfig(image_channels=settings.channels, **network.model_dump()), seed)
-    share = f"{network.sensing_ratio_percent:g} %"
+    ratio = f"{network.sensing_ratio_percent:g} %"
     return pair_sheet(
         [measured_row(photo.clean, model) for photo in photos],
-        degraded_is=f"measured at {share}: least squares",
+        degraded_is=f"measured at {ratio}: least squares",
         notes_are="measurement",
     )
 
 
-def drawn_rows(photos: Iterable[Photo], degradation: Degradation, seed: int) -> list[Row]:
+def sampled_rows(photos: Iterable[Photo], degradation: Degradation, seed: int) -> list[Row]:
     """Photographs with what was drawn for each: where it can, steps of other kinds than those of the rows before."""
     rows, shown = [], set[tuple[str, ...]]()
     for number, (clean, real) in enumerate(photos):
@@ -92,8 +92,8 @@ def drawn_rows(photos: Iterable[Photo], degradation: Degradation, seed: int) -> 
             rows.append(Row(clean, real, [Note("real pair", ["as it came"])]))
             continue
         seeds = [[seed, number, attempt] for attempt in range(NUM_ATTEMPTS)]
-        kinds = [tuple(step["kind"] for step in degradation.draw(generator(one))) for one in seeds]
-        place = next((place for place, drawn in enumerate(kinds) if drawn not in shown), 0)
+        kinds = [tuple(step["kind"] for step in degradation.sample(generator(one))) for one in seeds]
+        place = next((place for place, sampled in enumerate(kinds) if sampled not in shown), 0)
         shown.add(kinds[place])
         degraded = degrade(clean, degradation, seeds[place])
         rows.append(Row(clean, degraded.image, describe(degraded.record)))
@@ -119,9 +119,9 @@ def photographs(settings: Synthesize) -> Iterator[Photo]:
         if settings.real_pairs and not real:
             continue
         for candidate in list_images(source):
-            if isinstance(candidate, LeftOut):
+            if isinstance(candidate, RejectedImage):
                 continue
-            names = [candidate.where, candidate.degraded] if real and candidate.degraded else [candidate.where]
+            names = [candidate.uri, candidate.degraded] if real and candidate.degraded else [candidate.uri]
             try:
                 images = [middle(read_channels(read_source_image(name), settings.channels)) for name in names]
             except ValueError:
@@ -150,4 +150,4 @@ def all_kinds() -> UInt8[np.ndarray, "H W 3"]:
 
 
 if __name__ == "__main__":
-    door(main)
+    run_command(main)

@@ -19,8 +19,8 @@ from pipeline.evaluation.baselines import NoBaseline
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.scores import evaluate
 from pipeline.evaluation.settings import Evaluate
-from pipeline.runtime.entry_point import door
-from pipeline.runtime.files import write_whole
+from pipeline.runtime.entry_point import run_command
+from pipeline.runtime.files import write_atomically
 from pipeline.runtime.fingerprint import code_digest
 from pipeline.runtime.provenance import commit, digest
 from pipeline.tracking import registry, runs
@@ -35,10 +35,10 @@ TEST, PSNR = "test", "test.restored.psnr"  # tags: what was measured on and how,
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """Whether the candidate is to be the champion, why, and the mean PSNR in dB of who is champion now."""
 
-    crown: bool
+    set_champion: bool
     reason: str
     champion_psnr: float | None
 
@@ -64,13 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if champion is None:
             verdict = first(metrics)
         elif champion.number == version.number:
-            verdict = Verdict(False, champion.tags.get("champion_because", "made champion by hand"), ours)
+            verdict = Decision(False, champion.tags.get("champion_because", "made champion by hand"), ours)
         else:
             psnr = champion_psnr(champion, given.shards, protocol, test)
             verdict = challenge(ours, psnr, margin_db, champion.number)
-        if verdict.crown:
-            registry.crown(version, verdict.reason, champion)
-    reigning = version if verdict.crown else champion
+        if verdict.set_champion:
+            registry.set_champion(version, verdict.reason, champion)
+    reigning = version if verdict.set_champion else champion
     receipt = {
         "task": given.task,
         "version": version.number,
@@ -81,29 +81,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "champion_psnr": verdict.champion_psnr,
         "margin_db": margin_db,
     }
-    write_whole(given.receipt, json.dumps(receipt, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_atomically(given.receipt, json.dumps(receipt, indent=2, sort_keys=True, allow_nan=False) + "\n")
     title = "is the champion" if receipt["alias_moved"] else "is registered, not promoted"
     print(f"{given.task}: version {version.number} {title}: {verdict.reason}")
 
 
-def first(metrics: Mapping[str, Any]) -> Verdict:
+def first(metrics: Mapping[str, Any]) -> Decision:
     """Judge the first model of a task: it must beat doing nothing and the classical baseline."""
     ours = _psnr(metrics, "restored")
     for rival in ("degraded", "baseline"):
         theirs = _psnr(metrics, rival)
         if ours <= theirs:
-            return Verdict(False, f"{ours:.2f} dB does not beat the {rival} images' {theirs:.2f} dB", None)
-    return Verdict(
+            return Decision(False, f"{ours:.2f} dB does not beat the {rival} images' {theirs:.2f} dB", None)
+    return Decision(
         True, f"the first, with {ours:.2f} dB where the baseline has {_psnr(metrics, 'baseline'):.2f} dB", ours
     )
 
 
-def challenge(ours: float, theirs: float, margin_db: float, champion: int) -> Verdict:
+def challenge(ours: float, theirs: float, margin_db: float, champion: int) -> Decision:
     """Judge a candidate by its lead over the champion, mean PSNR in dB on the same test set."""
     comparison = f"{ours:.2f} dB against the {theirs:.2f} dB of version {champion}, margin {margin_db:g} dB"
     if ours - theirs > margin_db:
-        return Verdict(True, f"beats the champion: {comparison}", ours)
-    return Verdict(False, f"does not beat the champion: {comparison}", theirs)
+        return Decision(True, f"beats the champion: {comparison}", ours)
+    return Decision(False, f"does not beat the champion: {comparison}", theirs)
 
 
 def champion_psnr(champion: Version, shards: Path, protocol: Protocol, test: str) -> float:
@@ -160,4 +160,4 @@ def _measuring_code() -> str:
 
 
 if __name__ == "__main__":
-    door(main)
+    run_command(main)

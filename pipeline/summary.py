@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.params import load_section
-from pipeline.runtime.entry_point import door
+from pipeline.runtime.entry_point import run_command
 
 PHOTO = "skimage/data/chelsea.png"  # comes with the starter photographs
 HEADER = ("task", "degraded", "baseline", "restored", "gain in dB", "champion")
@@ -99,4 +99,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    door(main)
+    run_command(main)

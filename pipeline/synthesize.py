@@ -24,24 +24,24 @@ from tqdm import tqdm
 
 from pipeline.cluster import session, tasks
 from pipeline.config.params import load_section, read_params
-from pipeline.runtime.entry_point import door
+from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.shards import store
 from pipeline.shards.format import PARTIAL, Index, ShardEntry, checksum, write_index, write_shard
 from pipeline.sources.manifest import SPLITS, Entry, read_manifest
 from pipeline.synthesis.settings import Synthesize
-from pipeline.synthesis.tiles import Stretch, chosen, num_tiles, pairs, plan
+from pipeline.synthesis.tiles import ShardPlan, chosen, num_tiles, pairs, plan
 
-WORKSHOP = Path(".cache/synthesize")
-JOURNAL = "made.jsonl"
+WORK_DIR = Path(".cache/synthesize")
+PROGRESS_LOG = "made.jsonl"
 
 
 @dataclass(frozen=True)
-class Order:
+class ShardJob:
     """One shard to be made: its name below the workshop, and what is known of it if it was made before."""
 
     name: str
-    tiles: Stretch
+    tiles: ShardPlan
     made: ShardEntry | None
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     seed = load_section("seed", int)
     images = chosen(read_manifest(given.manifest), settings)
     recipe = {**read_params()[given.task]["synthesize"], "seed": seed}
-    workshop = (WORKSHOP / fingerprint("synthesize", given.task, recipe, _digest(images), store.in_use())).resolve()
+    work_dir = (WORK_DIR / fingerprint("synthesize", given.task, recipe, _digest(images), store.in_use())).resolve()
     by_split = {split: [image for image in images if image.split == split] for split in SPLITS}
     num_pairs = {split: sum(num_tiles(image, settings) for image in by_split[split]) for split in SPLITS}
     names = {
@@ -64,37 +64,37 @@ def main() -> None:
         for split in SPLITS
     }
     for split in SPLITS:
-        (workshop / split).mkdir(parents=True, exist_ok=True)
+        (work_dir / split).mkdir(parents=True, exist_ok=True)
 
-    entries = _journal(workshop)
+    entries = _read_progress_log(work_dir)
     stretches = (stretch for split in SPLITS for stretch in plan(by_split[split], settings))
     every = [name for split in SPLITS for name in names[split]]
-    orders = (Order(name, tiles, entries.get(name)) for name, tiles in zip(every, stretches, strict=True))
+    orders = (ShardJob(name, tiles, entries.get(name)) for name, tiles in zip(every, stretches, strict=True))
     with (
-        (workshop / JOURNAL).open("a") as journal,
+        (work_dir / PROGRESS_LOG).open("a") as progress_log,
         session.session(),
         tqdm(desc=f"synthesize {given.task}", total=len(every), unit="shard", disable=None) as bar,
     ):
-        for name, entry in tasks.map_unordered(partial(make, workshop, seed), orders):
+        for name, entry in tasks.map_unordered(partial(make, work_dir, seed), orders):
             entries[name] = entry
-            journal.write(json.dumps({"shard": name, "entry": asdict(entry)}) + "\n")
-            journal.flush()
+            progress_log.write(json.dumps({"shard": name, "entry": asdict(entry)}) + "\n")
+            progress_log.flush()
             bar.update()
     for split in SPLITS:
-        write_index(workshop / split, Index(recipe, [entries[name] for name in names[split]]))
-    (workshop / JOURNAL).unlink()
-    for abandoned in workshop.rglob(f"*{PARTIAL}"):  # by a worker that was killed
+        write_index(work_dir / split, Index(recipe, [entries[name] for name in names[split]]))
+    (work_dir / PROGRESS_LOG).unlink()
+    for abandoned in work_dir.rglob(f"*{PARTIAL}"):  # by a worker that was killed
         abandoned.unlink()
     shutil.rmtree(given.out, ignore_errors=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(workshop, given.out)
+    shutil.move(work_dir, given.out)
     print(f"{given.task}: " + ", ".join(f"{split} {num_pairs[split]}" for split in SPLITS), "pairs")
 
 
-def make(workshop: Path, seed: int, order: Order) -> tuple[str, ShardEntry]:
+def make(work_dir: Path, seed: int, order: ShardJob) -> tuple[str, ShardEntry]:
     """Make one shard if it is not there, intact; runs on any node that sees the workshop, or the URL."""
     cv2.setNumThreads(1)  # Ray gives a task one core
-    path = workshop / order.name
+    path = work_dir / order.name
     if order.made and _is_intact(path, order.made.sha256):
         return order.name, order.made
     made = pairs(order.tiles, order.tiles.settings, seed)
@@ -112,10 +112,10 @@ def _is_intact(path: Path, sha256: str) -> bool:
     return path.exists() and checksum(path) == sha256
 
 
-def _journal(workshop: Path) -> dict[str, ShardEntry]:
+def _read_progress_log(work_dir: Path) -> dict[str, ShardEntry]:
     """Return what an interrupted run has made, by name; it may have died in the middle of a line."""
     made = {}
-    path = workshop / JOURNAL
+    path = work_dir / PROGRESS_LOG
     for line in path.read_text().splitlines() if path.exists() else ():
         with suppress(KeyError, TypeError, json.JSONDecodeError):
             content = json.loads(line)
@@ -131,4 +131,4 @@ def _digest(images: Iterable[Entry]) -> str:
 
 
 if __name__ == "__main__":
-    door(main)
+    run_command(main)

@@ -15,15 +15,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline.cluster import run_lock, session, training_run
-from pipeline.cluster.channel import Ears
+from pipeline.cluster.channel import RunListener
 from pipeline.config.params import load_section, read_params
-from pipeline.runtime.entry_point import door
+from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.provenance import commit, digest
 from pipeline.shards.format import INDEX, checksum, read_index
 from pipeline.tracking import runs
 from pipeline.training import trainer
-from pipeline.training.job import Job
+from pipeline.training.job import TrainingJob
 from pipeline.training.settings import Train
 
 SECONDS_BETWEEN_LINES = 20
@@ -42,7 +42,7 @@ def main() -> None:
     seed = load_section("seed", int)
     data = {split: checksum(given.shards / split / INDEX) for split in ("train", "val")}
     indices = {split: read_index(given.shards / split) for split in ("train", "val")}
-    job = Job(recipe, int(indices["train"].recipe["channels"]), given.shards.resolve(), indices, seed)
+    job = TrainingJob(recipe, int(indices["train"].recipe["channels"]), given.shards.resolve(), indices, seed)
     card = {"task": given.task, "provenance": {"commit": commit(), "data": data["train"]}}
     name = f"{given.task}-{fingerprint('train', recipe.model_dump(), data, seed)}"
     params = {**read_params()[given.task], "seed": seed}
@@ -54,14 +54,14 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
     ):
         with closing(_Display(given.task, recipe.num_steps)) as display:
-            ears = Ears(lambda metrics: run.log(metrics, int(metrics["step"])), display.show, display.tell)
-            training_run.fit(job, name=name, into=Path(folder), ears=ears, most_workers=recipe.batch_size)
+            listener = RunListener(lambda metrics: run.log(metrics, int(metrics["step"])), display.show, display.tell)
+            training_run.fit(job, name=name, into=Path(folder), listener=listener, most_workers=recipe.batch_size)
         history = trainer.history(Path(folder))
         run.complete(history)
         trainer.export(Path(folder), given.model, card)
         _write_curve(given.curve, history)
         run.tag({"model": digest(given.model.iterdir()), "commit": card["provenance"]["commit"], "data": data["train"]})
-        training_run.forget(name)
+        training_run.delete_checkpoints(name)
 
 
 class _Display:
@@ -105,4 +105,4 @@ def _write_curve(path: Path, history: Sequence[Mapping[str, float | int]]) -> No
 
 
 if __name__ == "__main__":
-    door(main)
+    run_command(main)

@@ -13,12 +13,12 @@ from typing import Any
 
 from pipeline.cluster import run_lock, session
 from pipeline.config.params import load_section
-from pipeline.runtime.entry_point import door
+from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.shards.format import INDEX, checksum, read_index
 from pipeline.tracking import runs
 from pipeline.tracking.trials import Trial
-from pipeline.training.job import Job
+from pipeline.training.job import TrainingJob
 from pipeline.training.settings import Train
 from pipeline.tuning import report, space
 from pipeline.tuning import settings as tuning_settings
@@ -32,9 +32,9 @@ STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "
 class Work:
     """Values of a trial -> what its workers do: the task's training with these values in its recipe."""
 
-    job: Job
+    job: TrainingJob
 
-    def __call__(self, values: Mapping[str, Any]) -> Job:
+    def __call__(self, values: Mapping[str, Any]) -> TrainingJob:
         """Return the work of a trial."""
         return replace(self.job, recipe=space.changed(self.job.recipe, values))
 
@@ -51,7 +51,7 @@ def main() -> None:
     space.check(settings, recipe, given.task)
     data = {split: checksum(given.shards / split / INDEX) for split in ("train", "val")}
     indices = {split: read_index(given.shards / split) for split in ("train", "val")}
-    work = Work(Job(recipe, int(indices["train"].recipe["channels"]), given.shards.resolve(), indices, seed))
+    work = Work(TrainingJob(recipe, int(indices["train"].recipe["channels"]), given.shards.resolve(), indices, seed))
     name = f"tune-{given.task}-{fingerprint('train', settings.model_dump(), recipe.model_dump(), data, seed)}"
     problem = Search(name, settings, recipe.num_steps, seed, work, first=space.current(recipe, settings.space))
     params = {"tune": settings.model_dump(), "train": recipe.model_dump(), "seed": seed}
@@ -115,4 +115,4 @@ class _Watch:
 
 
 if __name__ == "__main__":
-    door(main)
+    run_command(main)

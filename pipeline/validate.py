@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt
 from pipeline.config.params import PARAMS_FILE, ParamsError, Section, read_params, validated
 from pipeline.evaluation.settings import Evaluate
 from pipeline.preparation.settings import Prepare
-from pipeline.runtime.entry_point import door
+from pipeline.runtime.entry_point import run_command
 from pipeline.synthesis.settings import Synthesize
 from pipeline.tracking.settings import Promote
 from pipeline.training.settings import Train
@@ -65,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    door(main)
+    run_command(main)

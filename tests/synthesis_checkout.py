@@ -30,7 +30,7 @@ def photograph(path: str, number: int, split: str) -> Entry:
     sha256 = pixel_hash(image)
     height, width = image.shape[:2]
     return Entry(
-        where=path, sha256=sha256, height=height, width=width, split=split, group=sha256, source="folder:."  # type: ignore[arg-type]
+        uri=path, sha256=sha256, height=height, width=width, split=split, scene=sha256, source="folder:."  # type: ignore[arg-type]
     )  # fmt: skip
 
 

@@ -13,14 +13,14 @@ import ray
 import ray.train
 
 from pipeline.cluster import checkpoints, ray_internals
-from pipeline.cluster.failures import losses
+from pipeline.cluster.failures import describe_worker_failures
 
 SECONDS_BETWEEN_QUESTIONS = 0.5
 MOST_SECONDS_TO_ANSWER = 0.1
 
 
 @dataclass(frozen=True)
-class Ears:
+class RunListener:
     """Who listens to a run, in the driver.
 
     report: each report once, when its checkpoint is safe. progress: (step, figures). notice: a line for a person, when
@@ -29,10 +29,10 @@ class Ears:
 
     report: Callable[[dict[str, float]], None] = lambda metrics: None
     progress: Callable[[int, dict[str, float]], None] = lambda step, figures: None
-    notice: Callable[[str], None] = lambda line: None
+    notice: Callable[[str], None] = lambda run_channel: None
 
 
-class Line:
+class RunChannel:
     """The telephone exchange: an actor of its own, called by all and calling nobody."""
 
     def __init__(self) -> None:
@@ -94,37 +94,37 @@ class Line:
         return heard
 
 
-class Heard(ray.train.UserCallback):  # type: ignore[misc]
+class ReportCallback(ray.train.UserCallback):  # type: ignore[misc]
     """Passes on each report once, when its checkpoint is committed, and each loss; lives in Ray's controller."""
 
-    def __init__(self, line: Any, place: str) -> None:
-        self.line, self.place = line, place
+    def __init__(self, run_channel: Any, place: str) -> None:
+        self.run_channel, self.place = run_channel, place
 
     def after_report(self, run_context: Any, metrics: list[dict[str, float]], checkpoint: Any) -> None:
         """Pass on what rank 0 reported."""
         with suppress(OSError):
             checkpoints.keep(self.place)
-        self.line.report.remote(metrics[0])
+        self.run_channel.report.remote(metrics[0])
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Pass on who was lost."""
-        self.line.leave.remote(f"{losses(worker_exceptions)}; back to the last checkpoint")
+        self.run_channel.leave.remote(f"{describe_worker_failures(worker_exceptions)}; back to the last checkpoint")
 
 
-class Mouth:
+class WorkerChannel:
     """A worker's end of the line."""
 
-    def __init__(self, line: Any) -> None:
-        self.line, self.answer, self.asked, self.stopping = line, None, -math.inf, False
+    def __init__(self, run_channel: Any) -> None:
+        self.run_channel, self.answer, self.asked, self.stopping = run_channel, None, -math.inf, False
         self.preemption: Any = None
 
     def progress(self, step: int, figures: dict[str, float]) -> None:
         """Tell how far training has come."""
-        self.line.progress.remote(step, figures)
+        self.run_channel.progress.remote(step, figures)
 
     def notice(self, text: str) -> None:
         """Tell a person something."""
-        self.line.notice.remote(text)
+        self.run_channel.notice.remote(text)
 
     def stop_requested(self) -> bool:
         """Return whether the driver wants the workers to save and return, asking it now and then.
@@ -134,7 +134,7 @@ class Mouth:
         """
         self._hear(0.0)
         if self.answer is None and time.monotonic() - self.asked >= SECONDS_BETWEEN_QUESTIONS:
-            self.answer, self.asked = self.line.stop_requested.remote(), time.monotonic()
+            self.answer, self.asked = self.run_channel.stop_requested.remote(), time.monotonic()
             self._hear(MOST_SECONDS_TO_ANSWER)
         return self.stopping
 
@@ -153,15 +153,15 @@ class Mouth:
         return True
 
 
-def relay(line: Any, ears: Ears) -> bool:
+def forward_messages(run_channel: Any, listener: RunListener) -> bool:
     """Tell `ears` what is new; return whether there are workers at work. Raises what a worker said is final."""
-    heard = ray.get(line.listen.remote())
+    heard = ray.get(run_channel.listen.remote())
     if heard["latest"]:
-        ears.progress(*heard["latest"])
+        listener.progress(*heard["latest"])
     for metrics in heard["reports"]:
-        ears.report(metrics)
+        listener.report(metrics)
     for text in heard["notices"]:
-        ears.notice(text)
+        listener.notice(text)
     if heard["failure"]:
         raise heard["failure"]
     return bool(heard["working"])

@@ -26,8 +26,8 @@ def storage() -> str:
     return asked.rstrip("/") if "://" in asked else str(Path(asked).absolute())
 
 
-COPY = f"{SNAPSHOT}.copy"
-SEAL = "checksums.json"
+SNAPSHOT_BACKUP = f"{SNAPSHOT}.copy"
+CHECKSUMS = "checksums.json"
 
 
 def place(address: str) -> tuple[Any, str]:
@@ -36,29 +36,29 @@ def place(address: str) -> tuple[Any, str]:
     return found
 
 
-def make_room(address: str) -> None:
+def create_run_dir(address: str) -> None:
     """Create the run's folder. Raises OSError where it cannot."""
     filesystem, folder = place(address)
     filesystem.create_dir(folder)
 
 
-def seal(checkpoint: Path) -> None:
+def write_checksums(checkpoint: Path) -> None:
     """Write the checksums of a checkpoint's files beside them. Raises OSError where it cannot."""
     sums = {}
-    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != SEAL):
+    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != CHECKSUMS):
         with path.open("rb") as file:
             sums[path.relative_to(checkpoint).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    (checkpoint / SEAL).write_text(json.dumps(sums))
+    (checkpoint / CHECKSUMS).write_text(json.dumps(sums))
 
 
 def keep(address: str) -> None:
     """Copy the list beside itself. Raises OSError where it cannot."""
     filesystem, folder = place(address)
-    filesystem.copy_file(f"{folder}/{SNAPSHOT}", f"{folder}/{COPY}.new")
-    filesystem.move(f"{folder}/{COPY}.new", f"{folder}/{COPY}")
+    filesystem.copy_file(f"{folder}/{SNAPSHOT}", f"{folder}/{SNAPSHOT_BACKUP}.new")
+    filesystem.move(f"{folder}/{SNAPSHOT_BACKUP}.new", f"{folder}/{SNAPSHOT_BACKUP}")
 
 
-def mend(address: str, *, must_be_there: bool = False) -> str | None:
+def repair_snapshot(address: str, *, must_be_there: bool = False) -> str | None:
     """Put the copy back where the list is cut off, or set the list aside where the copy is no good; say so in a line.
 
     must_be_there: checkpoints were stored before, so that a folder without a list is not theirs: a mount that is gone.
@@ -73,7 +73,7 @@ def mend(address: str, *, must_be_there: bool = False) -> str | None:
     if is_whole:
         return None
     damage = f"the checkpoints in {address} are damaged, as by a full disk or a loss of power"
-    content = content or _read(filesystem, folder, COPY)[0]
+    content = content or _read(filesystem, folder, SNAPSHOT_BACKUP)[0]
     if content:
         with filesystem.open_output_stream(f"{folder}/{SNAPSHOT}.new") as file:
             file.write(json.dumps(content).encode())
@@ -105,7 +105,7 @@ def _read(filesystem: Any, folder: str, name: str) -> tuple[dict[str, Any] | Non
 
 def _is_whole(filesystem: Any, checkpoint: str) -> bool:
     try:
-        with filesystem.open_input_stream(f"{checkpoint}/{SEAL}") as file:
+        with filesystem.open_input_stream(f"{checkpoint}/{CHECKSUMS}") as file:
             sums = json.loads(file.read())
         for name, expected in sums.items():
             with filesystem.open_input_stream(f"{checkpoint}/{name}") as file:

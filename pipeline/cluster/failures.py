@@ -8,23 +8,23 @@ import ray
 import ray.train
 
 
-def told(error: Exception) -> str:
+def describe_failure(error: Exception) -> str:
     """Say in one line why training failed."""
     if isinstance(error, ray.train.WorkerGroupError):
-        return losses(error.worker_failures)
+        return describe_worker_failures(error.worker_failures)
     cause = getattr(error, "controller_failure", error)
-    return f"storage: {cause}" if isinstance(cause, OSError) else f"the run {_loss(cause)}"
+    return f"storage: {cause}" if isinstance(cause, OSError) else f"the run {_describe_cause(cause)}"
 
 
-def losses(errors: Mapping[int, Exception]) -> str:
+def describe_worker_failures(errors: Mapping[int, Exception]) -> str:
     """Say in one line what befell which worker."""
     ranks: dict[str, list[str]] = {}
     for rank, error in sorted(errors.items()):
-        ranks.setdefault(_loss(error), []).append(str(rank))
+        ranks.setdefault(_describe_cause(error), []).append(str(rank))
     return "; ".join(f"worker {', '.join(numbers)} {what}" for what, numbers in ranks.items())
 
 
-def _loss(error: Exception) -> str:
+def _describe_cause(error: Exception) -> str:
     kind, text = type(error).__name__, str(error)
     if "HealthCheckTimeout" in kind:
         return "hung and was killed"

@@ -23,7 +23,7 @@ SECONDS_TO_WATCH = 25.0
 
 
 @contextmanager
-def held(address: str) -> Iterator[None]:
+def hold_lease(address: str) -> Iterator[None]:
     """Drive the run whose folder is `address`; ValueError where another driver is at work on it.
 
     A driver that is gone leaves its last beat. That it is gone shows at once on its own machine; elsewhere the beat is

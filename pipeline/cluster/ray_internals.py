@@ -26,7 +26,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError  # n
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback  # noqa: E402
 from ray.train.v2._internal.execution.context import get_train_context  # noqa: E402
 
-__all__ = ["SNAPSHOT", "Group", "Trainer", "preemption_notice", "refresh_tuner"]
+__all__ = ["SNAPSHOT", "RunTrainer", "WorkerGroupCleanup", "preemption_notice", "refresh_tuner"]
 
 
 def preemption_notice() -> Any:
@@ -45,15 +45,15 @@ def refresh_tuner(tuner: tune.Tuner, *, max_concurrent_trials: int, callbacks: l
     return inner._tune_config.scheduler
 
 
-class Group(WorkerGroupCallback):  # type: ignore[misc]
+class WorkerGroupCleanup(WorkerGroupCallback):  # type: ignore[misc]
     """Tells the line when workers are gone, whoever ended them, and has a group that fails as it starts leave nothing.
 
     Of a group whose start fails Ray gives back what it holds of the cluster, but not once the first callback was told
     of the group (`WorkerGroup._start`): the next group would wait for that room for ever.
     """
 
-    def __init__(self, line: Any) -> None:
-        self.line: Any = line
+    def __init__(self, run_channel: Any) -> None:
+        self.run_channel: Any = run_channel
         self.starting: Any = None
 
     @contextmanager
@@ -66,7 +66,7 @@ class Group(WorkerGroupCallback):  # type: ignore[misc]
             if self.starting is not None:
                 self.starting._clear_state()  # what has not started, as Ray sees it, is given back
             if isinstance(error, WorkerGroupStartupFailedError):
-                self.line.leave.remote("workers died as they started; trying again")
+                self.run_channel.leave.remote("workers died as they started; trying again")
             raise
 
     def after_worker_group_start(self, worker_group: Any) -> None:
@@ -75,15 +75,15 @@ class Group(WorkerGroupCallback):  # type: ignore[misc]
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         """Pass on that the workers go: also where nothing failed, of a node that is drained or a group that grows."""
-        self.line.leave.remote()
+        self.run_channel.leave.remote()
 
 
-class Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
+class RunTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
     """TorchTrainer whose first callback is `Group`: those of its configuration come after Ray's own."""
 
-    def __init__(self, line: Any, **settings: Any) -> None:
+    def __init__(self, run_channel: Any, **settings: Any) -> None:
         super().__init__(**settings)
-        self.group = Group(line)
+        self.group = WorkerGroupCleanup(run_channel)
 
     def _create_default_callbacks(self) -> list[Any]:
         return [self.group, *super()._create_default_callbacks()]

@@ -17,8 +17,8 @@ def alone(name: str) -> Iterator[None]:
     """Keep other processes on this machine away from the run `name`; ValueError if one is at work on it."""
     LOCKS.mkdir(parents=True, exist_ok=True)
     try:
-        held = FileLock(LOCKS / name).acquire(timeout=0)
+        hold_lease = FileLock(LOCKS / name).acquire(timeout=0)
     except Timeout:
         raise ValueError(f"another process is at work on {name}: wait for it, or stop it") from None
-    with held:
+    with hold_lease:
         yield

@@ -26,12 +26,12 @@ import ray.train.torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster import checkpoints, lease
-from pipeline.cluster.channel import Ears, Heard, Line, relay
+from pipeline.cluster.channel import ReportCallback, RunChannel, RunListener, forward_messages
 from pipeline.cluster.checkpoints import storage
 from pipeline.cluster.errors import Interrupted, WorkersLost, storage_lost
-from pipeline.cluster.failures import told
-from pipeline.cluster.ray_internals import Trainer
-from pipeline.cluster.resources import Share, nodes, num_workers, whole_cluster
+from pipeline.cluster.failures import describe_failure
+from pipeline.cluster.ray_internals import RunTrainer
+from pipeline.cluster.resources import WorkerResources, nodes, num_workers, plan_resources
 from pipeline.cluster.worker import MOST_SECONDS_BETWEEN_TRIES, run_worker
 from pipeline.runtime.environment import max_failures, patience
 from pipeline.training.context import Worker
@@ -46,8 +46,8 @@ def fit(
     *,
     name: str,
     into: Path,
-    ears: Ears,
-    share: Share | None = None,
+    listener: RunListener,
+    share: WorkerResources | None = None,
     most_workers: int | None = None,
 ) -> None:
     """Run `work` on every training worker and leave the last checkpoint in the folder `into`.
@@ -60,29 +60,31 @@ def fit(
     share: what the run may use of the cluster; default: all of it, by at most `most_workers`. ValueError if it has no
     room for them.
     """
-    used = share or whole_cluster(nodes(), most_workers)
+    used = share or plan_resources(nodes(), most_workers)
     if share is None and most_workers and (asked := num_workers()[1]) > most_workers:
-        ears.notice(f"{used.at_most} workers, not {asked}: a batch has {most_workers} images (train.batch_size)")
+        listener.notice(
+            f"{used.max_workers} workers, not {asked}: a batch has {most_workers} images (train.batch_size)"
+        )
     with ExitStack() as stack:
         try:
-            checkpoints.make_room(f"{storage()}/{name}")
-            stack.enter_context(lease.held(f"{storage()}/{name}"))
+            checkpoints.create_run_dir(f"{storage()}/{name}")
+            stack.enter_context(lease.hold_lease(f"{storage()}/{name}"))
         except OSError as error:
             raise storage_lost(_unkept(), error, 0.0) from error
-        _drive(work, name, into, ears, used)
+        _drive(work, name, into, listener, used)
 
 
-def _drive(work: Callable[[Worker], None], name: str, into: Path, ears: Ears, used: Share) -> None:
+def _drive(work: Callable[[Worker], None], name: str, into: Path, listener: RunListener, used: WorkerResources) -> None:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     at_hand = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)
-    line = at_hand(Line).remote()  # elsewhere it would leave with its node
+    run_channel = at_hand(RunChannel).remote()  # elsewhere it would leave with its node
     outcome: list[ray.train.Result | BaseException] = []
     with _stop_signals() as stop:
 
         def run() -> None:
             try:
-                train = partial(_trainer, work, name, line, used)
-                outcome.append(_run_and_resume(lambda: train().fit(), name, line, stop))
+                train = partial(_run_trainer, work, name, run_channel, used)
+                outcome.append(_run_and_resume(lambda: train().fit(), name, run_channel, stop))
             except BaseException as error:
                 outcome.append(error)
 
@@ -91,22 +93,27 @@ def _drive(work: Callable[[Worker], None], name: str, into: Path, ears: Ears, us
         last_seen = time.monotonic()
         while thread.is_alive():
             thread.join(POLL_SECONDS)
-            at_work = relay(line, ears)
+            at_work = forward_messages(run_channel, listener)
             if stop.is_set():
                 if not at_work:
                     raise Interrupted  # nobody is there who had anything to save
-                line.stop.remote()
+                run_channel.stop.remote()
             if at_work:
                 last_seen = time.monotonic()
             elif time.monotonic() - last_seen > SECONDS_UNTIL_MISSED:
                 last_seen = time.monotonic()
-                ears.notice(
-                    f"waiting for room for {used.num_workers} workers with {used.cpus:g} CPUs, {used.gpus:g} GPUs each"
+                listener.notice(
+                    f"waiting for the cluster to have room for {used.num_workers} workers with "
+                    f"{used.cpus_per_worker:g} CPUs, {used.gpus_per_worker:g} GPUs each"
                 )
-    relay(line, ears)
+    forward_messages(run_channel, listener)
     if isinstance(outcome[0], ray.train.TrainingFailedError | ray.exceptions.RayActorError):
         # Of a controller that died, not every cluster gives back what its workers held: the next session has it.
-        what = told(outcome[0]) if isinstance(outcome[0], ray.train.TrainingFailedError) else "Ray's controller died"
+        what = (
+            describe_failure(outcome[0])
+            if isinstance(outcome[0], ray.train.TrainingFailedError)
+            else "Ray's controller died"
+        )
         raise WorkersLost(
             f"training stopped: {what}. What was done up to the last checkpoint is kept: the same command goes on from "
             "there. DGUNET_MAX_FAILURES sets how many losses of workers a run survives"
@@ -120,7 +127,7 @@ def _drive(work: Callable[[Worker], None], name: str, into: Path, ears: Ears, us
 
 
 def _run_and_resume(
-    run: Callable[[], ray.train.Result], name: str, line: Any, stop: threading.Event
+    run: Callable[[], ray.train.Result], name: str, run_channel: Any, stop: threading.Event
 ) -> ray.train.Result:
     """Run, and again from the last checkpoint where Ray gave up too early.
 
@@ -130,14 +137,14 @@ def _run_and_resume(
     """
     pause, failing_since, stored, failures = 1.0, 0.0, 0, 0
     while True:
-        before = ray.get(line.num_reports.remote())
+        before = ray.get(run_channel.num_reports.remote())
         stored = max(stored, before)  # the line forgets when it dies
         try:
-            if damage := checkpoints.mend(f"{storage()}/{name}", must_be_there=stored > 0):
-                line.notice.remote(damage)
+            if damage := checkpoints.repair_snapshot(f"{storage()}/{name}", must_be_there=stored > 0):
+                run_channel.notice.remote(damage)
             return run()
         except (OSError, ray.train.TrainingFailedError) as error:
-            went_well = ray.get(line.num_reports.remote()) > before
+            went_well = ray.get(run_channel.num_reports.remote()) > before
             cause = getattr(error, "controller_failure", error)
             if isinstance(cause, OSError):
                 now = time.monotonic()
@@ -146,13 +153,13 @@ def _run_and_resume(
                 waited = now - failing_since
                 if waited > patience():
                     raise storage_lost(_unkept(), cause, waited) from error
-                line.leave.remote(f"{told(error)}; trying again for {patience() - waited:.0f} s")
+                run_channel.leave.remote(f"{describe_failure(error)}; trying again for {patience() - waited:.0f} s")
             else:
                 failures = 0 if went_well else failures + 1
                 most = 0 if isinstance(error, ray.train.WorkerGroupError) else max_failures()  # those Ray has counted
                 if failures > most or max_failures() == 0:
                     raise
-                line.leave.remote(f"{told(error)}; back to the last checkpoint")
+                run_channel.leave.remote(f"{describe_failure(error)}; back to the last checkpoint")
                 pause, failing_since = 1.0, 0.0
         if stop.wait(pause):
             raise Interrupted  # all that could be saved is
@@ -163,30 +170,30 @@ def _unkept() -> str:
     return f"checkpoints cannot be kept in {storage()} (DGUNET_STORAGE names another place)"
 
 
-def forget(name: str) -> None:
+def delete_checkpoints(name: str) -> None:
     """Remove the checkpoints of the run `name`, which is finished."""
     filesystem, path = checkpoints.place(f"{storage()}/{name}")
     filesystem.delete_dir(path)
 
 
-def _trainer(work: Callable[[Worker], None], name: str, line: Any, share: Share) -> Trainer:
-    use_gpu, elastic = share.gpus > 0, share.at_most > share.num_workers
+def _run_trainer(work: Callable[[Worker], None], name: str, run_channel: Any, share: WorkerResources) -> RunTrainer:
+    use_gpu, elastic = share.gpus_per_worker > 0, share.max_workers > share.num_workers
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience())
-    return Trainer(
-        line,
+    return RunTrainer(
+        run_channel,
         train_loop_per_worker=run_worker,
         train_loop_config={
             "work": work,
-            "line": line,
-            "threads": max(1, int(share.cpus)),
+            "run_channel": run_channel,
+            "threads": max(1, int(share.cpus_per_worker)),
             "place": f"{storage()}/{name}",
             "patience": patience(),
         },
         scaling_config=ray.train.ScalingConfig(
-            num_workers=(share.num_workers, share.at_most) if elastic else share.num_workers,
+            num_workers=(share.num_workers, share.max_workers) if elastic else share.num_workers,
             elastic_resize_monitor_interval_s=SECONDS_BETWEEN_RESIZES,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": share.cpus} | ({"GPU": share.gpus} if use_gpu else {}),
+            resources_per_worker={"CPU": share.cpus_per_worker} | ({"GPU": share.gpus_per_worker} if use_gpu else {}),
         ),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=patience()),
         run_config=ray.train.RunConfig(
@@ -194,7 +201,7 @@ def _trainer(work: Callable[[Worker], None], name: str, line: Any, share: Share)
             storage_path=storage(),
             failure_config=ray.train.FailureConfig(max_failures=max_failures()),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            callbacks=[Heard(line, f"{storage()}/{name}")],
+            callbacks=[ReportCallback(run_channel, f"{storage()}/{name}")],
         ),
     )
 

@@ -16,7 +16,7 @@ import ray.train.torch
 import torch
 
 from pipeline.cluster import checkpoints
-from pipeline.cluster.channel import Mouth
+from pipeline.cluster.channel import WorkerChannel
 from pipeline.cluster.errors import StorageLost, storage_lost
 from pipeline.training.context import Worker
 
@@ -26,31 +26,31 @@ MOST_SECONDS_BETWEEN_TRIES = 30.0
 def run_worker(config: dict[str, Any]) -> None:
     """Run in each worker process: tell `work` who it is."""
     torch.set_num_threads(config["threads"])
-    context, line = ray.train.get_context(), config["line"]
-    line.enter.remote()
-    mouth = Mouth(line)
-    patiently = partial(_patiently, mouth, config["patience"])
+    context, run_channel = ray.train.get_context(), config["run_channel"]
+    run_channel.enter.remote()
+    channel = WorkerChannel(run_channel)
+    retry_while_unavailable = partial(_retry_while_unavailable, channel, config["patience"])
     worker = Worker(
         rank=context.get_world_rank(),
         num_workers=context.get_world_size(),
         device=ray.train.torch.get_device(),
-        resume=_last_checkpoint(patiently),
-        report=partial(_report, patiently=patiently),
-        progress=mouth.progress,
-        stop_requested=mouth.stop_requested,
-        save_requested=mouth.save_requested,
+        resume=_last_checkpoint(retry_while_unavailable),
+        report=partial(_report, retry_while_unavailable=retry_while_unavailable),
+        progress=channel.progress,
+        stop_requested=channel.stop_requested,
+        save_requested=channel.save_requested,
         keep=partial(_keep, config["place"]),
-        patiently=patiently,
+        retry_while_unavailable=retry_while_unavailable,
     )
     try:
         config["work"](worker)
     except (ValueError, StorageLost) as error:
-        ray.get(line.fail.remote(error))
+        ray.get(run_channel.fail.remote(error))
         raise
 
 
 @contextmanager
-def _last_checkpoint(patiently: Callable[..., Any]) -> Iterator[Path | None]:
+def _last_checkpoint(retry_while_unavailable: Callable[..., Any]) -> Iterator[Path | None]:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         yield None
@@ -63,7 +63,7 @@ def _last_checkpoint(patiently: Callable[..., Any]) -> Iterator[Path | None]:
                 raise FileNotFoundError(f"{folder} is empty")
             return folder
 
-        yield patiently("the checkpoint cannot be read", fetch)
+        yield retry_while_unavailable("the checkpoint cannot be read", fetch)
 
 
 def _keep(place: str, name: str, content: bytes) -> str:
@@ -76,15 +76,15 @@ def _keep(place: str, name: str, content: bytes) -> str:
     return where
 
 
-def _report(metrics: dict[str, float], folder: Path | None, *, patiently: Callable[..., Any]) -> None:
+def _report(metrics: dict[str, float], folder: Path | None, *, retry_while_unavailable: Callable[..., Any]) -> None:
     if folder:
-        patiently("the checkpoint cannot be written", lambda: checkpoints.seal(folder))
+        retry_while_unavailable("the checkpoint cannot be written", lambda: checkpoints.write_checksums(folder))
     checkpoint = ray.train.Checkpoint.from_directory(folder) if folder else None
     lost: list[StorageLost] = []
 
     def upload(checkpoint: Any, name: str) -> Any:
         try:
-            return _upload(checkpoint, name, patiently)
+            return _upload(checkpoint, name, retry_while_unavailable)
         except StorageLost as error:
             lost.append(error)
             raise RuntimeError("given up") from None  # Ray tries again what it knows by its words: time-outs of S3
@@ -97,7 +97,7 @@ def _report(metrics: dict[str, float], folder: Path | None, *, patiently: Callab
     ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
 
 
-def _upload(checkpoint: Any, name: str, patiently: Callable[..., Any]) -> Any:
+def _upload(checkpoint: Any, name: str, retry_while_unavailable: Callable[..., Any]) -> Any:
     place = ray.train.get_context().get_storage()
 
     def persist() -> Any:
@@ -106,10 +106,10 @@ def _upload(checkpoint: Any, name: str, patiently: Callable[..., Any]) -> Any:
         except RuntimeError as error:  # so Ray says that its mark in the storage is not there
             raise OSError(f"there is no {place.experiment_fs_path}") from error
 
-    return patiently(f"the checkpoint cannot be stored in {place.experiment_fs_path}", persist)
+    return retry_while_unavailable(f"the checkpoint cannot be stored in {place.experiment_fs_path}", persist)
 
 
-def _patiently(mouth: Mouth, patience: float, meaning: str, action: Callable[[], Any]) -> Any:
+def _retry_while_unavailable(channel: WorkerChannel, patience: float, meaning: str, action: Callable[[], Any]) -> Any:
     """Do something to a storage; try again, ever less often, while it is full or away and nobody wants to leave."""
     started, pause = time.monotonic(), 1.0
     while True:
@@ -117,8 +117,8 @@ def _patiently(mouth: Mouth, patience: float, meaning: str, action: Callable[[],
             return action()
         except OSError as error:
             waited = time.monotonic() - started
-            if waited > patience or mouth.stop_requested():
+            if waited > patience or channel.stop_requested():
                 raise storage_lost(meaning, error, waited) from error
-            mouth.notice(f"{meaning}, trying again for {patience - waited:.0f} s: {error}")
+            channel.notice(f"{meaning}, trying again for {patience - waited:.0f} s: {error}")
         time.sleep(pause)
         pause = min(2 * pause, MOST_SECONDS_BETWEEN_TRIES)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from dgunet.images import to_float
 from pipeline.dataloader.pairs import degrade_online, online_degradation, sample_generator
-from pipeline.dataloader.sampler import Course, partners
+from pipeline.dataloader.sampler import SampleOrder, partners
 from pipeline.degradations.compose import Degradation
 from pipeline.shards.format import Index, Pair, Shard, ShardEntry, read_index
 
@@ -25,7 +25,7 @@ def _opener(shards_kept_open: int) -> Callable[[Path, ShardEntry], Shard]:
     return lru_cache(shards_kept_open)(Shard)
 
 
-class Patches(Dataset[tuple[np.ndarray, np.ndarray, str]]):
+class PatchDataset(Dataset[tuple[np.ndarray, np.ndarray, str]]):
     """Augmented training patches, addressed by (step, stream).
 
     index: what `folder` holds, where the folder itself is on another machine; default: its own.
@@ -43,7 +43,7 @@ class Patches(Dataset[tuple[np.ndarray, np.ndarray, str]]):
     ) -> None:
         self.folder = folder
         self.index = index or read_index(folder)
-        self.course = Course(self.index, batch_size, seed)
+        self.order = SampleOrder(self.index, batch_size, seed)
         _check_patch_size(patch_size, self.index)
         self.degradation = online_degradation(self.index)
         self.patch_size = patch_size
@@ -55,10 +55,10 @@ class Patches(Dataset[tuple[np.ndarray, np.ndarray, str]]):
         clean, degraded, key = self._patch(place)
         if self.mixup_alpha == 0:
             return clean, degraded, key
-        step, stream = place
+        step, slot = place
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, step], spawn_key=(_MIXUP,)))
-        partner = int(partners(self.course.batch_size, rng)[stream])
-        weight = np.float32(rng.beta(self.mixup_alpha, self.mixup_alpha, self.course.batch_size)[stream])
+        partner = int(partners(self.order.batch_size, rng)[slot])
+        weight = np.float32(rng.beta(self.mixup_alpha, self.mixup_alpha, self.order.batch_size)[slot])
         other_clean, other_degraded, _ = self._patch((step, partner))
         clean, degraded = (
             weight * ours + (1 - weight) * theirs for ours, theirs in ((clean, other_clean), (degraded, other_degraded))
@@ -66,10 +66,10 @@ class Patches(Dataset[tuple[np.ndarray, np.ndarray, str]]):
         return clean, degraded, key
 
     def _patch(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
-        turn, shard, number = self.course.at(*place)
-        opened = _opener(self.course.batch_size + 1)  # one for each stream, and the next of one that goes on
+        epoch, shard, number = self.order.at(*place)
+        opened = _opener(self.order.batch_size + 1)  # one for each stream, and the next of one that goes on
         pair = opened(self.folder, self.index.shards[shard]).arrays(number)
-        rng = sample_generator(self.seed, pair.key, turn)
+        rng = sample_generator(self.seed, pair.key, epoch)
         seed = int(rng.integers(2**63))
         window = _window(pair.clean.shape[:2], self.patch_size, rng)
         mirror, quarter_turns = bool(rng.integers(2)), int(rng.integers(4))

@@ -26,8 +26,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.dataloader.dataset import Patches
-from pipeline.dataloader.sampler import Places, share
+from pipeline.dataloader.dataset import PatchDataset
+from pipeline.dataloader.sampler import BatchSampler, slots_of_rank
 
 
 class Batch(NamedTuple):
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 
 def batches(
-    patches: Patches,
+    patches: PatchDataset,
     *,
     rank: int,
     num_workers: int,
@@ -53,10 +53,10 @@ def batches(
     processes: how many loader processes decode; 0 decodes in a thread of this one, one batch ahead. The patches do not
     depend on it, nor on `num_workers`: the shares of all workers, laid side by side, are the global batch.
     """
-    streams = share(patches.course.batch_size, rank, num_workers)
+    slots = slots_of_rank(patches.order.batch_size, rank, num_workers)
     loader = DataLoader(
         _Told(patches) if processes else patches,
-        batch_sampler=Places(first_step, num_steps, streams),
+        batch_sampler=BatchSampler(first_step, num_steps, slots),
         num_workers=processes,
         collate_fn=_collate_told if processes else collate,
         pin_memory=pin_memory,
@@ -76,7 +76,7 @@ def _with_one_thread(process: int) -> None:
 class _Told(Dataset[Any]):
     """Hands over an error of a loader process as a value: DataLoader would raise one that begins with a traceback."""
 
-    def __init__(self, patches: Patches) -> None:
+    def __init__(self, patches: PatchDataset) -> None:
         self.patches = patches
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str] | Exception:

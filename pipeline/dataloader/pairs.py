@@ -19,7 +19,7 @@ from pipeline.shards.format import Index, Pair, Shard, read_index
 
 
 @dataclass(frozen=True)
-class LoadedPair:
+class EvaluationPair:
     """One whole pair in [0, 1]; `degraded` may leave that range when it is made online.
 
     record: how the pair came to be, with what was drawn for it (`degradation`) also when it is made online.
@@ -33,7 +33,7 @@ class LoadedPair:
     was_gray: bool = False
 
 
-def pairs(folder: Path, rank: int = 0, num_workers: int = 1, *, index: Index | None = None) -> Iterator[LoadedPair]:
+def pairs(folder: Path, rank: int = 0, num_workers: int = 1, *, index: Index | None = None) -> Iterator[EvaluationPair]:
     """Yield the whole pairs of a folder of shards in order, of several workers each its share, as even as can be.
 
     A share is one stretch, so that a worker opens few shards. Pairs made online are those of pass 0, the same at every
@@ -50,10 +50,10 @@ def pairs(folder: Path, rank: int = 0, num_workers: int = 1, *, index: Index | N
         if mine:
             shard = Shard(folder, entry)
             for i in mine:
-                yield _whole(shard[i], degradation, seed, turn=0)
+                yield _whole(shard[i], degradation, seed, epoch=0)
 
 
-def online_pair(folder: Path, key: str, turn: int, seed: int) -> LoadedPair:
+def online_pair(folder: Path, key: str, epoch: int, seed: int) -> EvaluationPair:
     """Return, bit for bit, the pair `key` as it was in pass `turn` of a training with `seed`: before crop and flip.
 
     Raises ValueError where no shard of the folder holds the key.
@@ -62,21 +62,21 @@ def online_pair(folder: Path, key: str, turn: int, seed: int) -> LoadedPair:
     for entry in index.shards:
         shard = Shard(folder, entry)
         if key in shard.keys:
-            return _whole(shard[shard.keys.index(key)], online_degradation(index), seed, turn)
+            return _whole(shard[shard.keys.index(key)], online_degradation(index), seed, epoch)
     raise ValueError(f"{folder} holds no pair {key}")
 
 
-def _whole(pair: Pair, degradation: Degradation | None, seed: int, turn: int) -> LoadedPair:
+def _whole(pair: Pair, degradation: Degradation | None, seed: int, epoch: int) -> EvaluationPair:
     clean, record = to_float(pair.clean), dict(pair.record)
     if pair.degraded is not None:
-        return LoadedPair(pair.key, clean, to_float(pair.degraded), record)
-    drawn = degrade_online(clean, degradation, int(sample_generator(seed, pair.key, turn).integers(2**63)))
-    return LoadedPair(pair.key, clean, drawn.image, {**record, "degradation": drawn.record})
+        return EvaluationPair(pair.key, clean, to_float(pair.degraded), record)
+    sampled = degrade_online(clean, degradation, int(sample_generator(seed, pair.key, epoch).integers(2**63)))
+    return EvaluationPair(pair.key, clean, sampled.image, {**record, "degradation": sampled.record})
 
 
-def sample_generator(seed: int, key: str, turn: int) -> np.random.Generator:
+def sample_generator(seed: int, key: str, epoch: int) -> np.random.Generator:
     """Return the random generator of the sample `key` in epoch `turn`."""
-    return np.random.default_rng([seed, int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little"), turn])
+    return np.random.default_rng([seed, int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little"), epoch])
 
 
 def online_degradation(index: Index) -> Degradation | None:

@@ -10,11 +10,11 @@ import numpy as np
 
 from pipeline.shards.format import Index
 
-STREAMS_MIXED = 4  # mixup mixes within so many streams, or up to twice as many
+SLOTS_MIXED = 4  # mixup mixes within so many streams, or up to twice as many
 
 
 @dataclass(frozen=True)
-class Course:
+class SampleOrder:
     """The order of all samples for ever: `at(step, stream)` is (pass, shard, sample in the shard)."""
 
     index: Index
@@ -30,58 +30,58 @@ class Course:
             )
 
     @cached_property
-    def steps_per_pass(self) -> int:
+    def steps_per_epoch(self) -> int:
         """Steps until each sample was seen once (but for a remainder smaller than a batch)."""
         return self.index.samples // self.batch_size
 
-    def at(self, step: int, stream: int) -> tuple[int, int, int]:
+    def at(self, step: int, slot: int) -> tuple[int, int, int]:
         """Return (pass, number of the shard, number of the sample in it) for stream `stream` at `step`."""
-        turn, within = divmod(step, self.steps_per_pass)
-        shards, ends = self._order(turn)
-        place = stream * self.steps_per_pass + within
+        epoch, within = divmod(step, self.steps_per_epoch)
+        shards, ends = self._order(epoch)
+        place = slot * self.steps_per_epoch + within
         position = int(np.searchsorted(ends, place, side="right"))
         shard = int(shards[position])
         size = self.index.shards[shard].samples
-        return turn, shard, int(_shuffle(size, self.seed, turn, shard)[place - (int(ends[position]) - size)])
+        return epoch, shard, int(_shuffle(size, self.seed, epoch, shard)[place - (int(ends[position]) - size)])
 
-    def _order(self, turn: int) -> tuple[np.ndarray, np.ndarray]:
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the shards in the order of a pass, and where each ends; drawn once, as they may be thousands."""
-        order = self._orders.get(turn)
+        order = self._orders.get(epoch)
         if order is None:
             sizes = np.array([entry.samples for entry in self.index.shards])
-            shards = np.random.default_rng([self.seed, turn]).permutation(len(sizes))
+            shards = np.random.default_rng([self.seed, epoch]).permutation(len(sizes))
             order = shards, np.cumsum(sizes[shards])
             self._orders.clear()
-            self._orders[turn] = order
+            self._orders[epoch] = order
         return order
 
 
 @lru_cache(maxsize=1024)
-def _shuffle(size: int, seed: int, turn: int, shard: int) -> np.ndarray:
-    return np.random.default_rng([seed, turn, shard]).permutation(size)
+def _shuffle(size: int, seed: int, epoch: int, shard: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, shard]).permutation(size)
 
 
 def partners(batch_size: int, rng: np.random.Generator) -> np.ndarray:
     """Return which stream each is mixed with: a permutation within each of a few neighbours."""
-    neighbours = np.array_split(np.arange(batch_size), max(1, batch_size // STREAMS_MIXED))
-    return np.concatenate([rng.permutation(streams) for streams in neighbours])
+    neighbours = np.array_split(np.arange(batch_size), max(1, batch_size // SLOTS_MIXED))
+    return np.concatenate([rng.permutation(slots) for slots in neighbours])
 
 
-def share(batch_size: int, rank: int, num_workers: int) -> range:
+def slots_of_rank(batch_size: int, rank: int, num_workers: int) -> range:
     """Return the positions of a global batch that worker `rank` of `num_workers` owns: as even as can be."""
     if num_workers > batch_size:
         raise ValueError(f"{num_workers} workers cannot share a batch of {batch_size}: use fewer workers")
     return range(rank * batch_size // num_workers, (rank + 1) * batch_size // num_workers)
 
 
-class Places:
+class BatchSampler:
     """The places (step, stream) of each of a worker's batches, in order."""
 
-    def __init__(self, first_step: int, num_steps: int, streams: range) -> None:
-        self.steps, self.streams = range(first_step, num_steps), streams
+    def __init__(self, first_step: int, num_steps: int, slots: range) -> None:
+        self.steps, self.slots = range(first_step, num_steps), slots
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return ([(step, stream) for stream in self.streams] for step in self.steps)
+        return ([(step, slot) for slot in self.slots] for step in self.steps)
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.degradations.compose import SINGLE, Degradation
-from pipeline.degradations.sampling import Drawn, Image, generator
+from pipeline.degradations.sampling import Image, SampledParams, generator
 
 __all__ = [
     "Bicubic",
@@ -44,7 +44,7 @@ __all__ = [
     "degrade",
     "regenerate",
 ]
-APPLY: Mapping[str, Callable[[Image, Drawn], Image]] = {
+APPLY: Mapping[str, Callable[[Image, SampledParams], Image]] = {
     str(field.default): single.apply for single in SINGLE for field in fields(single) if field.name == "kind"
 }
 
@@ -63,7 +63,7 @@ def degrade(clean: Image, degradation: Degradation, seed: abc.Sequence[int]) -> 
     shape of clean, float32; it leaves [0, 1] only where the degradation's own text says so. The record,
     {"seed": [...], "steps": [...]}, is plain JSON.
     """
-    record = {"seed": [int(number) for number in seed], "steps": degradation.draw(generator(seed))}
+    record = {"seed": [int(number) for number in seed], "steps": degradation.sample(generator(seed))}
     return Degraded(regenerate(clean, record), record)
 
 

@@ -19,13 +19,13 @@ from pipeline.degradations.light import to_display, to_linear
 from pipeline.degradations.sampling import (
     MAX_GREY_LEVEL,
     NAMED_FIELDS_ONLY,
-    Drawn,
     Image,
     Range,
+    SampledParams,
     check_range,
-    draw_seed,
-    draw_uniform,
     generator,
+    sample_seed,
+    sample_uniform,
 )
 
 Kernel = Float32[np.ndarray, "rows columns"]
@@ -60,17 +60,17 @@ class CameraShake:
         check_range(self, "anxiety", 0, 1)
         check_range(self, "highlight_gain", 1, 20)
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """The extent and restlessness of this exposure; the path follows from the seed."""
         names = ("length", "anxiety", "highlight_gain")
-        exposure = {name: draw_uniform(rng, getattr(self, name)) for name in names}
-        return [{"kind": self.kind, **exposure, "seed": draw_seed(rng)}]
+        exposure = {name: sample_uniform(rng, getattr(self, name)) for name in names}
+        return [{"kind": self.kind, **exposure, "seed": sample_seed(rng)}]
 
     @staticmethod
-    def apply(clean: Image, drawn: Drawn) -> Image:
+    def apply(clean: Image, sampled: SampledParams) -> Image:
         """clip(k ∗ x), k the time that the path spends at each pixel; in [0, 1]."""
-        path = drawn["length"] * trajectory(drawn["anxiety"], generator(drawn["seed"]))
-        return expose(clean, kernel_of_path(path), drawn["highlight_gain"])
+        path = sampled["length"] * trajectory(sampled["anxiety"], generator(sampled["seed"]))
+        return expose(clean, kernel_of_path(path), sampled["highlight_gain"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,15 +90,15 @@ class Defocus:
         check_range(self, "radius", 0, 50)
         check_range(self, "highlight_gain", 1, 20)
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """The radius of this picture."""
-        radius, gain = draw_uniform(rng, self.radius), draw_uniform(rng, self.highlight_gain)
+        radius, gain = sample_uniform(rng, self.radius), sample_uniform(rng, self.highlight_gain)
         return [{"kind": self.kind, "radius": radius, "highlight_gain": gain}]
 
     @staticmethod
-    def apply(clean: Image, drawn: Drawn) -> Image:
+    def apply(clean: Image, sampled: SampledParams) -> Image:
         """clip(k ∗ x), k an even disk; in [0, 1]."""
-        return expose(clean, disk_kernel(drawn["radius"]), drawn["highlight_gain"])
+        return expose(clean, disk_kernel(sampled["radius"]), sampled["highlight_gain"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,17 +124,17 @@ class GaussianBlur:
         check_range(self, "angle", -90, 90)
         check_range(self, "highlight_gain", 1, 20)
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """The ellipse of this picture."""
         names = ("sigma", "ratio", "angle", "highlight_gain")
-        return [{"kind": self.kind, **{name: draw_uniform(rng, getattr(self, name)) for name in names}}]
+        return [{"kind": self.kind, **{name: sample_uniform(rng, getattr(self, name)) for name in names}}]
 
     @staticmethod
-    def apply(clean: Image, drawn: Drawn) -> Image:
+    def apply(clean: Image, sampled: SampledParams) -> Image:
         """clip(k ∗ x), k a Gaussian; in [0, 1]."""
-        sigma, ratio = drawn["sigma"], drawn["ratio"]
-        kernel = gaussian_profile(sigma) if ratio == 1 else gaussian_kernel(sigma, ratio, drawn["angle"])
-        return expose(clean, kernel, drawn["highlight_gain"])
+        sigma, ratio = sampled["sigma"], sampled["ratio"]
+        kernel = gaussian_profile(sigma) if ratio == 1 else gaussian_kernel(sigma, ratio, sampled["angle"])
+        return expose(clean, kernel, sampled["highlight_gain"])
 
 
 def expose(clean: Image, kernel: Kernel | Profile, highlight_gain: float) -> Image:

@@ -22,13 +22,13 @@ from jaxtyping import Float64
 
 from pipeline.degradations.sampling import (
     NAMED_FIELDS_ONLY,
-    Drawn,
     Flag,
     Image,
     Range,
+    SampledParams,
     check_range,
-    draw_seed,
     generator,
+    sample_seed,
 )
 
 Light = Float64[np.ndarray, "H W C"]
@@ -81,12 +81,12 @@ class CameraNoise:
         if self.shot_noise[0] == 0 < self.shot_noise[1]:
             raise ValueError("camera_noise.shot_noise: a logarithmic range cannot start at 0; start at 0.0001")
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """The sensor's noise levels, its gains and its colour matrix; the noise follows from the seed."""
         low, high = self.shot_noise
         shot_noise = low * (high / low) ** rng.random() if low > 0 else 0.0
         deviation = READ_NOISE_SPREAD * rng.standard_normal()
-        drawn: Drawn = {
+        sampled: SampledParams = {
             "kind": self.kind,
             "shot_noise": float(shot_noise),
             "read_noise": float(shot_noise**READ_NOISE_SLOPE * math.exp(READ_NOISE_OFFSET + deviation)),
@@ -97,27 +97,29 @@ class CameraNoise:
             "mosaic": self.mosaic,
             "bayer_row": int(rng.integers(2)),  # where the first red pixel is
             "bayer_column": int(rng.integers(2)),
-            "seed": draw_seed(rng),
+            "seed": sample_seed(rng),
         }
-        return [drawn]
+        return [sampled]
 
     @staticmethod
-    def apply(clean: Image, drawn: Drawn) -> Image:
+    def apply(clean: Image, sampled: SampledParams) -> Image:
         """clip(x + develop(noisy) − develop(raw)), in [0, 1]."""
         clean = np.clip(clean, 0, 1)
-        mosaic = drawn["mosaic"] and clean.shape[2] == 3
-        gains = white_balance(clean.shape[2], drawn)
-        raw = take_back(clean, gains, drawn)
+        mosaic = sampled["mosaic"] and clean.shape[2] == 3
+        gains = white_balance(clean.shape[2], sampled)
+        raw = take_back(clean, gains, sampled)
         if mosaic:
-            raw = sample_bayer(raw, drawn)
-        noisy = drawn["shot_noise"] * raw  # raw + deviation · noise, in place: fresh memory costs more than arithmetic
-        noisy += drawn["read_noise"]
+            raw = sample_bayer(raw, sampled)
+        noisy = (
+            sampled["shot_noise"] * raw
+        )  # raw + deviation · noise, in place: fresh memory costs more than arithmetic
+        noisy += sampled["read_noise"]
         np.sqrt(noisy, out=noisy)
-        noisy *= generator(drawn["seed"]).standard_normal(raw.shape, dtype=np.float32)
+        noisy *= generator(sampled["seed"]).standard_normal(raw.shape, dtype=np.float32)
         noisy += raw
         np.minimum(noisy, 1, out=noisy)  # the sensor saturates before the gains
         seen, meant = (
-            develop(demosaic(values, gains, drawn) if mosaic else mix(values, np.diag(gains)), drawn)
+            develop(demosaic(values, gains, sampled) if mosaic else mix(values, np.diag(gains)), sampled)
             for values in (noisy, raw)
         )
         difference = (seen - meant).astype(np.float32)  # before the sum: where noise makes black, it leaves no 1e-17
@@ -125,11 +127,11 @@ class CameraNoise:
         return degraded
 
 
-def take_back(clean: Image, gains: Float64[np.ndarray, " C"], drawn: Drawn) -> Light:
+def take_back(clean: Image, gains: Float64[np.ndarray, " C"], sampled: SampledParams) -> Light:
     """Raw values in [0, 1] of a developed picture; white stays white, although the gains are above 1."""
     raw = expand(clean)
     if clean.shape[2] == 3:
-        raw = mix(raw, to_camera(drawn))
+        raw = mix(raw, to_camera(sampled))
     gray = mix(raw, np.full((1, clean.shape[2]), 1 / clean.shape[2]))[:, :, 0]
     white = np.square(np.maximum(gray - HIGHLIGHTS, 0) / (1 - HIGHLIGHTS))
     for channel, inverse in enumerate(1 / gains):
@@ -138,11 +140,11 @@ def take_back(clean: Image, gains: Float64[np.ndarray, " C"], drawn: Drawn) -> L
     return raw
 
 
-def develop(balanced: Light, drawn: Drawn) -> Light:
+def develop(balanced: Light, sampled: SampledParams) -> Light:
     """Display values of white-balanced raw values."""
     linear = np.clip(balanced, 0, 1)
     if balanced.shape[2] == 3:
-        linear = mix(linear, np.linalg.inv(to_camera(drawn)))
+        linear = mix(linear, np.linalg.inv(to_camera(sampled)))
         np.clip(linear, 0, 1, out=linear)
     return compress(linear)
 
@@ -168,15 +170,15 @@ def compress(linear: Light) -> Light:
     return tone
 
 
-def white_balance(channels: int, drawn: Drawn) -> Float64[np.ndarray, " C"]:
+def white_balance(channels: int, sampled: SampledParams) -> Float64[np.ndarray, " C"]:
     """What the camera multiplies raw values with, per channel."""
-    balance = [drawn["red_gain"], 1.0, drawn["blue_gain"]] if channels == 3 else [1.0]
-    return np.array(balance) * float(drawn["exposure_gain"])
+    balance = [sampled["red_gain"], 1.0, sampled["blue_gain"]] if channels == 3 else [1.0]
+    return np.array(balance) * float(sampled["exposure_gain"])
 
 
-def to_camera(drawn: Drawn) -> Float64[np.ndarray, "3 3"]:
+def to_camera(sampled: SampledParams) -> Float64[np.ndarray, "3 3"]:
     """From linear sRGB to the camera's colours, white staying white: a mixture of four cameras' matrices."""
-    matrix = np.average(XYZ_TO_CAMERA, axis=0, weights=drawn["cameras"]) @ RGB_TO_XYZ
+    matrix = np.average(XYZ_TO_CAMERA, axis=0, weights=sampled["cameras"]) @ RGB_TO_XYZ
     normalised: Float64[np.ndarray, "3 3"] = matrix / matrix.sum(axis=1, keepdims=True)
     return normalised
 
@@ -187,21 +189,21 @@ def mix(image: Light, matrix: Float64[np.ndarray, "new C"]) -> Float64[np.ndarra
     return mixed
 
 
-def sample_bayer(image: Light, drawn: Drawn) -> Mosaic:
+def sample_bayer(image: Light, sampled: SampledParams) -> Mosaic:
     """One channel: of three colours the one that a sensor with this phase of the pattern measures at each pixel."""
-    row, column = drawn["bayer_row"], drawn["bayer_column"]
+    row, column = sampled["bayer_row"], sampled["bayer_column"]
     mosaic = image[:, :, 1:2].copy()
     mosaic[row::2, column::2, 0] = image[row::2, column::2, 0]
     mosaic[1 - row :: 2, 1 - column :: 2, 0] = image[1 - row :: 2, 1 - column :: 2, 2]
     return mosaic
 
 
-def demosaic(mosaic: Mosaic, gains: Float64[np.ndarray, 3], drawn: Drawn) -> Float64[np.ndarray, "H W 3"]:
+def demosaic(mosaic: Mosaic, gains: Float64[np.ndarray, 3], sampled: SampledParams) -> Float64[np.ndarray, "H W 3"]:
     """Three balanced colours of a Bayer mosaic by Malvar's filters; reflected at the border, so the pattern goes on.
 
     Balanced values above white are clipped first: filters that mix colours would draw fringes around what is saturated.
     """
-    row, column = drawn["bayer_row"], drawn["bayer_column"]
+    row, column = sampled["bayer_row"], sampled["bayer_column"]
     red, green, blue = gains
     pattern = np.full((2, 2), green)
     pattern[row, column], pattern[1 - row, 1 - column] = red, blue

@@ -14,7 +14,7 @@ from pipeline.degradations.light import LowLight
 from pipeline.degradations.noise import GaussianNoise, Jpeg
 from pipeline.degradations.rain import RainStreaks
 from pipeline.degradations.resample import Bicubic
-from pipeline.degradations.sampling import NAMED_FIELDS_ONLY, Count, Drawn, Image, Number, check_number
+from pipeline.degradations.sampling import NAMED_FIELDS_ONLY, Count, Image, Number, SampledParams, check_number
 from pipeline.degradations.weather import Haze, Snow
 
 
@@ -25,12 +25,12 @@ class NoDegradation:
     __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["none"] = "none"
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """No steps."""
         return []
 
     @staticmethod
-    def apply(clean: Image, drawn: Drawn) -> Image:
+    def apply(clean: Image, sampled: SampledParams) -> Image:
         """The same image."""
         return clean
 
@@ -43,9 +43,9 @@ class Sequence:
     kind: Literal["sequence"] = "sequence"
     steps: tuple[Degradation, ...]
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """The steps of all, in order."""
-        return [drawn for step in self.steps for drawn in step.draw(rng)]
+        return [sampled for step in self.steps for sampled in step.sample(rng)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +56,9 @@ class RandomOrder:
     kind: Literal["random_order"] = "random_order"
     steps: tuple[Degradation, ...]
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """The steps of all, shuffled."""
-        return [drawn for index in rng.permutation(len(self.steps)) for drawn in self.steps[index].draw(rng)]
+        return [sampled for index in rng.permutation(len(self.steps)) for sampled in self.steps[index].sample(rng)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +77,10 @@ class OneOf:
                 f"not all of them 0, got {list(self.weights)}"
             )
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """The steps of the one that is chosen."""
         index = int(rng.choice(len(self.choices), p=np.asarray(self.weights) / sum(self.weights)))
-        return self.choices[index].draw(rng)
+        return self.choices[index].sample(rng)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +95,9 @@ class Sometimes:
     def __post_init__(self) -> None:
         check_number(self, "probability", 0, 1)
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """The steps of it, or none."""
-        return self.step.draw(rng) if rng.random() < self.probability else []
+        return self.step.sample(rng) if rng.random() < self.probability else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +116,9 @@ class Repeat:
     def __post_init__(self) -> None:
         check_number(self, "times", 1, 10)
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """The steps of every time, one after the other."""
-        return [drawn for _ in range(self.times) for drawn in self.step.draw(rng)]
+        return [sampled for _ in range(self.times) for sampled in self.step.sample(rng)]
 
 
 SINGLE = (

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.degradations.sampling import NAMED_FIELDS_ONLY, Drawn, Image, Range, check_range, draw_uniform
+from pipeline.degradations.sampling import NAMED_FIELDS_ONLY, Image, Range, SampledParams, check_range, sample_uniform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,15 +31,15 @@ class LowLight:
         check_range(self, "stops", 0, 10)
         check_range(self, "gamma", 0.2, 5)
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """The exposure and the tone curve of this picture."""
-        return [{"kind": self.kind, "stops": draw_uniform(rng, self.stops), "gamma": draw_uniform(rng, self.gamma)}]
+        return [{"kind": self.kind, "stops": sample_uniform(rng, self.stops), "gamma": sample_uniform(rng, self.gamma)}]
 
     @staticmethod
-    def apply(clean: Image, drawn: Drawn) -> Image:
+    def apply(clean: Image, sampled: SampledParams) -> Image:
         """y = display(linear(x)·2^(−stops))^gamma, in [0, 1]."""
-        dark = to_display(to_linear(clean) * np.float32(2.0 ** -drawn["stops"]))
-        return power(np.clip(dark, 0, 1), drawn["gamma"])
+        dark = to_display(to_linear(clean) * np.float32(2.0 ** -sampled["stops"]))
+        return power(np.clip(dark, 0, 1), sampled["gamma"])
 
 
 def to_linear(display: Image) -> Image:

@@ -12,15 +12,15 @@ from pipeline.degradations.sampling import (
     MAX_GREY_LEVEL,
     NAMED_FIELDS_ONLY,
     Count,
-    Drawn,
     Flag,
     Image,
     Range,
+    SampledParams,
     check_range,
-    draw_integer,
-    draw_seed,
-    draw_uniform,
     generator,
+    sample_integer,
+    sample_seed,
+    sample_uniform,
 )
 
 
@@ -42,18 +42,18 @@ class GaussianNoise:
     def __post_init__(self) -> None:
         check_range(self, "sigma", 0, MAX_GREY_LEVEL)
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """The σ of this picture and the seed of its noise."""
-        sigma = draw_uniform(rng, self.sigma)
-        return [{"kind": self.kind, "sigma": sigma, "per_channel": self.per_channel, "seed": draw_seed(rng)}]
+        sigma = sample_uniform(rng, self.sigma)
+        return [{"kind": self.kind, "sigma": sigma, "per_channel": self.per_channel, "seed": sample_seed(rng)}]
 
     @staticmethod
-    def apply(clean: Image, drawn: Drawn) -> Image:
+    def apply(clean: Image, sampled: SampledParams) -> Image:
         """clean + n; values may leave [0, 1]."""
         height, width, channels = clean.shape
-        shape = (height, width, channels if drawn["per_channel"] else 1)
-        noise = generator(drawn["seed"]).standard_normal(shape, dtype=np.float32)
-        noise *= np.float32(drawn["sigma"] / MAX_GREY_LEVEL)
+        shape = (height, width, channels if sampled["per_channel"] else 1)
+        noise = generator(sampled["seed"]).standard_normal(shape, dtype=np.float32)
+        noise *= np.float32(sampled["sigma"] / MAX_GREY_LEVEL)
         return clean + noise
 
 
@@ -73,19 +73,19 @@ class Jpeg:
     def __post_init__(self) -> None:
         check_range(self, "quality", 1, 100)
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """The quality of this picture."""
-        return [{"kind": self.kind, "quality": draw_integer(rng, self.quality), "chroma": self.chroma}]
+        return [{"kind": self.kind, "quality": sample_integer(rng, self.quality), "chroma": self.chroma}]
 
     @staticmethod
-    def apply(clean: Image, drawn: Drawn) -> Image:
+    def apply(clean: Image, sampled: SampledParams) -> Image:
         """The picture after encoding and decoding; whole grey levels in [0, 1]."""
         codes = np.rint(np.clip(clean, 0, 1) * np.float32(MAX_GREY_LEVEL)).astype(np.uint8)
         sampling = {
             "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
             "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-        }[drawn["chroma"]]
-        settings = [cv2.IMWRITE_JPEG_QUALITY, drawn["quality"], cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
+        }[sampled["chroma"]]
+        settings = [cv2.IMWRITE_JPEG_QUALITY, sampled["quality"], cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
         _, file = cv2.imencode(".jpg", codes[:, :, ::-1], settings)  # OpenCV takes blue, green, red
         decoded = cv2.imdecode(file, cv2.IMREAD_COLOR if clean.shape[2] == 3 else cv2.IMREAD_GRAYSCALE)
         compressed = np.asarray(decoded, np.float32).reshape(clean.shape)[:, :, ::-1]

@@ -25,17 +25,17 @@ from jaxtyping import Float32, Float64
 from pipeline.degradations.sampling import (
     NAMED_FIELDS_ONLY,
     Count,
-    Drawn,
     Image,
     Range,
+    SampledParams,
     check_number,
     check_range,
-    draw_seed,
-    draw_uniform,
     generator,
+    sample_seed,
+    sample_uniform,
 )
 
-Layer = Callable[[int, int, Drawn, float, np.random.Generator], Float32[np.ndarray, "H W"]]
+Layer = Callable[[int, int, SampledParams, float, np.random.Generator], Float32[np.ndarray, "H W"]]
 """Height, width, drawn parameters, distance, rng -> optical depth of what falls at that distance."""
 DENSITY_AREA = 100.0 * 100.0
 FWHM_OF_GAUSSIAN = 2.3548
@@ -79,7 +79,7 @@ class RainStreaks:
         check_range(self, "length", 1, 400)
         check_range(self, "width", 0.2, 20)
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """The weather of this picture; where the drops are follows from the seed."""
         names = (
             "depth",
@@ -92,13 +92,13 @@ class RainStreaks:
             "brightness",
             "veil",
         )
-        weather = {name: draw_uniform(rng, getattr(self, name)) for name in names}
-        return [{"kind": self.kind, "layers": self.layers, **weather, "seed": draw_seed(rng)}]
+        weather = {name: sample_uniform(rng, getattr(self, name)) for name in names}
+        return [{"kind": self.kind, "layers": self.layers, **weather, "seed": sample_seed(rng)}]
 
     @staticmethod
-    def apply(clean: Image, drawn: Drawn) -> Image:
+    def apply(clean: Image, sampled: SampledParams) -> Image:
         """y = x + (L − x)·(1 − e^{−τ}); within [0, 1] if clean is."""
-        return behind_layers(clean, drawn, streak_layer)
+        return behind_layers(clean, sampled, streak_layer)
 
 
 def check_layers(weather: object) -> None:
@@ -112,13 +112,13 @@ def check_layers(weather: object) -> None:
     check_range(weather, "veil", 0, 0.99)
 
 
-def behind_layers(clean: Image, drawn: Drawn, layer: Layer) -> Image:
+def behind_layers(clean: Image, sampled: SampledParams, layer: Layer) -> Image:
     """`clean` seen through a veil and through layers at several distances: y = x + (L − x)·(1 − e^{−τ})."""
-    rng = generator(drawn["seed"])
-    optical_depth = np.full(clean.shape[:2], -np.log1p(-drawn["veil"]), dtype=np.float32)
-    for distance in np.geomspace(drawn["depth"], 1.0, drawn["layers"]):
-        optical_depth += layer(clean.shape[0], clean.shape[1], drawn, float(distance), rng)
-    seen: Image = clean + (np.float32(drawn["brightness"]) - clean) * hidden(optical_depth)
+    rng = generator(sampled["seed"])
+    optical_depth = np.full(clean.shape[:2], -np.log1p(-sampled["veil"]), dtype=np.float32)
+    for distance in np.geomspace(sampled["depth"], 1.0, sampled["layers"]):
+        optical_depth += layer(clean.shape[0], clean.shape[1], sampled, float(distance), rng)
+    seen: Image = clean + (np.float32(sampled["brightness"]) - clean) * hidden(optical_depth)
     return seen
 
 
@@ -129,18 +129,18 @@ def hidden(optical_depth: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H 
 
 
 def streak_layer(
-    height: int, width: int, drawn: Drawn, distance: float, rng: np.random.Generator
+    height: int, width: int, sampled: SampledParams, distance: float, rng: np.random.Generator
 ) -> Float32[np.ndarray, "H W"]:
     """Optical depth of the streaks at one distance; strength and length vary from drop to drop."""
-    length = drawn["length"] / distance
+    length = sampled["length"] / distance
     margin = length  # drops outside whose streaks reach in
     area = (height + 2 * margin) * (width + 2 * margin)
-    count = int(rng.poisson(drawn["density"] / DENSITY_AREA * distance**2 * area))
+    count = int(rng.poisson(sampled["density"] / DENSITY_AREA * distance**2 * area))
     centre_y = rng.uniform(-margin, height + margin, count)
     centre_x = rng.uniform(-margin, width + margin, count)
-    angle = np.deg2rad(drawn["angle"] + drawn["angle_spread"] * rng.standard_normal(count))
+    angle = np.deg2rad(sampled["angle"] + sampled["angle_spread"] * rng.standard_normal(count))
     half_length = 0.5 * length * rng.uniform(0.4, 1.6, count)
-    strength = -np.log1p(-drawn["opacity"]) * rng.uniform(0.1, 1.0, count)
+    strength = -np.log1p(-sampled["opacity"]) * rng.uniform(0.1, 1.0, count)
 
     reach_y, reach_x = half_length * np.cos(angle), half_length * np.sin(angle)
     streaks = np.stack([centre_y, centre_x, reach_y, reach_x, strength * half_length]).astype(np.float32)
@@ -148,7 +148,7 @@ def streak_layer(
     depth = draw_steep(height, width, streaks[:, steep])
     if not steep.all():
         depth += draw_steep(width, height, streaks[[1, 0, 3, 2, 4]][:, ~steep]).T
-    streak_width = drawn["width"] / distance
+    streak_width = sampled["width"] / distance
     return blur_across(depth * np.float32(AREA_OF_GAUSSIAN * streak_width), streak_width)
 
 

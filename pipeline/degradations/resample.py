@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from scipy.sparse import csr_array
 
-from pipeline.degradations.sampling import NAMED_FIELDS_ONLY, Count, Drawn, Image, check_number
+from pipeline.degradations.sampling import NAMED_FIELDS_ONLY, Count, Image, SampledParams, check_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,16 +34,16 @@ class Bicubic:
     def __post_init__(self) -> None:
         check_number(self, "scale", 1, 16)
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """The scale; nothing is random."""
         return [{"kind": self.kind, "scale": self.scale}]
 
     @staticmethod
-    def apply(clean: Image, drawn: Drawn) -> Image:
+    def apply(clean: Image, sampled: SampledParams) -> Image:
         """Down and up again, clipped to [0, 1] after both as a file between them would; not quantised."""
         height, width = clean.shape[:2]
-        small = np.clip(downsample(clean, drawn["scale"]), 0, 1)
-        large = resize(small, small.shape[0] * drawn["scale"], small.shape[1] * drawn["scale"])
+        small = np.clip(downsample(clean, sampled["scale"]), 0, 1)
+        large = resize(small, small.shape[0] * sampled["scale"], small.shape[1] * sampled["scale"])
         restored_size: Image = np.clip(large[:height, :width], 0, 1)  # cropped: fitted, it would be squeezed
         return restored_size
 

@@ -16,7 +16,7 @@ Number = Annotated[float, Strict()]
 Count = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
 Range = tuple[Number, Number]
-Drawn = dict[str, Any]
+SampledParams = dict[str, Any]
 """One application: `kind` and plain JSON numbers, all that `apply` needs beside the image."""
 MAX_GREY_LEVEL = float(np.iinfo(np.uint8).max)
 """What 1.0 is in grey levels of 8 bit, the unit in which the field gives the σ of noise."""
@@ -40,17 +40,17 @@ def check_number(owner: Any, name: str, lowest: int | float, highest: int | floa
         raise ValueError(f"{owner.kind}.{name}: expected a number from {lowest:g} to {highest:g}, got {value}")
 
 
-def draw_uniform(rng: np.random.Generator, bounds: Range) -> float:
+def sample_uniform(rng: np.random.Generator, bounds: Range) -> float:
     """One number, uniform in [from, to]; a range of one point is that point exactly."""
     return float(bounds[0] + (bounds[1] - bounds[0]) * rng.random())
 
 
-def draw_integer(rng: np.random.Generator, bounds: tuple[int, int]) -> int:
+def sample_integer(rng: np.random.Generator, bounds: tuple[int, int]) -> int:
     """One whole number, uniform in from..to, both included."""
     return int(rng.integers(bounds[0], bounds[1] + 1))
 
 
-def draw_seed(rng: np.random.Generator) -> int:
+def sample_seed(rng: np.random.Generator) -> int:
     """The seed of what is random within an application; below 2^53, which every JSON reader keeps whole."""
     return int(rng.integers(2**53))
 

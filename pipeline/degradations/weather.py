@@ -19,13 +19,13 @@ from pipeline.degradations.rain import DENSITY_AREA, FWHM_OF_GAUSSIAN, behind_la
 from pipeline.degradations.sampling import (
     NAMED_FIELDS_ONLY,
     Count,
-    Drawn,
     Image,
     Range,
+    SampledParams,
     check_range,
-    draw_seed,
-    draw_uniform,
     generator,
+    sample_seed,
+    sample_uniform,
 )
 
 CLUMPS_PER_FLAKE = 5
@@ -55,21 +55,21 @@ class Haze:
         check_range(self, "tint", 0, 0.2)
         check_range(self, "relief", 0, 1)
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """The air of this picture; the relief follows from the seed."""
-        airlight, tint = draw_uniform(rng, self.airlight), draw_uniform(rng, self.tint)
+        airlight, tint = sample_uniform(rng, self.airlight), sample_uniform(rng, self.tint)
         colour = np.clip(airlight + tint * rng.uniform(-1, 1, 3), 0, 1).tolist()
-        beta, relief = draw_uniform(rng, self.beta), draw_uniform(rng, self.relief)
-        return [{"kind": self.kind, "beta": beta, "airlight": colour, "relief": relief, "seed": draw_seed(rng)}]
+        beta, relief = sample_uniform(rng, self.beta), sample_uniform(rng, self.relief)
+        return [{"kind": self.kind, "beta": beta, "airlight": colour, "relief": relief, "seed": sample_seed(rng)}]
 
     @staticmethod
-    def apply(clean: Image, drawn: Drawn) -> Image:
+    def apply(clean: Image, sampled: SampledParams) -> Image:
         """display(J·t + A·(1 − t)); within [0, 1] if clean is."""
-        colour = np.array(drawn["airlight"], np.float32).reshape(1, 1, 3)
+        colour = np.array(sampled["airlight"], np.float32).reshape(1, 1, 3)
         airlight = to_linear(colour if clean.shape[2] == 3 else colour.mean(axis=2, keepdims=True))
-        depth = distance(clean.shape[0], clean.shape[1], drawn["relief"], generator(drawn["seed"]))
+        depth = distance(clean.shape[0], clean.shape[1], sampled["relief"], generator(sampled["seed"]))
         light = to_linear(clean)
-        return to_display(light + (airlight - light) * hidden(np.float32(drawn["beta"]) * depth))
+        return to_display(light + (airlight - light) * hidden(np.float32(sampled["beta"]) * depth))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,16 +104,16 @@ class Snow:
         check_range(self, "size", 0.5, 40)
         check_range(self, "motion", 0, 100)
 
-    def draw(self, rng: np.random.Generator) -> list[Drawn]:
+    def sample(self, rng: np.random.Generator) -> list[SampledParams]:
         """The weather of this picture; where the flakes are follows from the seed."""
         names = ("depth", "angle", "size", "motion", "density", "opacity", "brightness", "veil")
-        weather = {name: draw_uniform(rng, getattr(self, name)) for name in names}
-        return [{"kind": self.kind, "layers": self.layers, **weather, "seed": draw_seed(rng)}]
+        weather = {name: sample_uniform(rng, getattr(self, name)) for name in names}
+        return [{"kind": self.kind, "layers": self.layers, **weather, "seed": sample_seed(rng)}]
 
     @staticmethod
-    def apply(clean: Image, drawn: Drawn) -> Image:
+    def apply(clean: Image, sampled: SampledParams) -> Image:
         """y = x + (L − x)·(1 − e^{−τ}); within [0, 1] if clean is."""
-        return behind_layers(clean, drawn, flake_layer)
+        return behind_layers(clean, sampled, flake_layer)
 
 
 def distance(height: int, width: int, relief: float, rng: np.random.Generator) -> Float32[np.ndarray, "H W"]:
@@ -131,22 +131,22 @@ def distance(height: int, width: int, relief: float, rng: np.random.Generator) -
 
 
 def flake_layer(
-    height: int, width: int, drawn: Drawn, away: float, rng: np.random.Generator
+    height: int, width: int, sampled: SampledParams, away: float, rng: np.random.Generator
 ) -> Float32[np.ndarray, "H W"]:
     """Optical depth of the flakes at one distance; a flake is a handful of clumps, smeared along its own fall."""
-    size, motion = drawn["size"] / away, drawn["motion"] / away
+    size, motion = sampled["size"] / away, sampled["motion"] / away
     margin = 2 * size + motion
-    count = int(rng.poisson(drawn["density"] / DENSITY_AREA * away**2 * (height + 2 * margin) * (width + 2 * margin)))
+    count = int(rng.poisson(sampled["density"] / DENSITY_AREA * away**2 * (height + 2 * margin) * (width + 2 * margin)))
     centre_y = rng.uniform(-margin, height + margin, (count, 1, 1))
     centre_x = rng.uniform(-margin, width + margin, (count, 1, 1))
     own_size = size * rng.uniform(0.5, 1.3, (count, 1, 1))
     clump_y, clump_x = 0.3 * own_size * rng.standard_normal((2, count, CLUMPS_PER_FLAKE, 1))
-    angle = np.deg2rad(drawn["angle"] + 15 * rng.standard_normal((count, 1, 1)))
+    angle = np.deg2rad(sampled["angle"] + 15 * rng.standard_normal((count, 1, 1)))
     along = motion * np.linspace(-0.5, 0.5, SAMPLES_PER_FLAKE)
     y = centre_y + clump_y + along * np.cos(angle)
     x = centre_x + clump_x + along * np.sin(angle)
     clump = 0.6 * size  # full width at half maximum
-    strength = -math.log1p(-drawn["opacity"]) * rng.uniform(0.3, 1.0, (count, 1, 1))
+    strength = -math.log1p(-sampled["opacity"]) * rng.uniform(0.3, 1.0, (count, 1, 1))
     area = math.pi / (4 * math.log(2)) * clump**2  # of a Gaussian with unit peak
     weight = np.broadcast_to(strength * area / SAMPLES_PER_FLAKE * (own_size / size) ** 2 / 2, y.shape)
     row, column = np.rint(y).astype(np.int32), np.rint(x).astype(np.int32)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from dgunet.images import UnreadableImage, in_channels, read_photo, to_float
-from pipeline.dataloader.pairs import LoadedPair
+from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.degradations import degrade
 from pipeline.degradations.compose import Degradation
 from pipeline.evaluation.protocol import Protocol
@@ -49,22 +49,22 @@ class Benchmark:
         sides = (side for side in (self.clean, self.degraded) if side)
         return next((missing for side in sides if (missing := _missing(patterns.place_of(side)))), None)
 
-    def pairs(self, task_degradation: Degradation, channels: int, seed: int) -> Iterator[LoadedPair]:
+    def pairs(self, task_degradation: Degradation, channels: int, seed: int) -> Iterator[EvaluationPair]:
         """Yield the pairs in the order of their names, as RGB (`channels` 3) or as gray (1).
 
         Raises ValueError for an image that cannot be read, has no partner, several, or one of another size: a part of
         a benchmark is not the benchmark.
         """
         for name, image in self._images().items():
-            clean, was_gray = _read(image.where, channels)
+            clean, was_gray = _read(image.uri, channels)
             if image.degraded is None:
-                drawn = degrade(clean, self.degradation or task_degradation, [seed, zlib.crc32(name.encode())])
-                yield LoadedPair(name, clean, drawn.image, drawn.record, was_gray)
+                sampled = degrade(clean, self.degradation or task_degradation, [seed, zlib.crc32(name.encode())])
+                yield EvaluationPair(name, clean, sampled.image, sampled.record, was_gray)
             else:
                 partner, _ = _read(image.degraded, channels)
                 if partner.shape != clean.shape:
-                    raise ValueError(f"benchmark {self.name}: {image.where} and {image.degraded} differ in size")
-                yield LoadedPair(name, clean, partner, {"clean": image.where, "degraded": image.degraded}, was_gray)
+                    raise ValueError(f"benchmark {self.name}: {image.uri} and {image.degraded} differ in size")
+                yield EvaluationPair(name, clean, partner, {"clean": image.uri, "degraded": image.degraded}, was_gray)
 
     def _images(self) -> dict[str, listing.Candidate]:
         """By name, sorted."""
@@ -75,11 +75,11 @@ class Benchmark:
             raise ValueError(f"benchmark {self.name}: {error}") from error
         for item in left_out:
             if not item.ignored:
-                raise ValueError(f"benchmark {self.name}: {item.where}: {item.reason}")
+                raise ValueError(f"benchmark {self.name}: {item.uri}: {item.reason}")
         named: dict[str, listing.Candidate] = {}
         for image in sorted(images, key=lambda image: image.name):
             if (other := named.setdefault(image.name, image)) is not image:
-                one, two = other.degraded or other.where, image.degraded or image.where
+                one, two = other.degraded or other.uri, image.degraded or image.uri
                 raise ValueError(f"benchmark {self.name}: {one} and {two} differ in their suffix alone: remove one")
         return named
 
@@ -95,10 +95,10 @@ def _missing(place: str) -> str | None:
         raise
 
 
-def _read(where: str, channels: int) -> tuple[Image, bool]:
+def _read(uri: str, channels: int) -> tuple[Image, bool]:
     """Return an image in the task's channels, and whether it came as gray where they are three."""
     try:
-        pixels = read_photo(storage.read(where)).pixels
+        pixels = read_photo(storage.read(uri)).pixels
     except (UnreadableImage, places.UnreadableFile) as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{uri}: {error}") from error
     return to_float(in_channels(pixels, channels)), pixels.shape[2] < channels

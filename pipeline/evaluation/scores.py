@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from dgunet.inference import WHOLE_IMAGE_PIXELS, restore
 from dgunet.network import DGUNet, Measurements
 from dgunet.tensors import to_array, to_tensor
-from pipeline.dataloader.pairs import LoadedPair
+from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.evaluation.baselines import Baseline, PseudoInverse
 from pipeline.evaluation.protocol import Protocol, Quality, gain, mean_quality
 
@@ -99,14 +99,14 @@ class Evaluation:
         return tuple(mean_quality(image.stages[k] for image in whole) for k in range(most))
 
 
-def evaluate(model: DGUNet, pairs: Iterable[LoadedPair], baseline: Baseline, protocol: Protocol) -> Evaluation:
+def evaluate(model: DGUNet, pairs: Iterable[EvaluationPair], baseline: Baseline, protocol: Protocol) -> Evaluation:
     """Measure `model` on `pairs`, one at a time, by `protocol`; ValueError if there is none."""
     restored = ((pair, restoration(model, pair, baseline, protocol.self_ensemble)) for pair in pairs)
     found = (measured(pair, images, protocol) for pair, images in restored)
     return Evaluation(tuple(found), protocol)
 
 
-def measured(pair: LoadedPair, images: Restoration, protocol: Protocol) -> Measured:
+def measured(pair: EvaluationPair, images: Restoration, protocol: Protocol) -> Measured:
     """Return the numbers of one restoration."""
     measure = partial(protocol.measure, clean=images.clean, was_gray=pair.was_gray)
     return Measured(
@@ -118,7 +118,7 @@ def measured(pair: LoadedPair, images: Restoration, protocol: Protocol) -> Measu
 
 
 @torch.inference_mode()
-def restoration(model: DGUNet, pair: LoadedPair, baseline: Baseline, self_ensemble: bool) -> Restoration:
+def restoration(model: DGUNet, pair: EvaluationPair, baseline: Baseline, self_ensemble: bool) -> Restoration:
     """Restore one pair with the network and with the baseline, on the device that holds the network.
 
     A sensing network measures the clean image itself: its degraded image is Φᵀy, where its iteration starts. Raises

@@ -50,14 +50,14 @@ class Inspection:
 
 
 def inspect_images(
-    candidates: Iterable[Candidate], max_pixels: int, memory: Path
+    candidates: Iterable[Candidate], max_pixels: int, cache: Path
 ) -> Iterator[tuple[Candidate, Inspection]]:
     """Yield each candidate, in order, with what one look at it tells; a look is remembered in the file `memory`.
 
     Raises StorageError if a place cannot be reached any more: what was seen until then stays remembered.
     """
     todo = iter(candidates)
-    with _saved(memory) as database:
+    with _saved(cache) as database:
         while chunk := list(islice(todo, _CHUNK)):
             keys = [_key(candidate, max_pixels) for candidate in chunk]
             known = {key: seen for key in keys if key and (seen := _recall(database, key))}
@@ -78,38 +78,38 @@ def inspect_images(
 
 def inspect_image(candidate: Candidate, *, max_pixels: int) -> Inspection:
     """Decode an image (and its degraded partner) and describe it. Raises StorageError if its place is out of reach."""
-    where = candidate.where
+    uri = candidate.uri
     try:
-        image = _read(where, max_pixels)
+        image = _read(uri, max_pixels)
         height, width = image.shape[:2]
         degraded_sha256 = ""
         if candidate.degraded:
-            where = candidate.degraded
-            degraded = _read(where, max_pixels)
+            uri = candidate.degraded
+            degraded = _read(uri, max_pixels)
             degraded_sha256 = pixel_hash(degraded)
             if degraded.shape != image.shape:
                 size = f"{degraded.shape[1]}x{degraded.shape[0]}"
                 return Inspection(reason=f"misaligned: {size}, but its clean partner is {width}x{height}")
     except (UnreadableFile, images.UnreadableImage) as error:
-        at_fault = f"its clean partner {where}: " if candidate.degraded and where == candidate.where else ""
+        at_fault = f"its clean partner {uri}: " if candidate.degraded and uri == candidate.uri else ""
         return Inspection(reason=at_fault + str(error))
     return Inspection(pixel_hash(image), degraded_sha256, height, width, near_duplicates.thumbnail(image).tobytes())
 
 
-def group_scenes(thumbnails: Mapping[str, bytes], memory: Path) -> dict[str, str]:
+def group_scenes(thumbnails: Mapping[str, bytes], cache: Path) -> dict[str, str]:
     """Return duplicates.name_groups, remembered for as long as the images are the same: it is slow for very many."""
     key = hashlib.sha256(" ".join((_reader(), *sorted(thumbnails))).encode()).hexdigest()
-    with _saved(memory) as database:
+    with _saved(cache) as database:
         row = database.execute("SELECT groups FROM scenes WHERE key = ?", (key,)).fetchone()
-        groups: dict[str, str] = json.loads(row[0]) if row else near_duplicates.name_groups(thumbnails)
+        groups: dict[str, str] = json.loads(row[0]) if row else near_duplicates.name_scenes(thumbnails)
         database.execute("DELETE FROM scenes")
         database.execute("INSERT INTO scenes VALUES (?, ?)", (key, json.dumps(groups)))
     return groups
 
 
-def _read(where: str, max_pixels: int) -> NDArray[np.float32]:
+def _read(uri: str, max_pixels: int) -> NDArray[np.float32]:
     try:
-        return images.read_image(read_source_image(where, max_pixels=max_pixels), max_pixels=max_pixels)
+        return images.read_image(read_source_image(uri, max_pixels=max_pixels), max_pixels=max_pixels)
     except images.UnreadableImage as error:
         raise images.UnreadableImage(str(error).removeprefix("image in memory: ")) from error
 
@@ -132,19 +132,19 @@ def _in_threads(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[
 
 
 @contextmanager
-def _saved(memory: Path) -> Iterator[sqlite3.Connection]:
+def _saved(cache: Path) -> Iterator[sqlite3.Connection]:
     """Open the memory; save what was added, whatever happens meanwhile. A disk that is full or read-only: OSError."""
-    with closing(_open_memory(memory)) as database:
+    with closing(_open_cache(cache)) as database:
         try:
             try:
                 yield database
             finally:
                 database.commit()
         except sqlite3.OperationalError as error:
-            raise OSError(f"{memory}: {error}") from error
+            raise OSError(f"{cache}: {error}") from error
 
 
-def _open_memory(path: Path) -> sqlite3.Connection:
+def _open_cache(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = "key TEXT PRIMARY KEY, sha256 TEXT, degraded TEXT, height INT, width INT, thumbnail BLOB, reason TEXT"
     database = sqlite3.connect(path, timeout=60)
@@ -157,7 +157,7 @@ def _open_memory(path: Path) -> sqlite3.Connection:
         if "locked" in str(error) or "readonly" in str(error) or "disk" in str(error):
             raise OSError(f"{path}: {error}") from error
         path.unlink()  # damaged: it is only a memory
-        return _open_memory(path)
+        return _open_cache(path)
     return database
 
 
@@ -168,9 +168,9 @@ def _recall(database: sqlite3.Connection, key: str) -> Inspection | None:
 
 def _key(candidate: Candidate, max_pixels: int) -> str | None:
     """Everything that a look depends on; None for a file that bears no sign of change."""
-    if candidate.stamp is None:
+    if candidate.version is None:
         return None
-    parts = (candidate.where, candidate.degraded, candidate.stamp, max_pixels, _reader())
+    parts = (candidate.uri, candidate.degraded, candidate.version, max_pixels, _reader())
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -59,7 +59,7 @@ def same_scene(thumbnails: Thumbnails) -> list[list[int]]:
     return sorted(rows for rows in members.values() if len(rows) > 1)
 
 
-def name_groups(thumbnails: Mapping[str, bytes]) -> dict[str, str]:
+def name_scenes(thumbnails: Mapping[str, bytes]) -> dict[str, str]:
     """Pixel hash -> thumbnail to pixel hash -> group: the first 16 digits of the smallest hash of its scene."""
     hashes = sorted(thumbnails)
     pixels = np.frombuffer(b"".join(thumbnails[sha256] for sha256 in hashes), np.uint8)

@@ -87,8 +87,8 @@ def describe(record: Mapping[str, Any]) -> list[Note]:
     """What was drawn, a note for each step, without the seeds."""
     notes = []
     for step in record["steps"]:
-        drawn = {name: value for name, value in step.items() if name not in ("kind", "seed")}
-        notes.append(Note(step["kind"], [f"{name} {shorten(value)}" for name, value in drawn.items()]))
+        sampled = {name: value for name, value in step.items() if name not in ("kind", "seed")}
+        notes.append(Note(step["kind"], [f"{name} {shorten(value)}" for name, value in sampled.items()]))
     return notes or [Note("nothing", ["the picture as it is"])]
 
 

@@ -31,7 +31,7 @@ Image = Float32[np.ndarray, "H W C"]
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class GalleryItem:
     """One test image on the page: why it was chosen, its numbers, its pictures.
 
     drawn: the record of `degrade`; empty for a real pair.
@@ -40,7 +40,7 @@ class Exhibit:
     reason: str
     measured: Measured
     images: Restoration
-    drawn: Mapping[str, Any]
+    sampled: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Page:
     task: str
     evaluation: Evaluation
     benchmarks: Mapping[str, Evaluation]
-    exhibits: Sequence[Exhibit]
+    items: Sequence[GalleryItem]
     plots: Mapping[str, Plot]
     degradation: Mapping[str, Any]
     model: DGUNetConfig
@@ -91,7 +91,7 @@ def render(page: Page) -> str:
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         task=_text(page.task),
         num_images=len(evaluation.images),
-        num_shown=len(page.exhibits),
+        num_shown=len(page.items),
         degraded=_decibels(evaluation.degraded.psnr),
         baseline=_decibels(evaluation.baseline.psnr),
         restored=_decibels(evaluation.restored.psnr),
@@ -104,11 +104,11 @@ def render(page: Page) -> str:
         benchmarks=_benchmarks(page.benchmarks),
         degradation=_definitions(page.degradation),
         facts=_definitions({"parameters": page.num_parameters, **asdict(page.model)}),
-        exhibits="".join(_exhibit(number, exhibit) for number, exhibit in enumerate(page.exhibits, 1)),
+        items="".join(_exhibit(number, exhibit) for number, exhibit in enumerate(page.items, 1)),
     )
 
 
-def telling_window(images: Restoration) -> tuple[slice, slice]:
+def most_different_crop(images: Restoration) -> tuple[slice, slice]:
     """Return the square (rows, columns) in which network and baseline differ most: where looking closer pays."""
     height, width = images.clean.shape[:2]
     side = min(CROP_SIDE, height, width)
@@ -119,9 +119,9 @@ def telling_window(images: Restoration) -> tuple[slice, slice]:
     return slice(top, top + side), slice(left, left + side)
 
 
-def _exhibit(number: int, exhibit: Exhibit) -> str:
+def _exhibit(number: int, exhibit: GalleryItem) -> str:
     images, measured = exhibit.images, exhibit.measured
-    window = telling_window(images)
+    window = most_different_crop(images)
     height, width = images.clean.shape[:2]
     box = (window[1].start / width, window[0].start / height, _length(window[1]) / width, _length(window[0]) / height)
     crops = (
@@ -134,7 +134,7 @@ def _exhibit(number: int, exhibit: Exhibit) -> str:
     return _EXHIBIT.substitute(
         number=number,
         key=_text(measured.key),
-        drawn=_drawn(exhibit.drawn),
+        sampled=_drawn(exhibit.sampled),
         reason=_text(exhibit.reason),
         gain=f"{measured.gain_db:+.2f}",
         width=width,
@@ -161,7 +161,7 @@ def _drawn(record: Mapping[str, Any]) -> str:
 _EXHIBIT = Template("""
 <article class="exhibit" aria-labelledby="e$number">
 <header><h3 id="e$number">$reason <span class="gain">$gain dB</span></h3>
-<p class="key">$key, $width × $height</p>$drawn</header>
+<p class="key">$key, $width × $height</p>$sampled</header>
 <div class="views">
 <div class="compare" style="--ratio:$width/$height;$box">
 <img class="degraded" alt="degraded" src="$degraded" width="$width" height="$height">

@@ -17,11 +17,11 @@ from pipeline.evaluation.scores import Evaluation
 
 Curve = Sequence[Mapping[str, float | None]]
 """Rows of train.csv: step, loss, learning_rate, val_psnr; None where nothing was measured."""
-Plot = Callable[[Any, "Ink"], None]
+Plot = Callable[[Any, "Palette"], None]
 
 
 @dataclass(frozen=True)
-class Ink:
+class Palette:
     """Colours of a figure on light or on dark ground."""
 
     text: str
@@ -30,17 +30,17 @@ class Ink:
     second: str
 
 
-ON_LIGHT = Ink(text="#22262b", faint="#b9c0c8", accent="#0b6e99", second="#c2571a")
-ON_DARK = Ink(text="#dfe4ea", faint="#4a525c", accent="#5cc4ee", second="#f0935a")
+ON_LIGHT = Palette(text="#22262b", faint="#b9c0c8", accent="#0b6e99", second="#c2571a")
+ON_DARK = Palette(text="#dfe4ea", faint="#4a525c", accent="#5cc4ee", second="#f0935a")
 
 
 def plots(evaluation: Evaluation, curve: Curve) -> dict[str, Plot]:
     """Return the figures by name, each a function that draws it into axes; no training curve without a `curve`."""
-    drawn: dict[str, Plot] = {
+    sampled: dict[str, Plot] = {
         "stages": lambda axes, ink: _stages(axes, ink, evaluation),
         "gains": lambda axes, ink: _gains(axes, ink, evaluation),
     }
-    return {"training": lambda axes, ink: _training(axes, ink, curve), **drawn} if curve else drawn
+    return {"training": lambda axes, ink: _training(axes, ink, curve), **sampled} if curve else sampled
 
 
 def png(plot: Plot) -> bytes:
@@ -48,12 +48,12 @@ def png(plot: Plot) -> bytes:
     return _render(plot, ON_LIGHT, "png", {"Software": None}, facecolor="white", dpi=160)
 
 
-def svg(plot: Plot, ink: Ink) -> bytes:
+def svg(plot: Plot, ink: Palette) -> bytes:
     """Return the figure on transparent ground, letters as outlines."""
     return _render(plot, ink, "svg", {"Date": None, "Creator": None}, transparent=True)
 
 
-def _render(plot: Plot, ink: Ink, file_format: str, metadata: dict[str, None], **options: Any) -> bytes:
+def _render(plot: Plot, ink: Palette, file_format: str, metadata: dict[str, None], **options: Any) -> bytes:
     style = {
         "svg.hashsalt": "dgunet",
         "font.family": "DejaVu Sans",
@@ -79,7 +79,7 @@ def _render(plot: Plot, ink: Ink, file_format: str, metadata: dict[str, None], *
     return buffer.getvalue()
 
 
-def _training(axes: Any, ink: Ink, curve: Curve) -> None:
+def _training(axes: Any, ink: Palette, curve: Curve) -> None:
     losses, psnrs = _measured(curve, "loss"), _measured(curve, "val_psnr")
     axes.set_title("Training")
     axes.set_xlabel("step")
@@ -100,7 +100,7 @@ def _measured(curve: Curve, column: str) -> list[tuple[float, float]]:
     return [(step, value) for step, value in rows if step is not None and value is not None and math.isfinite(value)]
 
 
-def _stages(axes: Any, ink: Ink, evaluation: Evaluation) -> None:
+def _stages(axes: Any, ink: Palette, evaluation: Evaluation) -> None:
     axes.set_title("After each stage")
     axes.set_xlabel("stage")
     axes.set_ylabel("PSNR, dB")
@@ -117,7 +117,7 @@ def _stages(axes: Any, ink: Ink, evaluation: Evaluation) -> None:
     axes.figure.legend(loc="outside lower center", ncols=3)  # inside, the line of the stages may cross it
 
 
-def _gains(axes: Any, ink: Ink, evaluation: Evaluation) -> None:
+def _gains(axes: Any, ink: Palette, evaluation: Evaluation) -> None:
     gains = [image.gain_db for image in evaluation.images if math.isfinite(image.gain_db)]
     axes.set_title("Gain of each test image")
     axes.set_xlabel("PSNR restored − degraded, dB")

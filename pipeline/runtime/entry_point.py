@@ -21,7 +21,7 @@ from pipeline.runtime.files import PROJECT
 LAST_ERROR = Path(".cache/last-error.txt")
 
 
-def door(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], None]) -> None:
     """Run a door: what the user can mend is told without a traceback and exits with 1; Ctrl-C exits with 130.
 
     A stage of DVC stops when `dvc repro` was killed, as on SIGTERM.

@@ -30,11 +30,11 @@ from pipeline.sources.places import (
     StorageError,
     UnreadableFile,
     describe_error,
-    file_stamp,
+    file_version,
     open_filesystem,
     portable_place,
     size_problem,
-    url_stamp,
+    url_version,
 )
 
 COPIES = Path(".cache/archives")
@@ -47,11 +47,11 @@ _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, l
 class Archive:
     """A zip or tar file, opened once for many reads; threads take turns."""
 
-    def __init__(self, place: str, stamp: str | None):
-        self._place, self._stamp = place, stamp
+    def __init__(self, place: str, version: str | None):
+        self._place, self._version = place, version
         self._turn = threading.Lock()
         self._inside: dict[str, zipfile.ZipInfo | tarfile.TarInfo] = {}  # by name, without the "./" of some tars
-        self._file = _open_seekable(place, stamp)
+        self._file = _open_seekable(place, version)
         try:
             self._zip = zipfile.ZipFile(self._file) if place.lower().endswith(".zip") else None
             self._tar = None if self._zip else tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
@@ -66,8 +66,8 @@ class Archive:
     def files(self) -> Iterator[File]:
         """List the members, sorted by name."""
         for name, (facts, problem) in sorted(self._members.items()):
-            stamp = self._stamp and f"{self._stamp}:{facts}"
-            yield File(name, f"{portable_place(self._place)}!{name}", stamp, problem)
+            version = self._version and f"{self._version}:{facts}"
+            yield File(name, f"{portable_place(self._place)}!{name}", version, problem)
 
     def read(self, member: str, max_pixels: int) -> bytes:
         """Return the bytes of a member. Raises as `sources.storage.read`."""
@@ -171,14 +171,14 @@ def _check_header(content: Any, max_pixels: int) -> None:
 
 
 @lru_cache(maxsize=16)
-def open_archive(place: str, stamp: str | None) -> Archive:
+def open_archive(place: str, version: str | None) -> Archive:
     """`stamp` makes a changed archive another one."""
-    return Archive(place, stamp)
+    return Archive(place, version)
 
 
-def _open_seekable(place: str, stamp: str | None) -> Any:
+def _open_seekable(place: str, version: str | None) -> Any:
     """Open an archive so that it can be read in any order: as a copy where it cannot be itself."""
-    copy = _copy(place, stamp) if stamp else None
+    copy = _copy(place, version) if version else None
     if copy and copy.exists():
         return copy.open("rb")
     file, gives_parts = _open_binary(place)
@@ -198,8 +198,8 @@ def _open_seekable(place: str, stamp: str | None) -> Any:
         return nameless
 
 
-def _copy(place: str, stamp: str) -> Path:
-    name, version = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in (portable_place(place), stamp))
+def _copy(place: str, version: str) -> Path:
+    name, version = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in (portable_place(place), version))
     return COPIES / f"{name}.{version}"
 
 
@@ -269,19 +269,19 @@ def _gives_parts(file: Any) -> bool:
     return True
 
 
-_stamps_at_urls: dict[str, str | None] = {}  # when last listed: to ask the server for each image would take long
+_url_versions: dict[str, str | None] = {}  # when last listed: to ask the server for each image would take long
 
 
-def archive_stamp(place: str, *, anew: bool = False) -> str | None:
+def archive_version(place: str, *, anew: bool = False) -> str | None:
     """Return a version tag of an archive; `anew` asks the server again. None where it has no version."""
     try:
         if "://" not in place:
-            return file_stamp(Path(place).expanduser().stat())
-        if anew or place not in _stamps_at_urls:
+            return file_version(Path(place).expanduser().stat())
+        if anew or place not in _url_versions:
             filesystem, path = open_filesystem(place)
             filesystem.invalidate_cache()
-            _stamps_at_urls[place] = url_stamp(filesystem.info(path))
-        return _stamps_at_urls[place]
+            _url_versions[place] = url_version(filesystem.info(path))
+        return _url_versions[place]
     except StorageError:
         raise
     except Exception:  # each protocol has its own errors; opening it says why

@@ -83,18 +83,18 @@ class Candidate:
     `name` is that of the file (in a pair, of the degraded one) below its place, without the suffix.
     """
 
-    where: str
-    stamp: str | None
+    uri: str
+    version: str | None
     source: str
     degraded: str | None = None
     name: str = ""
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class RejectedImage:
     """An image that cannot be used, and why; `ignored` for what never claimed to be one."""
 
-    where: str
+    uri: str
     reason: str
     ignored: bool = False
 
@@ -110,7 +110,7 @@ def describe(source: Source) -> str:
             return f"pairs:{source.clean}"
 
 
-def list_images(source: Source) -> Iterator[Candidate | LeftOut]:
+def list_images(source: Source) -> Iterator[Candidate | RejectedImage]:
     """List the images of a source in a fixed order, and what there is besides. Raises as storage.list_files."""
     match source:
         case Starter():
@@ -121,39 +121,39 @@ def list_images(source: Source) -> Iterator[Candidate | LeftOut]:
             return _list_pairs(source)
 
 
-def require_images(source: Source) -> tuple[list[Candidate], list[LeftOut]]:
+def require_images(source: Source) -> tuple[list[Candidate], list[RejectedImage]]:
     """Return what list_images lists. Raises as it does, and ValueError, showing what is there, if no image is."""
     found = list(list_images(source))
     candidates = [item for item in found if isinstance(item, Candidate)]
-    left_out = [item for item in found if isinstance(item, LeftOut)]
+    left_out = [item for item in found if isinstance(item, RejectedImage)]
     if not candidates:
         wanted = f"no pair that fits {source.clean} and {source.degraded}" if isinstance(source, Pairs) else "no image"
-        raise ValueError(f"{describe(source)}: {wanted}{why(left_out)}")
+        raise ValueError(f"{describe(source)}: {wanted}{rejection_summary(left_out)}")
     return candidates, left_out
 
 
-def why(left_out: Sequence[LeftOut]) -> str:
+def rejection_summary(left_out: Sequence[RejectedImage]) -> str:
     """Say how many files were left out, with an example of each reason."""
     if not left_out:
         return ": nothing is there"
     first = list({item.reason: item for item in reversed(left_out)}.values())[::-1]
-    some = "".join(f"\n  {item.where}: {item.reason}" for item in first[:5])
+    some = "".join(f"\n  {item.uri}: {item.reason}" for item in first[:5])
     return f" among {len(left_out)} files:{some}" + ("\n  ..." if len(left_out) > min(len(first), 5) else "")
 
 
-def read_source_image(where: str, *, max_pixels: int = MAX_PIXELS) -> bytes:
+def read_source_image(uri: str, *, max_pixels: int = MAX_PIXELS) -> bytes:
     """Return the bytes of an image named in the manifest. `max_pixels` and what it raises as storage.read."""
-    package, _, name = where.removeprefix("starter:").partition("/")
-    return read(str(_starter_path(package, name)) if where.startswith("starter:") else where, max_pixels=max_pixels)
+    package, _, name = uri.removeprefix("starter:").partition("/")
+    return read(str(_starter_path(package, name)) if uri.startswith("starter:") else uri, max_pixels=max_pixels)
 
 
-def _list_starter(source: Starter) -> Iterator[Candidate | LeftOut]:
+def _list_starter(source: Starter) -> Iterator[Candidate | RejectedImage]:
     for package, files in STARTER_PHOTOS.items():
         for file in files:
             name = Path(file).name
             stat = _starter_path(package, name).stat()
-            stamp = f"{stat.st_size}:{stat.st_mtime_ns}"
-            yield Candidate(f"starter:{package}/{name}", stamp, describe(source), name=without_suffix(name))
+            version = f"{stat.st_size}:{stat.st_mtime_ns}"
+            yield Candidate(f"starter:{package}/{name}", version, describe(source), name=without_suffix(name))
 
 
 def _starter_path(package: str, name: str) -> Path:
@@ -167,67 +167,69 @@ def _starter_path(package: str, name: str) -> Path:
     raise StorageError(f"starter: {package} no longer ships {name}; use the versions that `make setup` installs")
 
 
-def _list_folder(source: Folder) -> Iterator[Candidate | LeftOut]:
+def _list_folder(source: Folder) -> Iterator[Candidate | RejectedImage]:
     pattern = Pattern.parse(source.path)
     for file in list_files(pattern.place):
         if verdict := _set_aside(file):
             yield verdict
         elif pattern.key(file.name) is None:
-            yield LeftOut(file.where, "does not match the pattern", ignored=True)
+            yield RejectedImage(file.uri, "does not match the pattern", ignored=True)
         else:
-            yield Candidate(file.where, file.stamp, describe(source), name=without_suffix(file.name))
+            yield Candidate(file.uri, file.version, describe(source), name=without_suffix(file.name))
 
 
 _Keyed: TypeAlias = dict[str, tuple[File, Key]]
 
 
-def _set_aside(file: File) -> LeftOut | None:
+def _set_aside(file: File) -> RejectedImage | None:
     """What is no image by its name, or must not be read; the content of the others decides, not their suffix."""
     if file.problem:
-        return LeftOut(file.where, file.problem)
+        return RejectedImage(file.uri, file.problem)
     if file.is_hidden:
-        return LeftOut(file.where, "hidden", ignored=True)
+        return RejectedImage(file.uri, "hidden", ignored=True)
     suffix = PurePosixPath(file.name).suffix.lower()
     if suffix not in SUFFIXES:
-        return LeftOut(file.where, f"{suffix or 'no suffix'}: not an image's name", ignored=True)
+        return RejectedImage(file.uri, f"{suffix or 'no suffix'}: not an image's name", ignored=True)
     return None
 
 
-def _list_pairs(source: Pairs) -> Iterator[Candidate | LeftOut]:
+def _list_pairs(source: Pairs) -> Iterator[Candidate | RejectedImage]:
     patterns = Pattern.parse(source.clean), Pattern.parse(source.degraded)
     if patterns[0].num_shared != patterns[1].num_shared:
         raise ValueError(f"{describe(source)}: `clean` and `degraded` need the same number of {{}}")
     files = {place: list(list_files(place)) for place in sorted({pattern.place for pattern in patterns})}
-    everything = {file.where: file for listed in files.values() for file in listed}
-    set_aside = {where: verdict for where, file in everything.items() if (verdict := _set_aside(file))}
+    everything = {file.uri: file for listed in files.values() for file in listed}
+    set_aside = {uri: verdict for uri, file in everything.items() if (verdict := _set_aside(file))}
     clean, degraded = (
         {
-            file.where: (file, key)
+            file.uri: (file, key)
             for file in files[pattern.place]
-            if file.where not in set_aside and (key := pattern.key(file.name))
+            if file.uri not in set_aside and (key := pattern.key(file.name))
         }
         for pattern in patterns
     )
-    for where in clean.keys() & degraded.keys():
-        del (degraded if patterns[0].weight > patterns[1].weight else clean)[where]
+    for uri in clean.keys() & degraded.keys():
+        del (degraded if patterns[0].weight > patterns[1].weight else clean)[uri]
     yield from set_aside.values()
-    for where in sorted(everything.keys() - set_aside.keys() - clean.keys() - degraded.keys()):
-        yield LeftOut(where, "matches neither pattern", ignored=True)
+    for uri in sorted(everything.keys() - set_aside.keys() - clean.keys() - degraded.keys()):
+        yield RejectedImage(uri, "matches neither pattern", ignored=True)
     yield from _join(clean, degraded, describe(source))
 
 
-def _join(clean: _Keyed, degraded: _Keyed, label: str) -> Iterator[Candidate | LeftOut]:
+def _join(clean: _Keyed, degraded: _Keyed, label: str) -> Iterator[Candidate | RejectedImage]:
     by_key: dict[Key, list[File]] = defaultdict(list)
     for file, key in clean.values():
         by_key[key].append(file)
     for file, key in degraded.values():
         match by_key.get(key, []):
             case []:
-                yield LeftOut(file.where, "no clean partner")
+                yield RejectedImage(file.uri, "no clean partner")
             case [partner]:
-                stamp = f"{partner.stamp} {file.stamp}" if partner.stamp and file.stamp else None
-                yield Candidate(partner.where, stamp, label, file.where, without_suffix(file.name))
+                version = f"{partner.version} {file.version}" if partner.version and file.version else None
+                yield Candidate(partner.uri, version, label, file.uri, without_suffix(file.name))
             case several:
-                yield LeftOut(file.where, f"{len(several)} clean partners: {', '.join(file.where for file in several)}")
+                yield RejectedImage(
+                    file.uri, f"{len(several)} clean partners: {', '.join(file.uri for file in several)}"
+                )
     needed = {key for _, key in degraded.values()}
-    yield from (LeftOut(file.where, "no degraded partner") for file, key in clean.values() if key not in needed)
+    yield from (RejectedImage(file.uri, "no degraded partner") for file, key in clean.values() if key not in needed)

@@ -1,9 +1,6 @@
-"""The manifest: one line per clean image, in the order of pixel hashes; and how groups of images are split.
+"""The manifest: a JSON line per clean image, in the order of pixel hashes.
 
-    u = sha256(seed, smallest pixel hash of the group) / 2^256
-    test if u < s_test,   val if u < s_test + s_val,   else train
-
-so the split of a photograph depends on its scene, the seed and the shares: not on names, order or other scenes.
+In the file `uri` is called "where" and `scene` is called "group".
 """
 
 from __future__ import annotations
@@ -14,26 +11,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from pipeline.runtime.files import write_whole
+from pipeline.runtime.files import write_atomically
 
 SplitName: TypeAlias = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+KEYS = {"uri": "where", "scene": "group"}  # names that differ in the file
+NAMES = {key: name for name, key in KEYS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One clean image: what to open, the hash of its pixels, its sides in pixels, its split.
 
-    `group` is equal for images of one scene: the first 16 digits of the smallest pixel hash among them. `degraded` and
+    `scene` is equal for images of one scene: the first 16 digits of the smallest pixel hash among them. `degraded` and
     `degraded_sha256` are the partner in a real pair and its pixels' hash, None (and absent from the file) otherwise.
     """
 
-    where: str
+    uri: str
     sha256: str
     height: int
     width: int
     split: SplitName
-    group: str
+    scene: str
     source: str
     degraded: str | None = None
     degraded_sha256: str | None = None
@@ -41,14 +40,17 @@ class Entry:
     @property
     def order(self) -> tuple[str, str, str]:
         """Its place in the manifest."""
-        return self.sha256, self.where, self.degraded or ""
+        return self.sha256, self.uri, self.degraded or ""
 
 
 def write_manifest(path: Path, entries: Iterable[Entry]) -> None:
     """Write the lines to a temporary name, then rename: on any error the old manifest stays."""
     ordered = sorted(entries, key=lambda entry: entry.order)
-    lines = (json.dumps({key: value for key, value in asdict(entry).items() if value is not None}) for entry in ordered)
-    write_whole(path, "".join(f"{line}\n" for line in lines))
+    lines = (
+        json.dumps({KEYS.get(name, name): value for name, value in asdict(entry).items() if value is not None})
+        for entry in ordered
+    )
+    write_atomically(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_manifest(path: Path) -> list[Entry]:
@@ -56,7 +58,7 @@ def read_manifest(path: Path) -> list[Entry]:
     entries = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            entries.append(Entry(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError) as error:
+            entries.append(Entry(**{NAMES.get(key, key): value for key, value in json.loads(line).items()}))
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}:{number}: not a line of a manifest ({error}); run prepare again") from error
     return entries

@@ -38,8 +38,8 @@ class File:
     """
 
     name: str
-    where: str
-    stamp: str | None = None
+    uri: str
+    version: str | None = None
     problem: str | None = None
 
     @property
@@ -53,14 +53,14 @@ def is_archive(place: str) -> bool:
     return place.lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def split_member(where: str) -> tuple[str, str | None]:
+def split_member(uri: str) -> tuple[str, str | None]:
     """Split "photos.zip!inner/a.png" into archive and member; the member is None for what lies in no archive."""
-    position = where.find("!")
+    position = uri.find("!")
     while position >= 0:
-        if is_archive(where[:position]):
-            return where[:position], where[position + 1 :]
-        position = where.find("!", position + 1)
-    return where, None
+        if is_archive(uri[:position]):
+            return uri[:position], uri[position + 1 :]
+        position = uri.find("!", position + 1)
+    return uri, None
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
@@ -77,12 +77,12 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     return filesystem, path
 
 
-def file_stamp(stat: os.stat_result) -> str:
+def file_version(stat: os.stat_result) -> str:
     """Return a version tag of a local file: it changes when the content does."""
     return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"  # ctime: content may change and mtime be set back
 
 
-def url_stamp(facts: dict[str, Any]) -> str | None:
+def url_version(facts: dict[str, Any]) -> str | None:
     """Return a version tag of a file at a URL from what fsspec knows of it, None where it knows no version."""
     known = [
         facts[key]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dgunet.images.codecs import MAX_PIXELS
-from pipeline.sources.archives import archive_stamp, open_archive
+from pipeline.sources.archives import archive_version, open_archive
 from pipeline.sources.places import (
     ARCHIVE_SUFFIXES,
     File,
@@ -26,13 +26,13 @@ from pipeline.sources.places import (
     StorageError,
     UnreadableFile,
     describe_error,
-    file_stamp,
+    file_version,
     is_archive,
     open_filesystem,
     portable,
     size_problem,
     split_member,
-    url_stamp,
+    url_version,
 )
 
 _ASKED_AT_ONCE = 16  # files at a URL, where the server must be asked for the stamp of each
@@ -48,7 +48,7 @@ def list_files(place: str) -> Iterator[File]:
     if below is not None:
         yield from _list_below(archive, below)
     elif is_archive(place):
-        yield from open_archive(place, archive_stamp(place, anew=True)).files()
+        yield from open_archive(place, archive_version(place, anew=True)).files()
     elif "://" in place:
         yield from _list_url(place)
     else:
@@ -62,27 +62,27 @@ def list_files(place: str) -> Iterator[File]:
         yield from _walk(folder, "", set())
 
 
-def read(where: str, *, max_pixels: int = MAX_PIXELS) -> bytes:
+def read(uri: str, *, max_pixels: int = MAX_PIXELS) -> bytes:
     """Return the bytes of one image file. Raises UnreadableFile for this file alone, StorageError for its place.
 
     A few bytes in an archive may unpack to gigabytes: a large member is unpacked only if its header is that of an image
     of at most `max_pixels`, and it has no more bytes than such an image needs. UnreadableFile otherwise.
     """
-    place, member = split_member(where)
+    place, member = split_member(uri)
     if member is not None:
-        return open_archive(place, archive_stamp(place)).read(member, max_pixels)
-    if "://" not in where:
+        return open_archive(place, archive_version(place)).read(member, max_pixels)
+    if "://" not in uri:
         try:
-            return Path(where).expanduser().read_bytes()
+            return Path(uri).expanduser().read_bytes()
         except OSError as error:
             raise UnreadableFile(f"cannot be read: {error.strerror or error}") from error
-    filesystem, path = open_filesystem(where)
+    filesystem, path = open_filesystem(uri)
     try:
         return bytes(filesystem.cat_file(path))
     except (FileNotFoundError, PermissionError) as error:
         raise UnreadableFile(f"cannot be read: {error}") from error
     except Exception as error:  # each protocol has its own errors; all mean that the place cannot be reached now
-        raise StorageError(f"{where}: cannot be reached ({describe_error(error)}); try again when it can") from error
+        raise StorageError(f"{uri}: cannot be reached ({describe_error(error)}); try again when it can") from error
 
 
 def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[File]:
@@ -105,7 +105,7 @@ def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[
         except OSError as error:
             yield File(name, portable(path), problem=f"cannot be read: {error.strerror}")
             continue
-        yield File(name, portable(path), file_stamp(stat), size_problem(stat.st_size))
+        yield File(name, portable(path), file_version(stat), size_problem(stat.st_size))
 
 
 def _list_below(archive: str, folder: str) -> Iterator[File]:
@@ -130,7 +130,7 @@ def _list_url(place: str) -> Iterator[File]:
 
     def complete(path: str) -> dict[str, Any]:
         try:
-            return found[path] if url_stamp(found[path]) else {**found[path], **filesystem.info(path)}
+            return found[path] if url_version(found[path]) else {**found[path], **filesystem.info(path)}
         except Exception:  # each protocol has its own errors; reading it says why
             return found[path]
 
@@ -138,4 +138,6 @@ def _list_url(place: str) -> Iterator[File]:
     with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
         for path, facts in zip(paths, pool.map(complete, paths), strict=True):
             name = path.removeprefix(root.rstrip("/")).lstrip("/") or path.rpartition("/")[2]
-            yield File(name, filesystem.unstrip_protocol(path), url_stamp(facts), size_problem(facts.get("size") or 0))
+            yield File(
+                name, filesystem.unstrip_protocol(path), url_version(facts), size_problem(facts.get("size") or 0)
+            )

@@ -54,7 +54,7 @@ class Numbered(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stretch:
+class ShardPlan:
     """The tiles of one shard: of all tiles of `images`, in order, `length` of them from number `first` on."""
 
     images: Sequence[Numbered]
@@ -92,7 +92,7 @@ def chosen(images: Sequence[Entry], settings: Synthesize) -> list[Entry]:
     return [image for image in images if image.degraded is not None and image.source in named]
 
 
-def plan(images: Iterable[Entry], settings: Synthesize) -> Iterator[Stretch]:
+def plan(images: Iterable[Entry], settings: Synthesize) -> Iterator[ShardPlan]:
     """Yield the tiles of each shard of the `chosen` images of one split, in order; holds one shard's images."""
     sources: list[Numbered] = []
     first, length = 0, 0
@@ -100,11 +100,11 @@ def plan(images: Iterable[Entry], settings: Synthesize) -> Iterator[Stretch]:
         sources.append(source)
         length += (added := num_tiles(source.image, settings))
         while length >= settings.tiles_per_shard:
-            yield Stretch(tuple(sources), first, settings.tiles_per_shard, settings)
+            yield ShardPlan(tuple(sources), first, settings.tiles_per_shard, settings)
             length -= settings.tiles_per_shard
             sources, first = ([source], added - length) if length else ([], 0)
     if length:
-        yield Stretch(tuple(sources), first, length, settings)
+        yield ShardPlan(tuple(sources), first, length, settings)
 
 
 def num_tiles(image: Entry, settings: Synthesize) -> int:
@@ -173,29 +173,29 @@ def read_channels(source: str | Path | bytes, channels: int) -> Float32[np.ndarr
 
 
 def _read_clean(image: Entry, channels: int) -> UInt8[np.ndarray, "H W C"]:
-    pixels = _decode(image, image.where)
+    pixels = _decode(image, image.uri)
     if pixel_hash(to_float(in_channels(pixels, 3))) != image.sha256:
-        raise _changed(image.where)
+        raise _changed(image.uri)
     return _stored(pixels, channels)
 
 
-def _read_partner(image: Entry, where: str, channels: int) -> UInt8[np.ndarray, "H W C"]:
-    pixels = _decode(image, where)
+def _read_partner(image: Entry, uri: str, channels: int) -> UInt8[np.ndarray, "H W C"]:
+    pixels = _decode(image, uri)
     if pixel_hash(to_float(in_channels(pixels, 3))) != image.degraded_sha256:
-        raise _changed(where)
+        raise _changed(uri)
     return _stored(pixels, channels)
 
 
-def _decode(image: Entry, where: str) -> Pixels:
+def _decode(image: Entry, uri: str) -> Pixels:
     try:
-        return read_photo(read_source_image(where), max_pixels=image.height * image.width).pixels
+        return read_photo(read_source_image(uri), max_pixels=image.height * image.width).pixels
     except (UnreadableFile, UnreadableImage) as error:
         reason = str(error).removeprefix("image in memory: ")
-        raise ValueError(f"{where}: {reason}. {_LOOK_ANEW}") from error
+        raise ValueError(f"{uri}: {reason}. {_LOOK_ANEW}") from error
 
 
-def _changed(where: str) -> ValueError:
-    return ValueError(f"{where}: it changed since prepare looked at it. {_LOOK_ANEW}")
+def _changed(uri: str) -> ValueError:
+    return ValueError(f"{uri}: it changed since prepare looked at it. {_LOOK_ANEW}")
 
 
 def _stored(pixels: Pixels, channels: int) -> UInt8[np.ndarray, "H W D"]:
@@ -205,7 +205,7 @@ def _stored(pixels: Pixels, channels: int) -> UInt8[np.ndarray, "H W D"]:
 
 def _origin(tile: Tile) -> dict[str, Any]:
     return {
-        "where": tile.image.where,
+        "where": tile.image.uri,
         "sha256": tile.image.sha256,
         "top": tile.top,
         "left": tile.left,

@@ -90,7 +90,7 @@ def describe(version: Version, tags: Mapping[str, str]) -> None:
         mlflow.MlflowClient().set_model_version_tag(version.task, str(version.number), name, value)
 
 
-def crown(version: Version, reason: str, after: Version | None) -> None:
+def set_champion(version: Version, reason: str, after: Version | None) -> None:
     """Move the alias to `version`, and write down why and whom it follows."""
     describe(
         version,

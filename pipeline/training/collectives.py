@@ -12,23 +12,23 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def count() -> int:
+def world_size() -> int:
     """Return how many workers there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def gathered(mine: list[Any]) -> list[list[Any]]:
+def all_gather(mine: list[Any]) -> list[list[Any]]:
     """Return every worker's list, by rank, on every worker."""
-    if count() == 1:
+    if world_size() == 1:
         return [mine]
-    everyones: list[list[Any]] = [[] for _ in range(count())]
+    everyones: list[list[Any]] = [[] for _ in range(world_size())]
     dist.all_gather_object(everyones, mine)
     return everyones
 
 
-def agreed(mine: Any) -> Any:
+def broadcast(mine: Any) -> Any:
     """Return what rank 0 gave, on every worker."""
-    if count() == 1:
+    if world_size() == 1:
         return mine
     given = [mine]
     dist.broadcast_object_list(given, src=0)

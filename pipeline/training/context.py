@@ -32,4 +32,4 @@ class Worker:
     stop_requested: Callable[[], bool]
     save_requested: Callable[[], bool]
     keep: Callable[[str, bytes], str]
-    patiently: Callable[[str, Callable[[], Any]], Any]
+    retry_while_unavailable: Callable[[str, Callable[[], Any]], Any]

@@ -15,7 +15,7 @@ from pipeline.training.settings import Train
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """All that a worker has to know; the same for each.
 
     shards: the folder of the splits; `indices`, by split, come along: where shards lie at a URL, the folder is on the
@@ -33,7 +33,7 @@ class Job:
         recipe, world = self.recipe, {"rank": worker.rank, "num_workers": worker.num_workers}
         config = DGUNetConfig(image_channels=self.channels, **recipe.network.model_dump())
         network = DGUNet.seeded(config, self.seed)
-        patches = dataset.Patches(
+        patches = dataset.PatchDataset(
             self.shards / "train", recipe.batch_size, recipe.patch_size, self.seed, recipe.mixup_alpha,
             index=self.indices["train"],
         )  # fmt: skip
@@ -49,7 +49,7 @@ class Job:
             stop_requested=worker.stop_requested,
             save_requested=worker.save_requested,
             keep=worker.keep,
-            patiently=worker.patiently,
+            retry_while_unavailable=worker.retry_while_unavailable,
             seconds_between_checkpoints=60.0 * environment.number("DGUNET_CHECKPOINT_MINUTES", 10.0),
         )  # fmt: skip
         loop.fit(network, recipe, ports, device=worker.device, resume=worker.resume)

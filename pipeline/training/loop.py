@@ -23,9 +23,9 @@ from torch import Tensor
 
 from dgunet.network import DGUNet
 from pipeline.dataloader.loader import Batch
-from pipeline.dataloader.pairs import LoadedPair
+from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.training import collectives
-from pipeline.training.progress import Watch
+from pipeline.training.progress import ProgressMeter
 from pipeline.training.settings import Train
 from pipeline.training.trainer import Progress, Training, learning_rate
 
@@ -55,13 +55,13 @@ class Ports:
     """
 
     batches: Callable[[int], Iterator[Batch]]
-    validation: Callable[[], Iterator[LoadedPair]]
+    validation: Callable[[], Iterator[EvaluationPair]]
     report: Callable[[dict[str, float], Path | None], None]
     progress: Callable[[int, dict[str, float]], None] = lambda step, figures: None
     stop_requested: Callable[[], bool] = lambda: False
     save_requested: Callable[[], bool] = lambda: False
     keep: Callable[[str, bytes], str] = lambda name, content: "nowhere"
-    patiently: Callable[[str, Callable[[], Any]], Any] = lambda meaning, action: action()
+    retry_while_unavailable: Callable[[str, Callable[[], Any]], Any] = lambda meaning, action: action()
     seconds_between_checkpoints: float = math.inf
 
 
@@ -93,33 +93,33 @@ def fit(
         if folder is not None:
             training.load(folder)
     progress = training.progress
-    watch = Watch(progress.step)
+    meter = ProgressMeter(progress.step)
     pending: list[_Step] = []
     batches = _Batches(ports)
     next_look = progress.step + 1
     while True:
         if _due(progress, recipe):
-            _validated(training, watch, ports)
+            _validated(training, meter, ports)
         if progress.step == recipe.num_steps:
             return progress
-        with watch.waiting():
-            batch = ports.patiently("shards cannot be read", lambda: batches.next(progress.step))
+        with meter.waiting():
+            batch = ports.retry_while_unavailable("shards cannot be read", lambda: batches.next(progress.step))
         pending.append(_Step(progress.step, batch.keys, *_stepped(training, batch)))
         due = _due(progress, recipe)
         if not due and progress.step < next_look:
             continue
         progress.losses += _read_back(pending, progress, recipe, ports)
-        if collectives.rank() == 0 and watch.due():
-            ports.progress(progress.step, watch.figures(progress, recipe))
-        timely = not due and watch.seconds_unsaved() > ports.seconds_between_checkpoints
+        if collectives.rank() == 0 and meter.due():
+            ports.progress(progress.step, meter.figures(progress, recipe))
+        timely = not due and meter.seconds_unsaved() > ports.seconds_between_checkpoints
         wishes = None
         if collectives.rank() == 0:
-            steps = watch.steps_to_next_look(progress.step, MOST_STEPS_BETWEEN_LOOKS[device.type])
+            steps = meter.steps_to_next_look(progress.step, MOST_STEPS_BETWEEN_LOOKS[device.type])
             wishes = ports.stop_requested(), ports.save_requested() or timely, steps
-        stop, save, steps = collectives.agreed(wishes)
+        stop, save, steps = collectives.broadcast(wishes)
         next_look = progress.step + steps
         if stop or save:  # what was done is saved first, before any validation; no trace of it is left in the history
-            _report({}, training, watch, ports)
+            _report({}, training, meter, ports)
         if stop:
             return progress
 
@@ -146,9 +146,9 @@ def _read_back(pending: list[_Step], progress: Progress, recipe: Train, ports: P
     """Read the figures of the pending steps, count those that were skipped, and empty the list."""
     losses = []
     total = torch.stack([step.loss for step in pending])
-    if collectives.count() > 1:
+    if collectives.world_size() > 1:
         dist.all_reduce(total, op=dist.ReduceOp.AVG if total.is_cuda else dist.ReduceOp.SUM)
-        total = total if total.is_cuda else total / collectives.count()
+        total = total if total.is_cuda else total / collectives.world_size()
     norms = torch.stack([step.gradient_norm for step in pending]).tolist()
     for step, loss, norm in zip(pending, total.tolist(), norms, strict=True):
         if math.isfinite(norm):
@@ -172,15 +172,15 @@ def _hopeless(step: _Step, loss: float, norm: float, progress: Progress, ports: 
         f"step {step.number}: the loss is {loss}, its gradient's norm {norm}, and so for "
         f"{progress.skipped_in_a_row} steps in a row. The weights before them are in the last checkpoint, the batch is "
         f"in {kept}. Lower train.learning_rate or train.gradient_clip, or look at the pairs: "
-        f"{', '.join(key for part in collectives.gathered(list(step.keys)) for key in part)}"
+        f"{', '.join(key for part in collectives.all_gather(list(step.keys)) for key in part)}"
     )
 
 
-def _validated(training: Training, watch: Watch, ports: Ports) -> None:
+def _validated(training: Training, meter: ProgressMeter, ports: Ports) -> None:
     """Validate, add a line to the history, and report it with a checkpoint."""
     progress = training.progress
-    figures = watch.figures(progress, training.recipe)
-    val_psnr = ports.patiently("shards cannot be read", lambda: training.validate(ports.validation()))
+    figures = meter.figures(progress, training.recipe)
+    val_psnr = ports.retry_while_unavailable("shards cannot be read", lambda: training.validate(ports.validation()))
     if math.isnan(val_psnr):
         raise TrainingFailed(
             f"step {progress.step}: what the averaged network makes of the validation pairs is not a number. Lower "
@@ -198,19 +198,19 @@ def _validated(training: Training, watch: Watch, ports: Ports) -> None:
     progress.history.append(line)
     losses.clear()
     speed = {name: figures[name] for name in ("images_per_second", "waiting_for_data")}
-    _report(line | speed, training, watch, ports)
+    _report(line | speed, training, meter, ports)
     if collectives.rank() == 0:
         ports.progress(progress.step, {**figures, "val_psnr": val_psnr})
 
 
-def _report(metrics: dict[str, Any], training: Training, watch: Watch, ports: Ports) -> None:
+def _report(metrics: dict[str, Any], training: Training, meter: ProgressMeter, ports: Ports) -> None:
     if collectives.rank() != 0:
         ports.report(metrics, None)
         return
     with tempfile.TemporaryDirectory() as folder:
-        ports.patiently("the checkpoint cannot be written", lambda: training.save(Path(folder)))
+        ports.retry_while_unavailable("the checkpoint cannot be written", lambda: training.save(Path(folder)))
         ports.report(metrics, Path(folder))
-    watch.saved = time.monotonic()
+    meter.saved = time.monotonic()
 
 
 class _Batches:

@@ -13,7 +13,7 @@ PROGRESS_SECONDS = 2.0
 SECONDS_BETWEEN_LOOKS = 1.0
 
 
-class Watch:
+class ProgressMeter:
     """Times for a person to watch; they change nothing."""
 
     def __init__(self, first_step: int) -> None:
@@ -58,11 +58,11 @@ class Watch:
 
 
 class _Stopwatch(AbstractContextManager[None]):
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
+    def __init__(self, meter: ProgressMeter) -> None:
+        self.meter = meter
 
     def __enter__(self) -> None:
         self.started = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
-        self.watch.waited += time.monotonic() - self.started
+        self.meter.waited += time.monotonic() - self.started

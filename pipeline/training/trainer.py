@@ -21,7 +21,7 @@ from dgunet.metrics import HIGHEST_PSNR, psnr
 from dgunet.network import DGUNet, DGUNetConfig
 from dgunet.tensors import to_tensor
 from pipeline.dataloader.loader import Batch
-from pipeline.dataloader.pairs import LoadedPair
+from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.training import collectives
 from pipeline.training.settings import Train
 
@@ -72,7 +72,7 @@ class Training:
         self.objective: nn.Module = Objective(self.network, recipe.loss)
         if compute.compile:
             self.objective.compile()
-        if collectives.count() > 1:
+        if collectives.world_size() > 1:
             self.objective = DistributedDataParallel(
                 self.objective,
                 device_ids=[device] if device.type == "cuda" else None,
@@ -93,7 +93,7 @@ class Training:
         losses = []
         for number, (clean_part, degraded_part) in enumerate(parts, 1):
             # DistributedDataParallel averages over workers; their shares of the batch may differ by one.
-            weight = len(clean_part) * collectives.count() / self.recipe.batch_size
+            weight = len(clean_part) * collectives.world_size() / self.recipe.batch_size
             with self._gradients_stay_here() if number < len(parts) else nullcontext():
                 with self._autocast():
                     loss = self.objective(clean_part, degraded_part) * weight
@@ -107,7 +107,7 @@ class Training:
         return torch.stack(losses).sum(), norm.detach()
 
     @torch.no_grad()
-    def validate(self, pairs: Iterator[LoadedPair]) -> float:
+    def validate(self, pairs: Iterator[EvaluationPair]) -> float:
         """Return the mean PSNR in dB of the averaged network over all workers' pairs, each counted once."""
         network = self.averaged.eval()
         scores: list[tuple[str, float]] = []
@@ -117,7 +117,7 @@ class Training:
                 restored = network(network.given(clean, degraded))[-1]
             score = float(psnr(restored.float().clamp(0, 1), clean))
             scores.append((pair.key, min(score, HIGHEST_PSNR)))
-        scores = sorted(score for part in collectives.gathered(scores) for score in part)
+        scores = sorted(score for part in collectives.all_gather(scores) for score in part)
         if not scores:
             raise ValueError("there is no validation pair: raise prepare.split.val, or add images")
         return math.fsum(score for _, score in scores) / len(scores)

@@ -29,7 +29,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from pipeline.cluster import checkpoints, errors, resources, training_run
-from pipeline.cluster.channel import Ears
+from pipeline.cluster.channel import RunListener
 from pipeline.cluster.ray_internals import refresh_tuner
 from pipeline.runtime import environment
 from pipeline.training import context, loop, trainer
@@ -67,7 +67,7 @@ def search(problem: Search, listener: Listener) -> list[Trial]:
 
     On SIGTERM and Ctrl-C the state is saved, and workers.Interrupted raised.
     """
-    share = share_of_a_trial(problem.settings)
+    share = resources_of_trial(problem.settings)
     at_once = trials_at_once(share, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     # The driver of a trial only waits: counted as a CPU, drivers would take those that their own workers wait for.
     waiting = tune.PlacementGroupFactory([{"memory": 1}])
@@ -93,26 +93,27 @@ def forget_trials(name: str, trials: list[Trial]) -> None:
     """Remove the checkpoints of the trials of the search `name`; what they reported stays."""
     for trial in trials:
         with suppress(FileNotFoundError):  # it came to nothing, or is forgotten already
-            training_run.forget(f"{name}-{trial.id}")
+            training_run.delete_checkpoints(f"{name}-{trial.id}")
 
 
-def share_of_a_trial(settings: Tune) -> resources.Share:
+def resources_of_trial(settings: Tune) -> resources.WorkerResources:
     """Return what one trial uses: one worker per whole GPU, else one worker."""
     count = max(1, math.floor(settings.gpus_per_trial))
-    return resources.Share(count, settings.cpus_per_trial / count, settings.gpus_per_trial / count)
+    return resources.WorkerResources(count, settings.cpus_per_trial / count, settings.gpus_per_trial / count)
 
 
-def trials_at_once(share: resources.Share, nodes: list[dict[str, float]]) -> int:
+def trials_at_once(share: resources.WorkerResources, nodes: list[dict[str, float]]) -> int:
     """Return how many trials fit on `nodes`, each given by its resources; ValueError when it is none.
 
     More at once would hold part of what they need and wait for each other.
     """
-    room = resources.places(share, nodes)
+    room = resources.num_workers_that_fit(share, nodes)
     if room < share.num_workers:
         has = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}s" for name in ("CPU", "GPU"))
         raise ValueError(
-            f"a trial needs {share.num_workers} workers of {share.cpus:g} CPUs and {share.gpus:g} GPUs each, the "
-            f"cluster has {has}: lower tune.cpus_per_trial or tune.gpus_per_trial"
+            f"a trial needs {share.num_workers} workers of {share.cpus_per_worker:g} CPUs and "
+            f"{share.gpus_per_worker:g} GPUs each, the cluster has {has}: lower "
+            "tune.cpus_per_trial or tune.gpus_per_trial"
         )
     return room // share.num_workers
 
@@ -155,22 +156,22 @@ def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution
 class _Driver:
     """What Tune runs for each trial: training by the cluster, under a name of its own."""
 
-    def __init__(self, name: str, share: resources.Share, problem: Search) -> None:
+    def __init__(self, name: str, share: resources.WorkerResources, problem: Search) -> None:
         self.__name__ = "trial"
         self.name, self.share, self.problem = name, share, problem
 
-    def __call__(self, drawn: Values) -> None:
+    def __call__(self, sampled: Values) -> None:
         heard: list[float] = []
 
         def report(metrics: Mapping[str, float]) -> None:
             heard.append(metrics[STEP])
             tune.report(dict(metrics))
 
-        work = self.problem.work_of(rounded(self.problem.settings.space, drawn))
+        work = self.problem.work_of(rounded(self.problem.settings.space, sampled))
         run = f"{self.name}-{tune.get_context().get_trial_id()}"
         with tempfile.TemporaryDirectory() as folder:
             try:
-                training_run.fit(work, name=run, into=Path(folder), ears=Ears(report), share=self.share)
+                training_run.fit(work, name=run, into=Path(folder), listener=RunListener(report), share=self.share)
             except loop.TrainingFailed as error:
                 tune.report({STEP: self.problem.num_steps, METRIC: WORST_PSNR, FAILURE: str(error)})
                 return

@@ -17,9 +17,9 @@ from pipeline.tuning.settings import Choice, Dimension, Integer, LogUniform, Tun
 SIGNIFICANT_DIGITS = 3  # of a float that is tried: what is proposed is what was tried, and can be read
 
 
-def rounded(space: Mapping[str, Dimension], drawn: Mapping[str, Any]) -> dict[str, Any]:
+def rounded(space: Mapping[str, Dimension], sampled: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `drawn` values as they are tried: floats of a range with three significant digits, never outside."""
-    return {name: _rounded(space[name], value) for name, value in drawn.items()}
+    return {name: _rounded(space[name], value) for name, value in sampled.items()}
 
 
 def changed(train: Train, values: Mapping[str, Any]) -> Train:

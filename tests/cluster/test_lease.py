@@ -17,7 +17,7 @@ from pipeline.cluster import lease
 BEATS = """
 import time
 from pipeline.cluster import lease
-with lease.held({!r}):
+with lease.hold_lease({!r}):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -46,7 +46,7 @@ def test_a_run_that_another_machine_drives_is_refused(tmp_path: Path) -> None:
     heart = threading.Thread(target=beat)
     heart.start()
     until((tmp_path / lease.NAME).exists)
-    with pytest.raises(ValueError, match="number 7 on elsewhere"), lease.held(str(tmp_path)):
+    with pytest.raises(ValueError, match="number 7 on elsewhere"), lease.hold_lease(str(tmp_path)):
         pass
     over.set()
     heart.join()
@@ -55,7 +55,7 @@ def test_a_run_that_another_machine_drives_is_refused(tmp_path: Path) -> None:
 
 def test_a_driver_that_died_on_another_machine_is_followed(tmp_path: Path) -> None:
     elsewhere(tmp_path, 3)
-    with lease.held(str(tmp_path)):
+    with lease.hold_lease(str(tmp_path)):
         until(lambda: json.loads((tmp_path / lease.NAME).read_text())["host"] == socket.gethostname())
         first = json.loads((tmp_path / lease.NAME).read_text())
         until(lambda: json.loads((tmp_path / lease.NAME).read_text())["beat"] > first["beat"])
@@ -72,14 +72,14 @@ def test_a_driver_that_was_killed_on_this_machine_is_followed_at_once(
         until((tmp_path / lease.NAME).exists)
         other.kill()
     monkeypatch.setattr(lease, "SECONDS_TO_WATCH", 1e9)
-    with lease.held(str(tmp_path)):
+    with lease.hold_lease(str(tmp_path)):
         until(lambda: json.loads((tmp_path / lease.NAME).read_text())["pid"] == os.getpid())
 
 
 def test_a_storage_that_is_away_does_not_end_the_lease(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    with lease.held(str(folder)):
+    with lease.hold_lease(str(folder)):
         until((folder / lease.NAME).exists)
         folder.rename(tmp_path / "away")
         first = json.loads((tmp_path / "away" / lease.NAME).read_text())["beat"]

@@ -21,8 +21,8 @@ from factories import pythonpath, step_of
 from processes import command, started, until
 
 from pipeline.cluster import checkpoints, errors, resources, run_lock, session, tasks, training_run
-from pipeline.cluster.channel import Ears, Line, Mouth
-from pipeline.cluster.failures import losses
+from pipeline.cluster.channel import RunChannel, RunListener, WorkerChannel
+from pipeline.cluster.failures import describe_worker_failures
 from pipeline.training import context
 
 PYTHONPATH = pythonpath(__file__)
@@ -58,16 +58,16 @@ def test_a_task_whose_process_is_killed_is_done_again(storage: Path, tmp_path: P
 
 
 def test_items_are_drawn_as_they_are_worked_off(storage: Path, tmp_path: Path) -> None:
-    drawn: list[int] = []
+    sampled: list[int] = []
 
     def items() -> Iterator[int]:
         for number in range(100):
-            drawn.append(number)
+            sampled.append(number)
             yield number
 
     results = tasks.map_unordered(partial(square_unless_killed, tmp_path), items())
     next(results)
-    assert len(drawn) < 20
+    assert len(sampled) < 20
 
 
 def test_the_error_of_a_task_is_raised_as_it_was(storage: Path) -> None:
@@ -105,7 +105,7 @@ def counted(folder: Path, name: str, last: int) -> tuple[list[int], Path]:
     folder.mkdir(exist_ok=True)
     training_run.fit(
         partial(count, last, str(folder)), name=name, into=folder / "out",
-        ears=Ears(lambda metrics: heard.append(int(metrics["step"]))),
+        listener=RunListener(lambda metrics: heard.append(int(metrics["step"]))),
     )  # fmt: skip
     return heard, folder / "out"
 
@@ -138,7 +138,7 @@ def test_a_list_of_checkpoints_that_was_cut_off_does_not_stop_a_run(
         file.write_bytes(file.read_bytes()[:40])
     notices: list[str] = []
     training_run.fit(
-        partial(count, 5, str(tmp_path)), name=name, into=tmp_path / "out", ears=Ears(notice=notices.append)
+        partial(count, 5, str(tmp_path)), name=name, into=tmp_path / "out", listener=RunListener(notice=notices.append)
     )
     assert (tmp_path / "out" / "step").read_text() == "5"
     assert (tmp_path / "starts").read_text() == ("0 0 " if copy_too else "0 3 ")
@@ -161,7 +161,7 @@ def test_a_list_that_cannot_be_read_at_the_moment_is_left_alone(storage: Path, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints, "place", lambda address: (Flaky(), place))
         with pytest.raises(OSError, match="the network is down"):
-            checkpoints.mend(str(storage / "flaky"))
+            checkpoints.repair_snapshot(str(storage / "flaky"))
     assert before == sorted((path, path.read_bytes()) for path in (storage / "flaky").rglob("*") if path.is_file())
 
 
@@ -170,11 +170,11 @@ def test_a_copy_that_names_a_checkpoint_too_many_still_serves(storage: Path, tmp
     (storage / "stale" / RECORD).write_bytes(b"{")
     first, last = sorted(path for path in (storage / "stale").iterdir() if path.is_dir())
     shutil.rmtree(first)
-    assert "going on from the last that is there" in (checkpoints.mend(str(storage / "stale")) or "")
+    assert "going on from the last that is there" in (checkpoints.repair_snapshot(str(storage / "stale")) or "")
     assert json.loads((storage / "stale" / RECORD).read_text())["latest_checkpoint_result"]["checkpoint_dir_name"] == (
         last.name
     )
-    assert checkpoints.mend(str(storage / "stale")) is None
+    assert checkpoints.repair_snapshot(str(storage / "stale")) is None
     counted(tmp_path, "stale", 5)
     assert (tmp_path / "starts").read_text() == "0 3 "
 
@@ -187,26 +187,26 @@ def test_a_checkpoint_cut_off_by_a_loss_of_power_is_passed_over_for_the_one_befo
     last = max(path for path in (storage / "power").iterdir() if path.is_dir())
     (last / "step").write_bytes(b"")
     notices: list[str] = []
-    ears = Ears(notice=notices.append)
-    training_run.fit(partial(count, 5, str(tmp_path)), name="power", into=tmp_path / "out", ears=ears)
+    listener = RunListener(notice=notices.append)
+    training_run.fit(partial(count, 5, str(tmp_path)), name="power", into=tmp_path / "out", listener=listener)
     assert (tmp_path / "out" / "step").read_text() == "5"
     assert (tmp_path / "starts").read_text() == "0 2 "
     assert "going on from the last that is there" in notices[0]
 
 
 def test_a_share_fits_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    share = resources.whole_cluster
+    share = resources.plan_resources
     laptop = [{"CPU": 2.0}]
     gpu_nodes = [{"CPU": 16.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}]
     monkeypatch.delenv("DGUNET_CPUS_PER_WORKER", raising=False)
     for workers_asked, nodes, most, expected in (
-        (None, laptop, None, resources.Share(1, 2.0, 0.0, 1)),
-        ("4", laptop, None, resources.Share(4, 0.5, 0.0, 4)),
-        ("4", laptop, 2, resources.Share(2, 1.0, 0.0, 2)),  # a batch of two feeds two
-        ("1:8", laptop, 4, resources.Share(1, 1.0, 0.0, 4)),
-        ("2", gpu_nodes, None, resources.Share(2, 8.0, 1.0, 2)),
-        ("1", [{"CPU": 4.0}, {"CPU": 4.0}], None, resources.Share(1, 4.0, 0.0, 1)),
-        ("64", [{"CPU": 48.0, "GPU": 8.0}] * 8, 16, resources.Share(16, 6.0, 1.0, 16)),  # 8 to a node
+        (None, laptop, None, resources.WorkerResources(1, 2.0, 0.0, 1)),
+        ("4", laptop, None, resources.WorkerResources(4, 0.5, 0.0, 4)),
+        ("4", laptop, 2, resources.WorkerResources(2, 1.0, 0.0, 2)),  # a batch of two feeds two
+        ("1:8", laptop, 4, resources.WorkerResources(1, 1.0, 0.0, 4)),
+        ("2", gpu_nodes, None, resources.WorkerResources(2, 8.0, 1.0, 2)),
+        ("1", [{"CPU": 4.0}, {"CPU": 4.0}], None, resources.WorkerResources(1, 4.0, 0.0, 1)),
+        ("64", [{"CPU": 48.0, "GPU": 8.0}] * 8, 16, resources.WorkerResources(16, 6.0, 1.0, 16)),  # 8 to a node
     ):
         if workers_asked:
             monkeypatch.setenv("DGUNET_WORKERS", workers_asked)
@@ -240,7 +240,9 @@ def test_a_storage_that_cannot_be_written_is_told_before_anything_starts(
     (tmp_path / "file").touch()
     monkeypatch.setenv("DGUNET_STORAGE", str(tmp_path / "file" / "storage"))
     with pytest.raises(errors.StorageLost, match=r"DGUNET_STORAGE.*Not a directory"):
-        training_run.fit(partial(count, 8, str(tmp_path)), name="nowhere", into=tmp_path / "out", ears=Ears())
+        training_run.fit(
+            partial(count, 8, str(tmp_path)), name="nowhere", into=tmp_path / "out", listener=RunListener()
+        )
 
 
 def test_a_storage_that_stays_away_is_given_up_and_the_wait_ends_when_asked_to_stop(
@@ -249,30 +251,30 @@ def test_a_storage_that_stays_away_is_given_up_and_the_wait_ends_when_asked_to_s
     def run() -> Any:
         raise OSError("the storage is gone")
 
-    line = ray.remote(num_cpus=0)(Line).remote()
+    run_channel = ray.remote(num_cpus=0)(RunChannel).remote()
     stop = threading.Event()
     threading.Timer(2, stop.set).start()
     with pytest.raises(errors.Interrupted):
-        training_run._run_and_resume(run, "gone", line, stop)
-    assert ray.get(line.listen.remote())["notices"][0] == "storage: the storage is gone; trying again for 600 s"
+        training_run._run_and_resume(run, "gone", run_channel, stop)
+    assert ray.get(run_channel.listen.remote())["notices"][0] == "storage: the storage is gone; trying again for 600 s"
     monkeypatch.setenv("DGUNET_PATIENCE", "0")
     with pytest.raises(errors.StorageLost, match=r"DGUNET_STORAGE.*the storage is gone"):
-        training_run._run_and_resume(run, "gone", line, threading.Event())
+        training_run._run_and_resume(run, "gone", run_channel, threading.Event())
 
 
 def test_a_run_is_not_begun_anew_where_its_checkpoints_have_gone(
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DGUNET_PATIENCE", "0")
-    line, runs = ray.remote(num_cpus=0)(Line).remote(), []
+    run_channel, runs = ray.remote(num_cpus=0)(RunChannel).remote(), []
 
     def run() -> Any:
         runs.append(1)
-        ray.get(line.report.remote({"step": 1}))
+        ray.get(run_channel.report.remote({"step": 1}))
         raise ray.train.WorkerGroupError("lost", {0: RuntimeError("lost")})
 
     with pytest.raises(errors.StorageLost, match="the checkpoints are gone from"):
-        training_run._run_and_resume(run, "gone", line, threading.Event())
+        training_run._run_and_resume(run, "gone", run_channel, threading.Event())
     assert runs == [1]
 
 
@@ -281,44 +283,44 @@ def test_a_run_that_ray_cannot_start_is_tried_again_as_often_as_losses_are_survi
     storage: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     monkeypatch.setenv("DGUNET_MAX_FAILURES", str(most))
-    line, runs = ray.remote(num_cpus=0)(Line).remote(), []
+    run_channel, runs = ray.remote(num_cpus=0)(RunChannel).remote(), []
 
     def run() -> Any:
         runs.append(1)
         raise ray.train.ControllerError(RuntimeError("the address is in use"))
 
     with pytest.raises(ray.train.ControllerError, match="in use"):
-        training_run._run_and_resume(run, "unstartable", line, threading.Event())
+        training_run._run_and_resume(run, "unstartable", run_channel, threading.Event())
     assert len(runs) == 1 + most
-    told = "the run failed with the address is in use; back to the last checkpoint"
-    assert ray.get(line.listen.remote())["notices"] == [told][:most], "the same is told once"
+    expected = "the run failed with the address is in use; back to the last checkpoint"
+    assert ray.get(run_channel.listen.remote())["notices"] == [expected][:most], "the same is told once"
 
 
 def test_a_wish_to_stop_is_heard_however_seldom_a_worker_looks(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.cluster.channel.SECONDS_BETWEEN_QUESTIONS", 0.0)
     monkeypatch.setattr("pipeline.cluster.channel.MOST_SECONDS_TO_ANSWER", 60.0)
-    line = ray.remote(num_cpus=0)(Line).remote()
-    mouth = Mouth(line)
-    mouth.progress(1, {})
-    assert not mouth.stop_requested()
-    ray.get(line.stop.remote())
-    mouth.progress(2, {})
-    assert mouth.stop_requested()
+    run_channel = ray.remote(num_cpus=0)(RunChannel).remote()
+    channel = WorkerChannel(run_channel)
+    channel.progress(1, {})
+    assert not channel.stop_requested()
+    ray.get(run_channel.stop.remote())
+    channel.progress(2, {})
+    assert channel.stop_requested()
 
 
 def test_a_farewell_is_told_once_of_the_same_workers() -> None:
-    line = Line()
+    run_channel = RunChannel()
     for _ in range(2):
-        line.enter()
+        run_channel.enter()
         for _ in range(3):
-            line.leave("worker 0 died")
-        line.leave()
-    assert line.listen()["notices"] == ["worker 0 died"] * 2
-    assert not line.listen()["working"]
+            run_channel.leave("worker 0 died")
+        run_channel.leave()
+    assert run_channel.listen()["notices"] == ["worker 0 died"] * 2
+    assert not run_channel.listen()["working"]
 
 
 def test_an_error_without_words_is_told_by_its_name() -> None:
-    assert losses({0: EOFError(), 1: EOFError()}) == "worker 0, 1 failed with EOFError"
+    assert describe_worker_failures({0: EOFError(), 1: EOFError()}) == "worker 0, 1 failed with EOFError"
 
 
 @pytest.mark.parametrize(
@@ -354,15 +356,15 @@ def test_a_run_says_that_a_batch_is_too_small_for_all_workers(
 ) -> None:
     monkeypatch.setenv("DGUNET_WORKERS", "2")
     notices: list[str] = []
-    work, ears = partial(count, 1, str(tmp_path)), Ears(notice=notices.append)
-    training_run.fit(work, name="capped", into=tmp_path / "out", ears=ears, most_workers=1)
+    work, listener = partial(count, 1, str(tmp_path)), RunListener(notice=notices.append)
+    training_run.fit(work, name="capped", into=tmp_path / "out", listener=listener, most_workers=1)
     assert notices == ["1 workers, not 2: a batch has 1 images (train.batch_size)"]
 
 
 def test_a_finished_run_leaves_no_checkpoints_once_it_is_forgotten(storage: Path, tmp_path: Path) -> None:
     counted(tmp_path, "finished", 2)
     assert list((storage / "finished").iterdir())
-    training_run.forget("finished")
+    training_run.delete_checkpoints("finished")
     assert not (storage / "finished").exists()
 
 

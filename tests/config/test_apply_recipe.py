@@ -10,7 +10,7 @@ import yaml
 from factories import PROJECT, small_params
 
 from pipeline.apply_recipe import adopted, difference, main
-from pipeline.runtime.entry_point import door
+from pipeline.runtime.entry_point import run_command
 from pipeline.validate import check
 
 PARAMS = (PROJECT / "params.yaml").read_text()
@@ -38,7 +38,7 @@ class Checkout:
         self.monkeypatch.setattr(sys, "argv", ["adopt", "recipe.yaml", *options])
         status, said = 0, ""
         try:
-            door(main)
+            run_command(main)
         except SystemExit as leaving:
             status, said = 1, str(leaving.code)
         return Done(status, self.capsys.readouterr().out, said)
@@ -179,4 +179,4 @@ def test_a_recipe_that_does_not_exist_is_named(checkout: Checkout) -> None:
     Path("recipe.yaml").unlink()
     checkout.monkeypatch.setattr(sys, "argv", ["adopt", "elsewhere.yaml"])
     with pytest.raises(SystemExit, match=r"no recipe elsewhere\.yaml"):
-        door(main)
+        run_command(main)

@@ -14,21 +14,21 @@ from factories import pair, write_folder
 
 from pipeline.dataloader import dataset
 from pipeline.dataloader import pairs as dataloader_pairs
-from pipeline.dataloader.dataset import Patches
+from pipeline.dataloader.dataset import PatchDataset
 from pipeline.dataloader.loader import Batch, batches
 from pipeline.dataloader.pairs import online_pair, pairs
-from pipeline.dataloader.sampler import Course, share
+from pipeline.dataloader.sampler import SampleOrder, slots_of_rank
 from pipeline.degradations import regenerate
 from pipeline.shards.format import DamagedShard, Index, Shard, ShardEntry, write_index, write_shard
 
 
-def course(sizes: list[int], batch_size: int, seed: int = 1) -> Course:
+def sample_order(sizes: list[int], batch_size: int, seed: int = 1) -> SampleOrder:
     index = Index({}, tuple(ShardEntry(f"{n:06d}.tar", size, 0, "", 24) for n, size in enumerate(sizes)))
-    return Course(index, batch_size, seed)
+    return SampleOrder(index, batch_size, seed)
 
 
 def keys(folder: Path, rank: int, num_workers: int, first: int, last: int, *, processes: int = 0) -> list[Batch]:
-    patches = Patches(folder, batch_size=4, patch_size=16, seed=1)
+    patches = PatchDataset(folder, batch_size=4, patch_size=16, seed=1)
     return list(
         batches(
             patches, rank=rank, num_workers=num_workers, first_step=first, num_steps=last,
@@ -55,11 +55,11 @@ def same(ours: list[Batch], theirs: list[Batch]) -> None:
 
 @pytest.mark.parametrize(("sizes", "batch_size"), [([7, 10, 6], 4), ([1, 1, 50], 8), ([5], 5), ([3] * 40, 16)])
 def test_a_pass_sees_each_sample_once_but_for_a_remainder(sizes: list[int], batch_size: int) -> None:
-    order = course(sizes, batch_size)
-    for turn in range(3):
-        first = turn * order.steps_per_pass
-        places = [order.at(first + s, j) for s in range(order.steps_per_pass) for j in range(batch_size)]
-        assert {place[0] for place in places} == {turn}
+    order = sample_order(sizes, batch_size)
+    for epoch in range(3):
+        first = epoch * order.steps_per_epoch
+        places = [order.at(first + s, j) for s in range(order.steps_per_epoch) for j in range(batch_size)]
+        assert {place[0] for place in places} == {epoch}
         seen = Counter(place[1:] for place in places)
         assert max(seen.values()) == 1
         assert sum(sizes) - len(seen) == sum(sizes) % batch_size
@@ -67,9 +67,9 @@ def test_a_pass_sees_each_sample_once_but_for_a_remainder(sizes: list[int], batc
 
 
 def test_each_pass_has_an_order_of_its_own_and_so_has_each_seed() -> None:
-    def walk(seed: int, turn: int) -> list[tuple[int, ...]]:
-        order = course([20, 20, 20], 4, seed)
-        return [order.at(turn * order.steps_per_pass + s, 0)[1:] for s in range(order.steps_per_pass)]
+    def walk(seed: int, epoch: int) -> list[tuple[int, ...]]:
+        order = sample_order([20, 20, 20], 4, seed)
+        return [order.at(epoch * order.steps_per_epoch + s, 0)[1:] for s in range(order.steps_per_epoch)]
 
     assert walk(1, 0) == walk(1, 0)
     assert walk(1, 0) != walk(1, 1)
@@ -77,9 +77,9 @@ def test_each_pass_has_an_order_of_its_own_and_so_has_each_seed() -> None:
 
 
 def test_a_stream_opens_few_shards_at_a_time() -> None:
-    order = course([10] * 32, 16)
-    for stream in range(16):
-        opened = [order.at(step, stream)[1] for step in range(order.steps_per_pass)]
+    order = sample_order([10] * 32, 16)
+    for slot in range(16):
+        opened = [order.at(step, slot)[1] for step in range(order.steps_per_epoch)]
         assert sum(a != b for a, b in pairwise(opened)) <= 2
 
 
@@ -98,12 +98,12 @@ def test_a_resumed_run_goes_on_where_it_stopped_with_any_number_of_processes(sha
 
 
 def test_resuming_reads_nothing_of_what_was_seen_before(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    patches = Patches(shards / "train", batch_size=4, patch_size=16, seed=1)
+    patches = PatchDataset(shards / "train", batch_size=4, patch_size=16, seed=1)
     reads: list[tuple[int, int]] = []
-    original = Patches.__getitem__
-    monkeypatch.setattr(Patches, "__getitem__", lambda self, place: reads.append(place) or original(self, place))
+    original = PatchDataset.__getitem__
+    monkeypatch.setattr(PatchDataset, "__getitem__", lambda self, place: reads.append(place) or original(self, place))
     next(batches(patches, rank=0, num_workers=1, first_step=1000, num_steps=1001, processes=0, pin_memory=False))
-    assert reads == [(1000, stream) for stream in range(4)]
+    assert reads == [(1000, slot) for slot in range(4)]
 
 
 def test_crops_of_clean_and_degraded_are_of_the_same_place(tmp_path: Path) -> None:
@@ -116,11 +116,11 @@ def test_crops_of_clean_and_degraded_are_of_the_same_place(tmp_path: Path) -> No
 def test_pairs_made_online_are_new_in_each_pass_and_unclipped(tmp_path: Path) -> None:
     write_folder(tmp_path / "s", [4], online=True)
     noises = {}
-    for turn, batch in enumerate(keys(tmp_path / "s", 0, 1, 0, 2)):
+    for epoch, batch in enumerate(keys(tmp_path / "s", 0, 1, 0, 2)):
         noise = batch.degraded - batch.clean
         assert noise.std() == pytest.approx(25 / 255, rel=0.1)
         assert batch.degraded.min() < 0 and batch.degraded.max() > 1
-        noises[turn] = dict(zip(batch.keys, noise, strict=True))
+        noises[epoch] = dict(zip(batch.keys, noise, strict=True))
     assert all(not torch.equal(noises[0][key], noises[1][key]) for key in noises[0])
 
 
@@ -132,16 +132,16 @@ def orientations(image: np.ndarray) -> list[np.ndarray]:
 
 def test_a_pair_made_online_is_made_again_from_its_key_and_pass_bit_for_bit(tmp_path: Path) -> None:
     write_folder(tmp_path / "s", [3, 5], online=True)
-    patches = Patches(tmp_path / "s", batch_size=4, patch_size=24, seed=7)
+    patches = PatchDataset(tmp_path / "s", batch_size=4, patch_size=24, seed=7)
     steps = batches(patches, rank=0, num_workers=1, first_step=0, num_steps=6, processes=0, pin_memory=False)
     for step, batch in enumerate(steps):
         for key, clean, degraded in zip(batch.keys, batch.clean, batch.degraded, strict=True):
-            again = online_pair(tmp_path / "s", key, turn=step // 2, seed=7)
+            again = online_pair(tmp_path / "s", key, epoch=step // 2, seed=7)
             assert any(np.array_equal(one, again.clean.transpose(2, 0, 1)) for one in orientations(clean.numpy()))
             assert any(np.array_equal(one, again.degraded.transpose(2, 0, 1)) for one in orientations(degraded.numpy()))
             assert not np.array_equal(online_pair(tmp_path / "s", key, step // 2 + 1, 7).degraded, again.degraded)
     with pytest.raises(ValueError, match="holds no pair nobody"):
-        online_pair(tmp_path / "s", "nobody", turn=0, seed=7)
+        online_pair(tmp_path / "s", "nobody", epoch=0, seed=7)
 
 
 def test_the_record_of_a_pair_made_online_tells_what_was_drawn(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_the_record_of_a_pair_made_online_tells_what_was_drawn(tmp_path: Path) -
         (step,) = one.record["degradation"]["steps"]
         assert (step["kind"], step["sigma"]) == ("gaussian_noise", 25.0)
         assert np.array_equal(regenerate(one.clean, one.record["degradation"]), one.degraded)
-        assert np.array_equal(online_pair(tmp_path / "s", one.key, turn=0, seed=1).degraded, one.degraded)
+        assert np.array_equal(online_pair(tmp_path / "s", one.key, epoch=0, seed=1).degraded, one.degraded)
 
 
 def test_a_patch_is_cut_from_the_degraded_tile_so_that_a_blur_sees_beyond_its_border(
@@ -168,7 +168,7 @@ def test_a_patch_is_cut_from_the_degraded_tile_so_that_a_blur_sees_beyond_its_bo
 
 
 def test_batches_made_ahead_raise_what_went_wrong_and_end_when_they_are_left(tmp_path: Path, shards: Path) -> None:
-    patches = Patches(shards / "train", batch_size=4, patch_size=16, seed=1)
+    patches = PatchDataset(shards / "train", batch_size=4, patch_size=16, seed=1)
     world = {"rank": 0, "num_workers": 1, "num_steps": 100, "processes": 0, "pin_memory": False}
     before = threading.active_count()
     made = batches(patches, first_step=0, **world)
@@ -178,7 +178,7 @@ def test_batches_made_ahead_raise_what_went_wrong_and_end_when_they_are_left(tmp
     write_folder(tmp_path / "t", [8])
     (tmp_path / "t" / "000000.tar").unlink()
     with pytest.raises(DamagedShard, match=r"000000\.tar is missing"):
-        list(batches(Patches(tmp_path / "t", batch_size=4, patch_size=16, seed=2), first_step=0, **world))
+        list(batches(PatchDataset(tmp_path / "t", batch_size=4, patch_size=16, seed=2), first_step=0, **world))
 
 
 def test_what_went_wrong_in_a_loader_process_is_told_in_its_own_words(shards: Path) -> None:
@@ -201,17 +201,17 @@ def test_validation_sees_each_pair_exactly_once_and_the_same_each_time(tmp_path:
 
 def test_shares_are_even_and_cover_the_batch() -> None:
     for num_workers in range(1, 8):
-        shares = [share(16, rank, num_workers) for rank in range(num_workers)]
+        shares = [slots_of_rank(16, rank, num_workers) for rank in range(num_workers)]
         assert [j for part in shares for j in part] == list(range(16))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
     with pytest.raises(ValueError, match="17 workers cannot share a batch of 16"):
-        share(16, 0, 17)
+        slots_of_rank(16, 0, 17)
 
 
 def test_too_few_samples_are_told(tmp_path: Path) -> None:
     write_folder(tmp_path / "s", [3])
     with pytest.raises(ValueError, match=r"train\.batch_size"):
-        Patches(tmp_path / "s", batch_size=4, patch_size=16, seed=1)
+        PatchDataset(tmp_path / "s", batch_size=4, patch_size=16, seed=1)
 
 
 def test_one_tile_that_is_too_small_is_told_before_the_first_step_with_what_helps(tmp_path: Path) -> None:
@@ -220,13 +220,13 @@ def test_one_tile_that_is_too_small_is_told_before_the_first_step_with_what_help
     images = [pair(0, size=48), pair(1, size=48), pair(2, size=20), pair(3, size=48)]
     entries = [write_shard(tmp_path / "s" / f"{n}.tar", images[2 * n : 2 * n + 2]) for n in range(2)]
     write_index(tmp_path / "s", Index(recipe, entries))
-    assert Patches(tmp_path / "s", batch_size=2, patch_size=20, seed=1).index.min_side == 20
+    assert PatchDataset(tmp_path / "s", batch_size=2, patch_size=20, seed=1).index.min_side == 20
     with pytest.raises(ValueError, match=r"train\.patch_size is 32, .* a side of 20 pixels: lower .* to 20,") as error:
-        Patches(tmp_path / "s", batch_size=2, patch_size=32, seed=1)
+        PatchDataset(tmp_path / "s", batch_size=2, patch_size=32, seed=1)
     assert "prepare.min_side to 32" in str(error.value)
     assert "tile_size" not in str(error.value), "the tiles that are too small are whole photographs"
     with pytest.raises(ValueError, match=r"synthesize\.tile_size to 64 or more and prepare\.min_side to 64"):
-        Patches(tmp_path / "s", batch_size=2, patch_size=64, seed=1)
+        PatchDataset(tmp_path / "s", batch_size=2, patch_size=64, seed=1)
 
 
 def test_global_random_states_are_left_alone(shards: Path) -> None:
@@ -236,7 +236,7 @@ def test_global_random_states_are_left_alone(shards: Path) -> None:
     assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
 
 
-class Threads(Patches):
+class Threads(PatchDataset):
     """Says in place of its key how many threads OpenCV would use."""
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
@@ -250,7 +250,7 @@ def test_a_loader_process_keeps_to_one_core(shards: Path) -> None:
 
 
 def mixed(folder: Path, rank: int = 0, num_workers: int = 1, seed: int = 1) -> list[Batch]:
-    patches = Patches(folder, batch_size=4, patch_size=16, seed=seed, mixup_alpha=0.6)
+    patches = PatchDataset(folder, batch_size=4, patch_size=16, seed=seed, mixup_alpha=0.6)
     world = {"rank": rank, "num_workers": num_workers}
     return list(batches(patches, first_step=0, num_steps=12, processes=0, pin_memory=False, **world))
 
@@ -274,10 +274,10 @@ def test_each_shard_is_opened_once_in_a_pass_however_many_streams_there_are(
 
     monkeypatch.setattr(dataset, "Shard", counted)
     dataset._opener.cache_clear()
-    patches = Patches(tmp_path / "s", batch_size=40, patch_size=16, seed=1)
+    patches = PatchDataset(tmp_path / "s", batch_size=40, patch_size=16, seed=1)
     for step in range(2):
-        for stream in range(40):
-            patches[step, stream]
+        for slot in range(40):
+            patches[step, slot]
     dataset._opener.cache_clear()
     assert len(opened) == len(set(opened)) == 40
 
@@ -290,11 +290,11 @@ def test_a_mixed_pair_lies_between_two_of_its_batch_clean_and_degraded_alike(tmp
         places = torch.cat([plain.clean, plain.degraded], dim=1).flatten(1).double()
         for own, ours in enumerate(torch.cat([batch.clean, batch.degraded], dim=1).flatten(1).double()):
             away = places - places[own]
-            share = (away @ (ours - places[own])) / away.square().sum(1).clamp(min=1e-12)
-            left = (ours - places[own] - share[:, None] * away).norm(dim=1)
+            slots_of_rank = (away @ (ours - places[own])) / away.square().sum(1).clamp(min=1e-12)
+            left = (ours - places[own] - slots_of_rank[:, None] * away).norm(dim=1)
             partner = int(left.argmin())
             assert left[partner] < 1e-4
-            weights.append(float(share[partner]))
+            weights.append(float(slots_of_rank[partner]))
     assert min(weights) > -1e-4 and max(weights) < 1 + 1e-4
     assert max(weights) > 0.7
 

@@ -17,7 +17,7 @@ DARK = LowLight(stops=(1.0, 2.0), gamma=(1.0, 1.0))
 
 def kinds(degradation: Sequence | RandomOrder | OneOf | Sometimes | Repeat, draws: int) -> Counter[tuple[str, ...]]:
     rng = np.random.default_rng(0)
-    return Counter(tuple(step["kind"] for step in degradation.draw(rng)) for _ in range(draws))
+    return Counter(tuple(step["kind"] for step in degradation.sample(rng)) for _ in range(draws))
 
 
 def test_a_sequence_keeps_its_order_and_is_its_steps_one_after_the_other() -> None:
@@ -41,13 +41,13 @@ def test_choices_are_made_in_proportion_to_their_weights() -> None:
 
 
 def test_sometimes_happens_with_its_probability() -> None:
-    drawn = kinds(Sometimes(probability=0.3, step=JPEG), 1000)
-    assert abs(drawn[("jpeg",)] - 300) < 60
-    assert drawn[("jpeg",)] + drawn[()] == 1000
+    sampled = kinds(Sometimes(probability=0.3, step=JPEG), 1000)
+    assert abs(sampled[("jpeg",)] - 300) < 60
+    assert sampled[("jpeg",)] + sampled[()] == 1000
 
 
 def test_what_is_repeated_is_drawn_anew_each_time() -> None:
-    first, second = Repeat(times=2, step=NOISE).draw(np.random.default_rng(0))
+    first, second = Repeat(times=2, step=NOISE).sample(np.random.default_rng(0))
     assert first["kind"] == second["kind"] == "gaussian_noise"
     assert first["sigma"] != second["sigma"]
     assert first["seed"] != second["seed"]

@@ -23,8 +23,8 @@ GRAY = np.full((200, 200, 3), 0.5, np.float32)
 
 
 def camera_step(**changes: object) -> dict[str, object]:
-    (drawn,) = CameraNoise(shot_noise=(0.001, 0.01), mosaic=False).draw(np.random.default_rng(0))
-    return {**drawn, **changes}
+    (sampled,) = CameraNoise(shot_noise=(0.001, 0.01), mosaic=False).sample(np.random.default_rng(0))
+    return {**sampled, **changes}
 
 
 @pytest.mark.parametrize("sigma", [5.0, 25.0, 75.0])
@@ -48,10 +48,10 @@ def test_noise_of_the_luma_alone_is_the_same_in_all_channels() -> None:
 
 def test_a_blind_range_is_drawn_evenly() -> None:
     rng = np.random.default_rng(0)
-    drawn = [GaussianNoise(sigma=(10.0, 50.0), per_channel=True).draw(rng)[0]["sigma"] for _ in range(2000)]
-    assert min(drawn) >= 10
-    assert max(drawn) <= 50
-    np.testing.assert_allclose(np.quantile(drawn, [0.25, 0.5, 0.75]), [20, 30, 40], atol=1.5)
+    sampled = [GaussianNoise(sigma=(10.0, 50.0), per_channel=True).sample(rng)[0]["sigma"] for _ in range(2000)]
+    assert min(sampled) >= 10
+    assert max(sampled) <= 50
+    np.testing.assert_allclose(np.quantile(sampled, [0.25, 0.5, 0.75]), [20, 30, 40], atol=1.5)
 
 
 def test_the_tone_curve_and_the_gamma_have_their_inverse() -> None:
@@ -62,45 +62,45 @@ def test_the_tone_curve_and_the_gamma_have_their_inverse() -> None:
 def test_what_is_taken_back_to_the_sensor_develops_to_what_it_was_except_in_the_highlights() -> None:
     clean = RNG.uniform(0.1, 0.7, (40, 40, 3)).astype(np.float32)
     clean = 0.5 + 0.3 * (clean - 0.5)  # colours that every camera of the mixture can hold
-    drawn = camera_step()
-    gains = white_balance(3, drawn)
-    developed = develop(mix(take_back(clean, gains, drawn), np.diag(gains)), drawn)
+    sampled = camera_step()
+    gains = white_balance(3, sampled)
+    developed = develop(mix(take_back(clean, gains, sampled), np.diag(gains)), sampled)
     np.testing.assert_allclose(developed, clean, atol=1e-4)
 
 
 def test_white_stays_white_on_the_sensor_and_colour_matrices_keep_gray_gray() -> None:
-    drawn = camera_step()
-    raw = take_back(np.ones((2, 2, 3), np.float32), white_balance(3, drawn), drawn)
+    sampled = camera_step()
+    raw = take_back(np.ones((2, 2, 3), np.float32), white_balance(3, sampled), sampled)
     np.testing.assert_allclose(raw, 1, atol=1e-5)
-    np.testing.assert_allclose(to_camera(drawn) @ np.ones(3), 1, atol=1e-12)
+    np.testing.assert_allclose(to_camera(sampled) @ np.ones(3), 1, atol=1e-12)
 
 
 @pytest.mark.parametrize("value", [0.2, 0.4])
 def test_noise_on_the_sensor_has_the_variance_shot_times_light_plus_read(value: float) -> None:
     # A gray camera without gains: its display values differ from raw ones by a known curve alone.
     clean = compress(np.full((400, 400, 1), value)).astype(np.float32)
-    drawn = camera_step(shot_noise=1e-4, read_noise=4e-6, exposure_gain=1.0)
-    raw = expand(CameraNoise.apply(clean, drawn))
+    sampled = camera_step(shot_noise=1e-4, read_noise=4e-6, exposure_gain=1.0)
+    raw = expand(CameraNoise.apply(clean, sampled))
     assert raw.var() == pytest.approx(1e-4 * value + 4e-6, rel=0.03)
     assert raw.mean() == pytest.approx(value, abs=1e-3)
 
 
 def test_published_noise_levels_lie_on_the_published_line() -> None:
     rng = np.random.default_rng(0)
-    drawn = [CameraNoise(shot_noise=(0.0001, 0.012), mosaic=True).draw(rng)[0] for _ in range(3000)]
-    shot = np.log([step["shot_noise"] for step in drawn])
-    read = np.log([step["read_noise"] for step in drawn])
+    sampled = [CameraNoise(shot_noise=(0.0001, 0.012), mosaic=True).sample(rng)[0] for _ in range(3000)]
+    shot = np.log([step["shot_noise"] for step in sampled])
+    read = np.log([step["read_noise"] for step in sampled])
     slope, offset = np.polyfit(shot, read, 1)
     assert slope == pytest.approx(2.18, abs=0.02)
     assert offset == pytest.approx(1.20, abs=0.15)
     assert np.std(read - slope * shot - offset) == pytest.approx(0.26, abs=0.01)
     assert shot.mean() == pytest.approx((np.log(0.0001) + np.log(0.012)) / 2, abs=0.1)
-    assert {(step["bayer_row"], step["bayer_column"]) for step in drawn} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert {(step["bayer_row"], step["bayer_column"]) for step in sampled} == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
 def test_shadows_are_noisier_than_highlights_on_the_display() -> None:
-    drawn = camera_step(shot_noise=0.005, read_noise=1e-4)
-    deviations = [CameraNoise.apply(GRAY * np.float32(level), drawn).std(axis=(0, 1)).mean() for level in (0.4, 1.9)]
+    sampled = camera_step(shot_noise=0.005, read_noise=1e-4)
+    deviations = [CameraNoise.apply(GRAY * np.float32(level), sampled).std(axis=(0, 1)).mean() for level in (0.4, 1.9)]
     assert deviations[0] > 1.5 * deviations[1]
 
 
@@ -111,29 +111,29 @@ def test_a_logarithmic_range_from_zero_is_refused() -> None:
 
 @pytest.mark.parametrize("phase", [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_demosaicing_recovers_ramps_exactly_and_keeps_what_was_measured(phase: tuple[int, int]) -> None:
-    drawn = {"bayer_row": phase[0], "bayer_column": phase[1]}
+    sampled = {"bayer_row": phase[0], "bayer_column": phase[1]}
     y, x = np.mgrid[:12, :15] / 20
     ramps = np.stack([0.2 + 0.3 * y, 0.1 + 0.3 * y, 0.4 + 0.3 * y], axis=2) + 0.2 * x[:, :, None]
-    restored = demosaic(sample_bayer(ramps, drawn), np.ones(3), drawn)
+    restored = demosaic(sample_bayer(ramps, sampled), np.ones(3), sampled)
     np.testing.assert_allclose(restored[2:-2, 2:-2], ramps[2:-2, 2:-2], atol=1e-6)
     noise = RNG.random((9, 8, 3))
-    mosaic = sample_bayer(noise, drawn)
-    np.testing.assert_array_equal(sample_bayer(demosaic(mosaic, np.ones(3), drawn), drawn), mosaic)
+    mosaic = sample_bayer(noise, sampled)
+    np.testing.assert_array_equal(sample_bayer(demosaic(mosaic, np.ones(3), sampled), sampled), mosaic)
 
 
 def test_demosaicing_balances_each_colour_by_its_own_gain() -> None:
-    drawn = {"bayer_row": 1, "bayer_column": 0}
+    sampled = {"bayer_row": 1, "bayer_column": 0}
     gains = np.array([2.0, 1.0, 1.5])
     flat = np.broadcast_to(0.3 / gains, (8, 9, 3))
-    np.testing.assert_allclose(demosaic(sample_bayer(flat, drawn), gains, drawn), 0.3, atol=1e-6)
+    np.testing.assert_allclose(demosaic(sample_bayer(flat, sampled), gains, sampled), 0.3, atol=1e-6)
 
 
 def test_saturated_values_stay_white_whatever_their_gain_and_have_no_fringes() -> None:
-    drawn = {"bayer_row": 0, "bayer_column": 1}
+    sampled = {"bayer_row": 0, "bayer_column": 1}
     gains = np.array([2.4, 1.2, 1.9])
     lamp = np.broadcast_to(0.3 / gains, (16, 24, 3)).copy()
     lamp[:, 8:16] = 1
-    seen = demosaic(sample_bayer(lamp, drawn), gains, drawn)
+    seen = demosaic(sample_bayer(lamp, sampled), gains, sampled)
     np.testing.assert_allclose(seen[:, 10:14], 1, atol=1e-6)
     assert np.ptp(seen, axis=2).max() < 0.25  # what Malvar's filters make of the step; 1.4 without the clipping
 

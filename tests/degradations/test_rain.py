@@ -29,11 +29,11 @@ def streak(y: float, x: float, reach_y: float, reach_x: float, strength: float) 
 
 
 def test_an_upright_streak_between_two_columns_is_shared_in_proportion_and_fades_towards_its_ends() -> None:
-    drawn = draw_steep(9, 5, streak(4.0, 1.25, 4.0, 0.0, 4.0))
+    sampled = draw_steep(9, 5, streak(4.0, 1.25, 4.0, 0.0, 4.0))
     fade = 1 - (np.arange(-4, 5) / 4) ** 2
     expected = np.zeros((9, 5))
     expected[:, 1], expected[:, 2] = 0.75 * fade, 0.25 * fade
-    np.testing.assert_allclose(drawn, expected, atol=1e-6)
+    np.testing.assert_allclose(sampled, expected, atol=1e-6)
 
 
 def test_a_leaning_streak_has_the_depth_of_an_upright_one_of_its_length() -> None:
@@ -53,8 +53,8 @@ def test_a_streak_that_is_partly_outside_is_cut_and_one_that_is_wholly_outside_i
 
 @pytest.mark.parametrize("distance", [1.0, 2.0])
 def test_the_mean_optical_depth_of_a_layer_is_what_its_parameters_say(distance: float) -> None:
-    drawn = {"angle": 20.0, "angle_spread": 2.0, "length": 24.0, "width": 3.0, "density": 8.0, "opacity": 0.5}
-    layer = streak_layer(400, 400, drawn, distance, generator(1))
+    sampled = {"angle": 20.0, "angle_spread": 2.0, "length": 24.0, "width": 3.0, "density": 8.0, "opacity": 0.5}
+    layer = streak_layer(400, 400, sampled, distance, generator(1))
     mean_strength = -np.log(1 - 0.5) * (0.1 + 1.0) / 2
     mean_profile = 2 / 3  # of 1 - s² over a streak
     streaks_per_pixel = 8.0 / 100**2 * distance**2
@@ -64,8 +64,8 @@ def test_the_mean_optical_depth_of_a_layer_is_what_its_parameters_say(distance: 
 
 @pytest.mark.parametrize("angle", [-75.0, 30.0, 80.0])
 def test_streaks_run_along_their_angle(angle: float) -> None:
-    drawn = {"angle": angle, "angle_spread": 0.0, "length": 60.0, "width": 2.0, "density": 4.0, "opacity": 0.8}
-    layer = streak_layer(256, 256, drawn, 1.0, generator(2))
+    sampled = {"angle": angle, "angle_spread": 0.0, "length": 60.0, "width": 2.0, "density": 4.0, "opacity": 0.8}
+    layer = streak_layer(256, 256, sampled, 1.0, generator(2))
     gradient_y, gradient_x = np.gradient(cv2.GaussianBlur(layer, (0, 0), 1.0))
     across = 0.5 * np.arctan2(2 * (gradient_x * gradient_y).sum(), (gradient_x**2 - gradient_y**2).sum())
     off = (np.rad2deg(across) + angle + 90) % 180 - 90  # the fall (sin α, cos α) has its normal at −α

@@ -40,9 +40,9 @@ def test_the_distance_is_smooth_and_between_here_and_the_farthest(relief: float)
 
 
 def test_snow_covers_about_as_much_as_its_density_says_and_hides_what_is_behind() -> None:
-    drawn = {"angle": 0.0, "size": 10.0, "motion": 6.0, "density": 4.0, "opacity": 0.8}
-    once = flake_layer(400, 400, drawn, 1.0, generator(3)).mean()
-    twice = flake_layer(400, 400, {**drawn, "density": 8.0}, 1.0, generator(3)).mean()
+    sampled = {"angle": 0.0, "size": 10.0, "motion": 6.0, "density": 4.0, "opacity": 0.8}
+    once = flake_layer(400, 400, sampled, 1.0, generator(3)).mean()
+    twice = flake_layer(400, 400, {**sampled, "density": 8.0}, 1.0, generator(3)).mean()
     assert twice == pytest.approx(2 * once, rel=0.15)
     blizzard = Snow(
         layers=2, depth=(1.0, 1.0), angle=(0.0, 0.0), size=(20.0, 20.0), motion=(0.0, 0.0), density=(100.0, 100.0),

@@ -21,10 +21,10 @@ from factories import pythonpath, recipe, step_of
 from processes import S3Server, SmallDisk, command, until
 
 from pipeline.cluster import errors, resources, session, training_run
-from pipeline.cluster.channel import Ears
+from pipeline.cluster.channel import RunListener
 from pipeline.shards.format import read_index
 from pipeline.training import context, trainer
-from pipeline.training.job import Job
+from pipeline.training.job import TrainingJob
 
 PYTHONPATH = pythonpath(__file__)
 pytestmark = [
@@ -76,8 +76,8 @@ def run(
     num_workers: int,
     *,
     on_report: Callable[[int], None] = lambda step: None,
-    on_notice: Callable[[str], None] = lambda line: None,
-    cpus: float = 0.5,
+    on_notice: Callable[[str], None] = lambda run_channel: None,
+    cpus_per_worker: float = 0.5,
 ) -> tuple[list[int], list[str]]:
     """Run `work`; return the steps that were reported, and the notices.
 
@@ -90,13 +90,13 @@ def run(
         heard.append(int(metrics["step"]))
         on_report(heard[-1])
 
-    def note(line: str) -> None:
-        notices.append(line)
-        on_notice(line)
+    def note(run_channel: str) -> None:
+        notices.append(run_channel)
+        on_notice(run_channel)
 
-    share = resources.Share(num_workers, cpus, 0.0)
+    share = resources.WorkerResources(num_workers, cpus_per_worker, 0.0)
     with session.session():
-        training_run.fit(work, name=name, into=folder / "out", ears=Ears(report, notice=note), share=share)
+        training_run.fit(work, name=name, into=folder / "out", listener=RunListener(report, notice=note), share=share)
     return heard, notices
 
 
@@ -147,7 +147,7 @@ def test_a_worker_that_dies_as_its_group_starts_leaves_its_room_to_the_next(
     monkeypatch.setattr(ray.train.torch, "TorchConfig", partial(Deadly, wound=str(tmp_path / "wound")))
     (tmp_path / "wound").touch()
     everything = float(os.cpu_count() or 1)
-    heard, notices = run(partial(add_up, 3, str(tmp_path)), tmp_path, "dies", 1, cpus=everything)
+    heard, notices = run(partial(add_up, 3, str(tmp_path)), tmp_path, "dies", 1, cpus_per_worker=everything)
     assert not (tmp_path / "wound").exists()
     assert notices == ["workers died as they started; trying again"]
     assert heard == [1, 2, 3]
@@ -161,15 +161,15 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.usefixtures("storage")
-@pytest.mark.parametrize("told", DAMAGES)
+@pytest.mark.parametrize("message", DAMAGES)
 def test_training_ends_at_a_damaged_shard_and_names_it(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
-    monkeypatch.setenv("DGUNET_LOADER_PROCESSES", "0" if told == "is missing" else "2")
+    monkeypatch.setenv("DGUNET_LOADER_PROCESSES", "0" if message == "is missing" else "2")
     indices = {split: read_index(shards / split) for split in ("train", "val")}
-    DAMAGES[told](shards / "train" / "000001.tar")
-    with pytest.raises(ValueError, match=rf"train/000001\.tar .*{told}.*run `make repro`"):
-        run(Job(recipe(num_steps=20), 3, shards, indices, 1), tmp_path, "damaged", 2)
+    DAMAGES[message](shards / "train" / "000001.tar")
+    with pytest.raises(ValueError, match=rf"train/000001\.tar .*{message}.*run `make repro`"):
+        run(TrainingJob(recipe(num_steps=20), 3, shards, indices, 1), tmp_path, "damaged", 2)
 
 
 def test_training_waits_for_a_full_storage(storage: Path, small_disk: SmallDisk, tmp_path: Path) -> None:
@@ -183,8 +183,8 @@ def test_training_waits_for_a_full_storage(storage: Path, small_disk: SmallDisk,
                     file.write(bytes(100_000))
             (tmp_path / "3.wait").unlink()
 
-    def free(line: str) -> None:
-        if "No space left" in line:
+    def free(run_channel: str) -> None:
+        if "No space left" in run_channel:
             (storage / "others").unlink(missing_ok=True)
 
     heard, notices = run(partial(add_up, 8, str(tmp_path)), tmp_path, "full", 1, on_report=fill, on_notice=free)
@@ -212,11 +212,11 @@ def test_training_waits_for_a_storage_folder_that_has_gone_and_so_does_a_worker_
             mount("nothing")
             (tmp_path / "3.wait").unlink()
 
-    def kill_then_mount(line: str) -> None:
-        if "cannot be stored" in line and not killed:
+    def kill_then_mount(run_channel: str) -> None:
+        if "cannot be stored" in run_channel and not killed:
             killed.append(the_process("ray::RayTrainWorker"))
             killed[0].kill()
-        elif "trying again" in line and "cannot be stored" not in line:  # the next worker, or Ray for it
+        elif "trying again" in run_channel and "cannot be stored" not in run_channel:  # the next worker, or Ray for it
             mount("disk")
 
     mount("disk")
@@ -271,7 +271,7 @@ def test_training_waits_for_a_storage_that_does_not_answer(
             s3_server.process.send_signal(signal.SIGSTOP)
             (tmp_path / "3.wait").unlink()
 
-    def answer(line: str) -> None:
+    def answer(run_channel: str) -> None:
         s3_server.process.send_signal(signal.SIGCONT)
 
     heard, notices = run(partial(add_up, 6, str(tmp_path)), tmp_path, "away", 1, on_report=hang, on_notice=answer)
@@ -279,7 +279,7 @@ def test_training_waits_for_a_storage_that_does_not_answer(
     assert heard == [1, 2, 3, 4, 5, 6]
 
 
-def mortal(job: Job, folder: str, worker: context.Worker) -> None:
+def mortal(job: TrainingJob, folder: str, worker: context.Worker) -> None:
     """The job, by a worker whose life is known to have begun, and which does not end before `enough` is there."""
 
     def report(metrics: dict[str, float], checkpoint: Path | None) -> None:
@@ -320,15 +320,15 @@ def test_a_run_killed_twenty_times_ends_where_one_ends_that_was_left_alone(
     monkeypatch.setenv("DGUNET_MAX_FAILURES", "100")
     settings = recipe(num_steps=800, validate_every=10, warmup_steps=10)
     indices = {split: read_index(shards / split) for split in ("train", "val")}
-    job = Job(settings, 3, shards, indices, 1)
+    job = TrainingJob(settings, 3, shards, indices, 1)
     run(job, tmp_path, "alone", 2)
     (tmp_path / "out").rename(tmp_path / "alone")
     losses: list[str] = []
     heard: list[int] = []
     enough = threading.Event()
 
-    def lose(line: str) -> None:
-        losses.extend([line] if "back to the last checkpoint" in line else [])
+    def lose(run_channel: str) -> None:
+        losses.extend([run_channel] if "back to the last checkpoint" in run_channel else [])
         if len(losses) == 20:
             enough.set()
             (tmp_path / "enough").touch()

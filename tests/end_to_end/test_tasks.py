@@ -90,7 +90,7 @@ def photographs(folder: Path) -> list[Entry]:
         write_image(path, scene(number))
         sha256 = pixel_hash(read_image(path))
         entries.append(
-            Entry(where=str(path), sha256=sha256, height=64, width=64, split=split, group=sha256, source="folder:p")
+            Entry(uri=str(path), sha256=sha256, height=64, width=64, split=split, scene=sha256, source="folder:p")
         )
     return entries
 
@@ -113,7 +113,7 @@ CARD = {"task": "test", "provenance": {"commit": "none", "data": "none"}}
 def train(settings: Train, channels: int, shards: Path, model: Path) -> list[float]:
     """What the door does, without Ray; returns the losses."""
     network = DGUNet.seeded(DGUNetConfig(image_channels=channels, **settings.network.model_dump()), 0)
-    patches = dataset.Patches(
+    patches = dataset.PatchDataset(
         shards / "train", settings.batch_size, settings.patch_size, seed=1, mixup_alpha=settings.mixup_alpha
     )
     losses = []
@@ -247,7 +247,7 @@ def real_pairs(folder: Path) -> list[Entry]:
             write_image(folder / "rainy" / f"{number}_{partner}.png", (clean + 0.1 + 0.1 * partner).clip(0, 1))
     source = Pairs(clean=str(folder / "clean/{}.png"), degraded=str(folder / "rainy/{}_*.png"))
     settings = Prepare(sources=[source], min_side=16, max_megapixels=1.0, split=Split(val=0.25, test=0.25))
-    return prepare(settings, seed=2, memory=folder / "looks.sqlite").entries
+    return prepare(settings, seed=2, cache=folder / "looks.sqlite").entries
 
 
 def test_a_task_of_real_pairs_is_built_from_their_partners_as_they_came(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_a_task_of_real_pairs_is_built_from_their_partners_as_they_came(tmp_path
         partner = int(pair.key.rsplit("_", 1)[1])
         expected = (pair.clean + 0.1 + 0.1 * partner).clip(0, 1)
         np.testing.assert_allclose(pair.degraded, expected, atol=1.1 / 255)
-    patches = dataset.Patches(tmp_path / "shards" / "train", batch_size=2, patch_size=32, seed=1)
+    patches = dataset.PatchDataset(tmp_path / "shards" / "train", batch_size=2, patch_size=32, seed=1)
     clean, degraded, _ = patches[0, 0]
     assert (degraded - clean).mean() == pytest.approx(0.1, abs=0.06)
 

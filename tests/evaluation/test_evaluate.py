@@ -14,7 +14,7 @@ from factories import DATA
 from dgunet.images import write_image
 from dgunet.inference import restore
 from dgunet.network import DGUNet, DGUNetConfig
-from pipeline.dataloader.pairs import LoadedPair
+from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.degradations.noise import GaussianNoise
 from pipeline.evaluation import scores
 from pipeline.evaluation.baselines import Median, NoBaseline, PseudoInverse
@@ -32,10 +32,10 @@ def network(**sizes) -> DGUNet:
     return DGUNet(DGUNetConfig(**{"width": 8, "growth": 4, "head_growth": 4, "num_stages": 2, **sizes})).eval()
 
 
-def pair(key: str, size: tuple[int, int, int] = (24, 20, 3), noise: float = 0.1) -> LoadedPair:
+def pair(key: str, size: tuple[int, int, int] = (24, 20, 3), noise: float = 0.1) -> EvaluationPair:
     rng = np.random.default_rng(int(key))
     clean = rng.random(size, np.float32)
-    return LoadedPair(key, clean, clean + noise * rng.standard_normal(size, np.float32), {})
+    return EvaluationPair(key, clean, clean + noise * rng.standard_normal(size, np.float32), {})
 
 
 def by_hand(image: np.ndarray, clean: np.ndarray) -> float:
@@ -164,7 +164,7 @@ def test_a_large_image_is_restored_in_tiles_and_left_out_of_the_stages(monkeypat
 def test_a_sensing_network_measures_the_clean_image_itself():
     model = network(image_channels=1, sensing_ratio_percent=25)
     clean = pair("8", (40, 33, 1)).clean
-    nonsense = LoadedPair("8", clean, np.zeros_like(clean), {})
+    nonsense = EvaluationPair("8", clean, np.zeros_like(clean), {})
     images = restoration(model, nonsense, PseudoInverse("pseudo_inverse"), self_ensemble=False)
     assert images.degraded.shape == images.baseline.shape == images.restored.shape == clean.shape
     # A fresh matrix holds the lowest frequencies, as the baseline's does.
@@ -186,7 +186,7 @@ def test_what_a_sensing_network_learned_does_not_move_its_baseline():
 
 def test_metrics_are_numbers_even_where_an_image_is_exact(tmp_path):
     clean = pair("9").clean
-    result = evaluate(network(), [LoadedPair("9", clean, clean, {})], NoBaseline("none"), RGB)
+    result = evaluate(network(), [EvaluationPair("9", clean, clean, {})], NoBaseline("none"), RGB)
     write_tables(tmp_path, result, {"again": result}, "0" * 64)
 
     def refuse(constant):

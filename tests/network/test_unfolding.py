@@ -274,10 +274,10 @@ def test_the_network_compiles_as_one_graph():
 @pytest.mark.slow
 def test_a_small_network_learns_one_pair_by_heart():
     network = DGUNet.seeded(DGUNetConfig(width=8, growth=4, num_stages=3), 0)
-    drawn = torch.Generator().manual_seed(0)
-    coarse = torch.rand(1, 3, 4, 4, generator=drawn)
+    sampled = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, 4, 4, generator=sampled)
     clean = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic").clamp(0, 1)
-    degraded = clean + 0.2 * torch.randn(clean.shape, generator=drawn)
+    degraded = clean + 0.2 * torch.randn(clean.shape, generator=sampled)
     optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
     for _ in range(150):
         optimiser.zero_grad()

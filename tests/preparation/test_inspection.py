@@ -27,7 +27,7 @@ def looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     look = inspection.inspect_image
 
     def noting(candidate: Candidate, *, max_pixels: int) -> Inspection:
-        seen.append(candidate.where)
+        seen.append(candidate.uri)
         return look(candidate, max_pixels=max_pixels)
 
     monkeypatch.setattr(inspection, "inspect_image", noting)
@@ -43,7 +43,7 @@ def draw(number: int, seed: int | None = None) -> Path:
 
 def look(max_pixels: int = 10**6) -> dict[str, Inspection]:
     candidates = [item for item in list_images(Folder(path="p")) if isinstance(item, Candidate)]
-    return {item.where: seen for item, seen in inspect_images(candidates, max_pixels, Path("cache/memory.sqlite"))}
+    return {item.uri: seen for item, seen in inspect_images(candidates, max_pixels, Path("cache/memory.sqlite"))}
 
 
 def test_an_unchanged_image_is_not_decoded_again_and_nothing_else_differs(looked: list[str]) -> None:
@@ -53,7 +53,7 @@ def test_an_unchanged_image_is_not_decoded_again_and_nothing_else_differs(looked
     assert look() == first and len(looked) == 7
     draw(3, seed=33)
     changed = look()
-    assert looked[7:] == ["p/3.png"] and {where for where in first if first[where] != changed[where]} == {"p/3.png"}
+    assert looked[7:] == ["p/3.png"] and {uri for uri in first if first[uri] != changed[uri]} == {"p/3.png"}
     Path("cache/memory.sqlite").unlink()
     assert look() == changed
 
@@ -81,7 +81,7 @@ def test_what_was_seen_before_a_failure_is_remembered(looked: list[str], monkeyp
     noting = inspection.inspect_image
 
     def failing(candidate: Candidate, *, max_pixels: int) -> Inspection:
-        if candidate.where == "p/5.png":
+        if candidate.uri == "p/5.png":
             raise StorageError("s3://bucket: cannot be reached")
         return noting(candidate, max_pixels=max_pixels)
 
@@ -102,7 +102,7 @@ def test_scenes_are_grouped_once_for_the_same_images(looked: list[str], monkeypa
     thumbnails = {seen.sha256: seen.thumbnail for seen in look().values()}
     groups = group_scenes(thumbnails, Path("memory.sqlite"))
     with monkeypatch.context() as broken:
-        broken.setattr("pipeline.preparation.near_duplicates.name_groups", None)
+        broken.setattr("pipeline.preparation.inspection.name_scenes", None)
         assert group_scenes(thumbnails, Path("memory.sqlite")) == groups
         with pytest.raises(TypeError):
             group_scenes({**thumbnails, "f" * 64: bytes(1024)}, Path("memory.sqlite"))

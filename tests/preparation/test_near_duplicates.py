@@ -7,7 +7,7 @@ from factories import DATA
 from jaxtyping import Float32
 
 from dgunet.images import read_image
-from pipeline.preparation.near_duplicates import name_groups, same_scene, thumbnail
+from pipeline.preparation.near_duplicates import name_scenes, same_scene, thumbnail
 
 Picture = Float32[np.ndarray, "H W 3"]
 
@@ -44,4 +44,4 @@ def test_groups_across_blocks_are_found(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_group_bears_the_smallest_hash_of_its_scene() -> None:
     one, other = thumbnail(scene(1)).tobytes(), thumbnail(scene(2)).tobytes()
     names = {"c" * 64: one, "b" * 64: other, "d" * 64: one, "a" * 64: thumbnail(scene(3)).tobytes()}
-    assert name_groups(names) == {"a" * 64: "a" * 16, "b" * 64: "b" * 16, "c" * 64: "c" * 16, "d" * 64: "c" * 16}
+    assert name_scenes(names) == {"a" * 64: "a" * 16, "b" * 64: "b" * 16, "c" * 64: "c" * 16, "d" * 64: "c" * 16}

@@ -51,15 +51,15 @@ def album(folder: str, numbers: range) -> None:
 
 def run(*sources: Source, seed: int = 0, val: float = 0.0, test: float = 0.0, min_side: int = 32) -> Prepared:
     settings = Prepare(sources=list(sources), min_side=min_side, max_megapixels=1.0, split=Split(val=val, test=test))
-    return prepare(settings, seed=seed, memory=Path("memory.sqlite"))
+    return prepare(settings, seed=seed, cache=Path("memory.sqlite"))
 
 
 def left_out(prepared: Prepared) -> dict[str, str]:
-    return {item.where: item.reason for item in prepared.left_out}
+    return {item.uri: item.reason for item in prepared.left_out}
 
 
 def wheres(prepared: Prepared) -> set[str]:
-    return {entry.where for entry in prepared.entries}
+    return {entry.uri for entry in prepared.entries}
 
 
 def splits(prepared: Prepared) -> dict[str, str]:
@@ -151,7 +151,7 @@ def test_near_duplicates_share_a_group() -> None:
 def test_the_stereo_pair_of_the_starter_is_one_scene_and_the_others_are_seven() -> None:
     found = run(Starter())
     assert groups(found) == [["starter:skimage/motorcycle_left.png", "starter:skimage/motorcycle_right.png"]]
-    assert len({entry.group for entry in found.entries}) == 7 and not found.left_out
+    assert len({entry.scene for entry in found.entries}) == 7 and not found.left_out
 
 
 def test_flat_images_are_nobodys_duplicates() -> None:
@@ -166,7 +166,7 @@ def test_no_scene_straddles_the_splits() -> None:
         save(f"p/{number:03d}.jpg", scene(number), quality=60)
     found = run(Folder(path="p"), val=0.3, test=0.3)
     scenes = {
-        entry.group: {other.split for other in found.entries if other.group == entry.group} for entry in found.entries
+        entry.scene: {other.split for other in found.entries if other.scene == entry.scene} for entry in found.entries
     }
     assert len(scenes) == 30 and all(len(of_scene) == 1 for of_scene in scenes.values())
 
@@ -227,12 +227,12 @@ def test_pairs_carry_their_partner_and_misaligned_ones_are_left_out() -> None:
     save("d/rain/3.png", scene(3, 95, 128))
     Path("d/clean/2.png").write_bytes(b"x")
     found = run(Pairs(clean="d/clean", degraded="d/rain"))
-    assert {entry.where: entry.degraded for entry in found.entries} == {
+    assert {entry.uri: entry.degraded for entry in found.entries} == {
         f"d/clean/{number}.png": f"d/rain/{number}.png" for number in range(2)
     }
     save("d/rain/1.png", np.clip(scene(1) + 0.2, 0, 1))
     again = run(Pairs(clean="d/clean", degraded="d/rain"))
-    changed = {entry.where for entry, before in zip(again.entries, found.entries, strict=True) if entry != before}
+    changed = {entry.uri for entry, before in zip(again.entries, found.entries, strict=True) if entry != before}
     assert changed == {"d/clean/1.png"}  # so that DVC sees that the degraded image is another one
     assert left_out(found) == {
         "d/rain/2.png": "its clean partner d/clean/2.png: no PNG, JPEG, TIFF, BMP or WebP image of a known kind",
@@ -247,7 +247,7 @@ def test_two_degraded_partners_of_one_clean_image_are_two_entries_of_one_group()
     save("d/r/1_9.png", np.clip(scene(1) + 0.1, 0, 1))
     found = run(Pairs(clean="d/c/{}.png", degraded="d/r/{}_*.png"))
     assert [entry.degraded for entry in found.entries] == ["d/r/1_0.png", "d/r/1_1.png"]
-    assert len({entry.group for entry in found.entries}) == 1
+    assert len({entry.scene for entry in found.entries}) == 1
     assert left_out(found) == {"d/r/1_9.png": "duplicate: same pixels as d/r/1_0.png"}
 
 

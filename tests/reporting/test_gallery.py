@@ -16,12 +16,12 @@ from dgunet.checkpoint import save_model
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline import evaluate as evaluate_command
 from pipeline.config.params import ParamsError, validated
-from pipeline.dataloader.pairs import LoadedPair
+from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.evaluation.baselines import NonLocalMeans
 from pipeline.evaluation.protocol import Protocol, Quality
 from pipeline.evaluation.scores import Evaluation, Measured, Restoration, evaluate, restoration
 from pipeline.evaluation.settings import Evaluate
-from pipeline.reporting.gallery import Exhibit, Page, choose, render, telling_window
+from pipeline.reporting.gallery import GalleryItem, Page, choose, most_different_crop, render
 from pipeline.reporting.plots import ON_DARK, ON_LIGHT, plots, png, svg
 from pipeline.shards.format import Index, Pair, write_index, write_shard
 from pipeline.summary import read_results, summary
@@ -42,12 +42,15 @@ def page(channels: int = 3, task: str = "denoise") -> Page:
     rng, model = np.random.default_rng(0), network(channels)
     clean = [rng.random((40, 900 if n == 0 else 50, channels), np.float32) for n in range(3)]
     noise = [rng.normal(0, 0.1 + n / 20, image.shape).astype(np.float32) for n, image in enumerate(clean)]
-    pairs = [LoadedPair(f"key{n}", x, x + e, {}) for n, (x, e) in enumerate(zip(clean, noise, strict=True))]
+    pairs = [EvaluationPair(f"key{n}", x, x + e, {}) for n, (x, e) in enumerate(zip(clean, noise, strict=True))]
     found = evaluate(model, pairs, BASELINE, RGB)
-    drawn = {"seed": [1], "steps": [{"kind": "haze", "beta": 0.512345, "seed": 99}]}
+    sampled = {"seed": [1], "steps": [{"kind": "haze", "beta": 0.512345, "seed": 99}]}
     shown = [
-        Exhibit(
-            "largest gain", found.images[n], restoration(model, one, BASELINE, self_ensemble=False), drawn if n else {}
+        GalleryItem(
+            "largest gain",
+            found.images[n],
+            restoration(model, one, BASELINE, self_ensemble=False),
+            sampled if n else {},
         )
         for n, one in enumerate(pairs)
     ]
@@ -139,10 +142,10 @@ def test_plots_are_the_same_bytes_every_time_and_say_no_date(ink):
 
 
 def test_there_is_no_training_plot_without_a_curve_and_infinite_gains_draw_no_bar():
-    drawn = plots(evaluation([float("inf")]), [])
-    assert sorted(drawn) == ["gains", "stages"]
+    sampled = plots(evaluation([float("inf")]), [])
+    assert sorted(sampled) == ["gains", "stages"]
     assert all(
-        cv2.imdecode(np.frombuffer(png(plot), np.uint8), cv2.IMREAD_COLOR) is not None for plot in drawn.values()
+        cv2.imdecode(np.frombuffer(png(plot), np.uint8), cv2.IMREAD_COLOR) is not None for plot in sampled.values()
     )
 
 
@@ -163,12 +166,12 @@ def test_the_detail_is_where_network_and_baseline_differ_most():
     flat = np.zeros((200, 300, 3), np.float32)
     restored = flat.copy()
     restored[150:170, 40:60] = 1.0
-    rows, columns = telling_window(Restoration(flat, flat, flat, (restored,)))
+    rows, columns = most_different_crop(Restoration(flat, flat, flat, (restored,)))
     assert rows.stop - rows.start == columns.stop - columns.start == 72
     assert rows.start <= 150 and rows.stop >= 170
     assert columns.start <= 40 and columns.stop >= 60
     small = np.zeros((5, 9, 1), np.float32)
-    assert telling_window(Restoration(small, small, small, (small,))) == (slice(0, 5), slice(0, 5))
+    assert most_different_crop(Restoration(small, small, small, (small,))) == (slice(0, 5), slice(0, 5))
 
 
 SETTINGS = {
@@ -242,8 +245,8 @@ def test_the_door_writes_the_same_report_twice_and_says_which_benchmark_it_skipp
     ]  # fmt: skip
     evaluate_command.main(arguments)
     assert contents(tmp_path / "report") == first
-    drawn = re.findall(r"gaussian_noise sigma ([0-9.]+), per_channel true", first["gallery.html"].decode())
-    assert len(set(drawn)) == len(drawn) == SETTINGS["gallery_images"]
+    sampled = re.findall(r"gaussian_noise sigma ([0-9.]+), per_channel true", first["gallery.html"].decode())
+    assert len(set(sampled)) == len(sampled) == SETTINGS["gallery_images"]
     metrics = json.loads(first["metrics.json"])
     assert metrics["num_images"] == 4
     assert metrics["benchmarks"] == {}

@@ -88,7 +88,7 @@ def test_rows_show_as_many_kinds_of_a_degradation_as_they_can() -> None:
     choices = [NOISE, {"kind": "jpeg", "quality": [30, 95], "chroma": "4:2:0"}, {"kind": "bicubic", "scale": 2}]
     degradation = parse_degradation({"kind": "one_of", "weights": [8, 1, 1], "choices": choices})
     photo = np.full((40, 40, 3), 0.5, np.float32)
-    rows = preview.drawn_rows([preview.Photo(photo, None)] * 4, degradation, seed=1)
+    rows = preview.sampled_rows([preview.Photo(photo, None)] * 4, degradation, seed=1)
     assert {row.notes[0].name for row in rows} == {"bicubic", "gaussian_noise", "jpeg"}
 
 

@@ -34,27 +34,27 @@ def test_an_error_in_the_words_of_a_library_is_traced_in_a_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=r"could not be broadcast.*where it happened is in .cache/last-error.txt"):
-        entry_point.door(lambda: np.zeros(2) + np.zeros(3))
-    assert "entry_point.door(lambda: np.zeros(2) + np.zeros(3))" in Path(".cache/last-error.txt").read_text()
+        entry_point.run_command(lambda: np.zeros(2) + np.zeros(3))
+    assert "entry_point.run_command(lambda: np.zeros(2) + np.zeros(3))" in Path(".cache/last-error.txt").read_text()
 
 
 def test_an_error_in_words_of_ours_is_not_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=r"run from the root of the checkout[^()]*$"):
-        entry_point.door(lambda: load_section("seed", int))
+        entry_point.run_command(lambda: load_section("seed", int))
     assert not Path(".cache").exists()
 
 
 STAGE = """
 import signal, sys, time
-from pipeline.runtime.entry_point import door
+from pipeline.runtime.entry_point import run_command
 
 def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
     print("at work", flush=True)
     time.sleep(100)  # told nothing, it ends by itself
 
-door(main)
+run_command(main)
 """
 
 

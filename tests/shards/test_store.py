@@ -13,7 +13,7 @@ from synthesis_checkout import OUT, interrupted_after
 
 from pipeline import synthesize
 from pipeline.cluster import tasks
-from pipeline.dataloader.dataset import Patches
+from pipeline.dataloader.dataset import PatchDataset
 from pipeline.dataloader.pairs import pairs
 from pipeline.shards import store
 from pipeline.shards.format import DamagedShard, Index, Shard, read_index
@@ -240,8 +240,8 @@ def test_a_place_that_comes_back_is_waited_for(
 
 def test_a_worker_touches_the_shards_of_its_streams_and_no_others(place: Path, cache: Path, tmp_path: Path) -> None:
     moved_away(tmp_path / "s", [4] * 8)
-    patches = Patches(tmp_path / "s", batch_size=8, patch_size=16, seed=1)
-    for step in range(patches.course.steps_per_pass):
+    patches = PatchDataset(tmp_path / "s", batch_size=8, patch_size=16, seed=1)
+    for step in range(patches.order.steps_per_epoch):
         for stream in (0, 1):  # of eight: those of one of four workers
             patches[step, stream]
     assert len(list(cache.glob("*.tar"))) <= 3
@@ -253,8 +253,8 @@ def test_a_worker_touches_the_shards_of_its_streams_and_no_others(place: Path, c
 
 def test_with_mixup_a_worker_opens_few_more(place: Path, cache: Path, tmp_path: Path) -> None:
     moved_away(tmp_path / "s", [4] * 16)
-    patches = Patches(tmp_path / "s", batch_size=16, patch_size=16, seed=1, mixup_alpha=0.6)
-    for step in range(patches.course.steps_per_pass):
+    patches = PatchDataset(tmp_path / "s", batch_size=16, patch_size=16, seed=1, mixup_alpha=0.6)
+    for step in range(patches.order.steps_per_epoch):
         for stream in range(3, 6):  # of sixteen: they are mixed within the first eight
             patches[step, stream]
     assert len(list(cache.glob("*.tar"))) <= 9
@@ -265,7 +265,7 @@ def test_a_worker_on_a_machine_without_the_folder_reads_by_the_index_it_was_give
 ) -> None:
     moved_away(tmp_path / "s", [4] * 2)
     index, elsewhere = read_index(tmp_path / "s"), tmp_path / "not here"
-    here, there = Patches(tmp_path / "s", 4, 16, seed=1), Patches(elsewhere, 4, 16, seed=1, index=index)
+    here, there = PatchDataset(tmp_path / "s", 4, 16, seed=1), PatchDataset(elsewhere, 4, 16, seed=1, index=index)
     assert np.array_equal(here[1, 2][0], there[1, 2][0])
     assert [one.key for one in pairs(elsewhere, index=index)] == [one.key for one in pairs(tmp_path / "s")]
 

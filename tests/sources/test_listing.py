@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 from factories import PROJECT, lay, png
 
-from pipeline.sources.listing import Candidate, Folder, LeftOut, Pairs, Source, Starter, list_images, read_source_image
+from pipeline.sources.listing import (
+    Candidate,
+    Folder,
+    Pairs,
+    RejectedImage,
+    Source,
+    Starter,
+    list_images,
+    read_source_image,
+)
 from pipeline.sources.places import NotThere, UnreadableFile
 from pipeline.sources.storage import read
 
@@ -25,11 +34,11 @@ def candidates(source: Source) -> list[Candidate]:
 
 
 def wheres(source: Source) -> list[str]:
-    return [item.where for item in candidates(source)]
+    return [item.uri for item in candidates(source)]
 
 
 def reasons(source: Source) -> dict[str, str]:
-    return {item.where: item.reason for item in list_images(source) if isinstance(item, LeftOut)}
+    return {item.uri: item.reason for item in list_images(source) if isinstance(item, RejectedImage)}
 
 
 def write_zip(path: str, members: dict[str, bytes]) -> None:
@@ -50,7 +59,7 @@ def test_the_starter_photographs_are_found_and_read_without_importing_their_pack
     code = (
         "import sys; from pipeline.sources.listing import *\n"
         "photos = list(list_images(Starter()))\n"
-        "assert len(photos) == 8 and all(len(read_source_image(photo.where)) > 50_000 for photo in photos)\n"
+        "assert len(photos) == 8 and all(len(read_source_image(photo.uri)) > 50_000 for photo in photos)\n"
         "assert 'skimage' not in sys.modules and 'sklearn' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
@@ -64,8 +73,8 @@ def test_a_folder_is_listed_recursively_and_named_relative_to_the_checkout() -> 
 def test_a_folder_outside_the_checkout_is_named_absolutely(monkeypatch: pytest.MonkeyPatch) -> None:
     lay("outside/a.png", "checkout/x")
     monkeypatch.chdir("checkout")
-    (where,) = wheres(Folder(path="../outside"))
-    assert where == str(Path("../outside/a.png").resolve()) and read_source_image(where) == png()
+    (uri,) = wheres(Folder(path="../outside"))
+    assert uri == str(Path("../outside/a.png").resolve()) and read_source_image(uri) == png()
 
 
 def test_hidden_files_and_other_files_are_ignored_and_said_so() -> None:
@@ -78,7 +87,7 @@ def test_hidden_files_and_other_files_are_ignored_and_said_so() -> None:
         "p/notes.txt": ".txt: not an image's name",
         "p/README": "no suffix: not an image's name",
     }
-    assert all(item.ignored for item in list_images(Folder(path="p")) if isinstance(item, LeftOut))
+    assert all(item.ignored for item in list_images(Folder(path="p")) if isinstance(item, RejectedImage))
 
 
 def test_links_to_folders_are_followed_once_and_circles_end() -> None:
@@ -119,10 +128,10 @@ def test_an_exclamation_mark_in_a_file_name_is_no_archive() -> None:
 @pytest.mark.parametrize("archive", ["a.zip", "a.tar"])
 def test_members_that_lead_out_of_their_archive_are_refused(name: str, archive: str) -> None:
     (write_zip if archive == "a.zip" else write_tar)(archive, {name: png()})
-    ((where, reason),) = reasons(Folder(path=archive)).items()
+    ((uri, reason),) = reasons(Folder(path=archive)).items()
     assert reason == "its path leads out of the archive"
     with pytest.raises(UnreadableFile, match="leads out"):
-        read(where)
+        read(uri)
 
 
 def test_links_in_archives_are_refused() -> None:
@@ -142,20 +151,20 @@ def test_a_member_that_unpacks_to_gigabytes_is_refused_before_it_is_read(monkeyp
 def test_urls_are_listed_and_read_like_folders() -> None:
     lay("p/b.png", "p/sub/a.png", "p/notes.txt")
     place = f"file://{Path('p').absolute()}"
-    assert [Path(where).name for where in wheres(Folder(path=place))] == ["b.png", "a.png"]
+    assert [Path(uri).name for uri in wheres(Folder(path=place))] == ["b.png", "a.png"]
     assert read_source_image(wheres(Folder(path=place))[0]) == png(0)
 
 
 def test_an_archive_behind_a_url_is_read_like_one_at_hand() -> None:
     write_zip("a.zip", {"in/a.png": png(7)})
-    (where,) = wheres(Folder(path=f"file://{Path('a.zip').absolute()}"))
-    assert where.endswith("a.zip!in/a.png") and read_source_image(where) == png(7)
+    (uri,) = wheres(Folder(path=f"file://{Path('a.zip').absolute()}"))
+    assert uri.endswith("a.zip!in/a.png") and read_source_image(uri) == png(7)
 
 
 def test_pairs_of_two_folders_match_by_name_whatever_the_format() -> None:
     lay("d/target/a.png", "d/target/s/b.png", "d/input/a.jpg", "d/input/s/b.png", "d/input/c.png", "d/target/d.png")
     source = Pairs(clean="d/target", degraded="d/input")
-    assert {item.where: item.degraded for item in candidates(source)} == {
+    assert {item.uri: item.degraded for item in candidates(source)} == {
         "d/target/a.png": "d/input/a.jpg",
         "d/target/s/b.png": "d/input/s/b.png",
     }
@@ -176,14 +185,14 @@ def test_pairs_of_two_folders_match_by_name_whatever_the_format() -> None:
 def test_pairs_of_published_sets_match_by_pattern(clean: str, degraded: str, names: tuple[str, str]) -> None:
     lay(*names)
     source = Pairs(clean=clean, degraded=degraded)
-    assert [(item.where, item.degraded) for item in candidates(source)] == [names]
+    assert [(item.uri, item.degraded) for item in candidates(source)] == [names]
     assert not reasons(source)
 
 
 def test_one_clean_image_may_have_many_degraded_partners() -> None:
     lay("r/c/901.jpg", "r/d/901_1.jpg", "r/d/901_2.jpg")
     source = Pairs(clean="r/c/{}.jpg", degraded="r/d/{}_*.jpg")
-    assert [(i.where, i.degraded) for i in candidates(source)] == [
+    assert [(i.uri, i.degraded) for i in candidates(source)] == [
         ("r/c/901.jpg", "r/d/901_1.jpg"),
         ("r/c/901.jpg", "r/d/901_2.jpg"),
     ]
@@ -198,14 +207,14 @@ def test_a_degraded_image_with_two_clean_partners_is_left_out() -> None:
 def test_pairs_may_lie_in_an_archive() -> None:
     write_zip("a.zip", {"target/a.png": png(1), "input/a.png": png(2)})
     pairs = candidates(Pairs(clean="a.zip!target/{}", degraded="a.zip!input/{}"))
-    assert [(item.where, item.degraded) for item in pairs] == [("a.zip!target/a.png", "a.zip!input/a.png")]
+    assert [(item.uri, item.degraded) for item in pairs] == [("a.zip!target/a.png", "a.zip!input/a.png")]
 
 
 def test_a_folder_of_an_archive_is_a_source_of_its_own() -> None:
     write_zip("a.zip", {"set/target/a.png": png(1), "set/target/s/b.png": png(2), "set/input/a.png": png(3)})
     assert wheres(Folder(path="a.zip!set/target")) == ["a.zip!set/target/a.png", "a.zip!set/target/s/b.png"]
     pairs = candidates(Pairs(clean="a.zip!set/target/", degraded="a.zip!set/input"))
-    assert [(item.where, item.degraded) for item in pairs] == [("a.zip!set/target/a.png", "a.zip!set/input/a.png")]
+    assert [(item.uri, item.degraded) for item in pairs] == [("a.zip!set/target/a.png", "a.zip!set/input/a.png")]
     with pytest.raises(NotThere, match=r"a\.zip!target: no such folder in the archive; there is, for one, set/input/a"):
         list(list_images(Folder(path="a.zip!target")))
 

@@ -32,8 +32,8 @@ def test_a_larger_val_share_moves_nothing_out_of_test() -> None:
 
 def test_the_manifest_is_read_as_it_was_written_in_the_order_of_hashes() -> None:
     entries = [
-        Entry(where="é\udcff.png", sha256="b", height=1, width=2, split="val", group="b", source="folder:p"),
-        Entry(where="a.png", sha256="a", height=1, width=2, split="train", group="a", source="s", degraded="d.png"),
+        Entry(uri="é\udcff.png", sha256="b", height=1, width=2, split="val", scene="b", source="folder:p"),
+        Entry(uri="a.png", sha256="a", height=1, width=2, split="train", scene="a", source="s", degraded="d.png"),
     ]
     write_manifest(Path("data/manifest.jsonl"), entries)
     assert read_manifest(Path("data/manifest.jsonl")) == entries[::-1]
@@ -48,7 +48,7 @@ def test_a_line_that_is_none_of_a_manifest_is_named() -> None:
 
 @pytest.mark.parametrize("step", ["write_text", "replace"])
 def test_the_old_manifest_stays_when_the_new_one_cannot_be_written(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = Entry(where="a.png", sha256="a", height=1, width=2, split="val", group="a", source="s")
+    entry = Entry(uri="a.png", sha256="a", height=1, width=2, split="val", scene="a", source="s")
     write_manifest(Path("m.jsonl"), [entry])
 
     def full(*_: object, **__: object) -> int:

@@ -73,18 +73,18 @@ def test_a_file_given_as_a_folder_is_an_error() -> None:
 
 def test_the_stamp_changes_with_the_content_even_if_size_and_time_are_kept() -> None:
     lay("p/a.png")
-    before = listed("p")["a.png"].stamp
+    before = listed("p")["a.png"].version
     times = Path("p/a.png").stat()
     Path("p/a.png").write_bytes(png(0)[:-1] + b"x")
     os.utime("p/a.png", ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert listed("p")["a.png"].stamp != before
+    assert listed("p")["a.png"].version != before
 
 
 def test_a_replaced_archive_is_read_anew() -> None:
     write_zip("a.zip", {"a.png": png(1)})
-    first, stamp = read("a.zip!a.png"), listed("a.zip")["a.png"].stamp
+    first, version = read("a.zip!a.png"), listed("a.zip")["a.png"].version
     write_zip("a.zip", {"a.png": png(2), "b.png": png(3)})
-    assert first == png(1) and read("a.zip!a.png") == png(2) and listed("a.zip")["a.png"].stamp != stamp
+    assert first == png(1) and read("a.zip!a.png") == png(2) and listed("a.zip")["a.png"].version != version
 
 
 def test_a_damaged_member_is_its_own_problem() -> None:
@@ -198,7 +198,7 @@ def copies() -> list[Path]:
 def forget() -> None:
     """As in a new process."""
     archives.open_archive.cache_clear()
-    archives._stamps_at_urls.clear()
+    archives._url_versions.clear()
 
 
 @pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
@@ -207,7 +207,7 @@ def test_a_compressed_tar_is_unpacked_once_until_it_changes(kind: str, monkeypat
     place = f"a.tar.{kind}"
     write_tar(place, members, f"w:{kind}")
     first = listed(place)
-    assert first.keys() == members.keys() and all(file.stamp for file in first.values())
+    assert first.keys() == members.keys() and all(file.version for file in first.values())
     (copy,) = copies()
     forget()
     with monkeypatch.context() as once:
@@ -288,17 +288,17 @@ def test_a_folder_on_a_web_server_is_listed_and_its_files_bear_stamps(http: Serv
     lay("p/a.png", "p/s/b.png")
     os.utime("p/a.png", (1000, 1000))
     before = listed(url(http, "p"))
-    assert {name: read(file.where) for name, file in before.items()} == {"a.png": png(0), "s/b.png": png(1)}
-    assert listed(url(http, "p")) == before and all(file.stamp for file in before.values())
+    assert {name: read(file.uri) for name, file in before.items()} == {"a.png": png(0), "s/b.png": png(1)}
+    assert listed(url(http, "p")) == before and all(file.version for file in before.values())
     os.utime("p/a.png", (2000, 2000))
     after = listed(url(http, "p"))
-    assert after["a.png"].stamp != before["a.png"].stamp and after["s/b.png"] == before["s/b.png"]
+    assert after["a.png"].version != before["a.png"].version and after["s/b.png"] == before["s/b.png"]
     (single,) = listed(url(http, "p/a.png")).values()
-    assert single.name == "a.png" and single.stamp == after["a.png"].stamp
+    assert single.name == "a.png" and single.version == after["a.png"].version
     with pytest.raises(UnreadableFile):
         read(url(http, "p/c.png"))
     http.tells_times = False
-    assert {file.stamp for file in listed(url(http, "p")).values()} == {None}
+    assert {file.version for file in listed(url(http, "p")).values()} == {None}
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz"])
@@ -310,25 +310,25 @@ def test_an_archive_on_a_server_that_gives_no_parts_is_fetched_once_until_it_cha
     place, members = url(http, name), {f"{number}.png": png(number) for number in range(4)}
     write(members, 1000)
     first = listed(place)
-    assert all(file.stamp for file in first.values())
-    assert {name: read(file.where) for name, file in first.items()} == members
+    assert all(file.version for file in first.values())
+    assert {name: read(file.uri) for name, file in first.items()} == members
     forget()
     http.asked.clear()
     assert listed(place) == first and read(f"{place}!2.png") == png(2) and len(copies()) == 1
     assert f"/{name} whole" not in http.asked
     write({"0.png": png(7)}, 2000)
-    assert listed(place)["0.png"].stamp != first["0.png"].stamp
+    assert listed(place)["0.png"].version != first["0.png"].version
     assert read(f"{place}!0.png") == png(7) and len(copies()) == 1
     forget()
     http.tells_times = False
-    assert listed(place)["0.png"].stamp is None and read(f"{place}!0.png") == png(7)
+    assert listed(place)["0.png"].version is None and read(f"{place}!0.png") == png(7)
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar"])
 def test_an_archive_on_a_server_that_gives_parts_is_read_in_place(http: Server, name: str) -> None:
     http.gives_parts = True
     (write_zip if name == "a.zip" else write_tar)(name, {"a.png": png(1), "b.png": png(2)})
-    assert read(listed(url(http, name))["b.png"].where) == png(2)
+    assert read(listed(url(http, name))["b.png"].uri) == png(2)
     assert not copies()
 
 
@@ -362,27 +362,27 @@ def test_a_bucket_is_listed_and_read_like_a_folder_and_its_loss_is_no_fault_of_a
     client.put_object(Bucket="bucket", Key="p/a.png", Body=png(2))
     client.put_object(Bucket="bucket", Key="a.zip", Body=Path("a.zip").read_bytes())
     file = listed("s3://bucket/p")["a.png"]
-    assert file.where == "s3://bucket/p/a.png" and file.stamp and read(file.where) == png(2)
-    assert read(listed("s3://bucket/a.zip")["in/a.png"].where) == png(1)
+    assert file.uri == "s3://bucket/p/a.png" and file.version and read(file.uri) == png(2)
+    assert read(listed("s3://bucket/a.zip")["in/a.png"].uri) == png(1)
     with pytest.raises(UnreadableFile):
         read("s3://bucket/p/b.png")
     with pytest.raises(StorageError, match="nothing there"):
         list(list_files("s3://bucket/q"))
-    before = listed("s3://bucket/a.zip")["in/a.png"].stamp
-    assert before and listed("s3://bucket/a.zip")["in/a.png"].stamp == before
+    before = listed("s3://bucket/a.zip")["in/a.png"].version
+    assert before and listed("s3://bucket/a.zip")["in/a.png"].version == before
     write_zip("a.zip", {"in/a.png": png(3)})
     client.put_object(Bucket="bucket", Key="a.zip", Body=Path("a.zip").read_bytes())
-    assert listed("s3://bucket/a.zip")["in/a.png"].stamp != before and read("s3://bucket/a.zip!in/a.png") == png(3)
+    assert listed("s3://bucket/a.zip")["in/a.png"].version != before and read("s3://bucket/a.zip!in/a.png") == png(3)
     write_tar("a.tgz", {"in/a.png": png(4)}, "w:gz")
     client.put_object(Bucket="bucket", Key="a.tgz", Body=Path("a.tgz").read_bytes())
-    assert read(listed("s3://bucket/a.tgz")["in/a.png"].where) == png(4) and len(copies()) == 1
+    assert read(listed("s3://bucket/a.tgz")["in/a.png"].uri) == png(4) and len(copies()) == 1
     client.put_object(Bucket="bucket", Key="large.zip", Body=_large_zip())
     (large,) = listed("s3://bucket/large.zip").values()
     s3_server.stop()
     with pytest.raises(StorageError, match=r"s3://bucket/p/a\.png: cannot be reached"):
         read("s3://bucket/p/a.png")
     with pytest.raises(StorageError, match=r"s3://bucket/large\.zip: cannot be reached"):
-        read(large.where)
+        read(large.uri)
 
 
 def _large_zip() -> bytes:

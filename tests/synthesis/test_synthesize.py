@@ -82,7 +82,7 @@ def test_the_pairs_of_a_gray_task_are_the_gray_of_colour_files(synthesis_checkou
     write_image("5.png", np.stack(np.broadcast_arrays(*np.ogrid[0:1:40j, 0:1:50j], 0.5), axis=2).astype(np.float32))
     photo = read_photo("5.png").pixels
     entry = replace(
-        photograph("6.png", 6, "test"), where="5.png", sha256=pixel_hash(to_float(photo)), height=40, width=50
+        photograph("6.png", 6, "test"), uri="5.png", sha256=pixel_hash(to_float(photo)), height=40, width=50
     )
     (stretch,) = tiles.plan([entry], settings)
     for tile, pair in zip(stretch, tiles.pairs(stretch, settings, 0), strict=True):
@@ -102,15 +102,15 @@ def test_an_interrupted_run_goes_on_with_what_is_missing_or_damaged(
     with pytest.raises(KeyboardInterrupt):
         synthesize.main()
     assert result() == expected, "what was there stays until all is made anew"
-    (workshop,) = Path(".cache/synthesize").iterdir()
-    with (workshop / synthesize.JOURNAL).open("a") as journal:
-        journal.write('{"shard": "train/00')  # the line at which the run was killed
-    damaged = workshop / "train/000001.tar"
+    (work_dir,) = Path(".cache/synthesize").iterdir()
+    with (work_dir / synthesize.PROGRESS_LOG).open("a") as progress_log:
+        progress_log.write('{"shard": "train/00')  # the line at which the run was killed
+    damaged = work_dir / "train/000001.tar"
     damaged.chmod(0o644)
     content = bytearray(damaged.read_bytes())
     content[900] ^= 1
     damaged.write_bytes(content)
-    (workshop / "train/000002.tar").unlink()
+    (work_dir / "train/000002.tar").unlink()
     written: list[str] = []
     monkeypatch.setattr(tasks, "map_unordered", map)
     original = synthesize.write_shard
@@ -129,8 +129,8 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(synthesis_checkout: Path, 
     with pytest.raises(OSError, match="No space left"):
         synthesize.main()
     assert result() == expected
-    (workshop,) = (workshops / "synthesize").iterdir()
-    made = list(workshop.rglob("*.tar"))
+    (work_dir,) = (workshops / "synthesize").iterdir()
+    made = list(work_dir.rglob("*.tar"))
     assert made
     small_disk(workshops, "16m")
     synthesize.main()
@@ -158,7 +158,7 @@ def test_a_source_that_changed_since_it_was_listed_is_named_and_never_used(
 
 def listed(number: int, height: int = 480, width: int = 320) -> Entry:
     sha256 = f"{number:016x}" * 4
-    return Entry(where=f"{number}.png", sha256=sha256, height=height, width=width, split="train", group="", source="s")
+    return Entry(uri=f"{number}.png", sha256=sha256, height=height, width=width, split="train", scene="", source="s")
 
 
 @pytest.mark.parametrize("per_shard", [1, 3, 7, 1000])
@@ -195,12 +195,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def killed_once(workshop: Path, seed: int, order: synthesize.Order) -> tuple[str, Any]:
+def killed_once(work_dir: Path, seed: int, order: synthesize.ShardJob) -> tuple[str, Any]:
     mark = Path(os.environ["DGUNET_TEST_MARK"])
     if order.name == "train/000003.tar" and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return _make(workshop, seed, order)
+    return _make(work_dir, seed, order)
 
 
 _make = synthesize.make
@@ -235,14 +235,14 @@ def test_a_driver_killed_in_the_middle_goes_on_where_it_was(synthesis_checkout: 
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: len(journal()) >= 3 or first.poll() is not None)
+        wait_for(lambda: len(progress_log()) >= 3 or first.poll() is not None)
     finally:
         first.kill()
         first.wait()
     assert result() == expected, "the old output stays until the new one is whole"
-    (workshop,) = Path(".cache/synthesize").iterdir()
-    kept = {line["shard"]: (workshop / line["shard"]).stat().st_mtime_ns for line in journal()}
-    (workshop / "train" / ".000000.tar.1.partial").touch()
+    (work_dir,) = Path(".cache/synthesize").iterdir()
+    kept = {line["shard"]: (work_dir / line["shard"]).stat().st_mtime_ns for line in progress_log()}
+    (work_dir / "train" / ".000000.tar.1.partial").touch()
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
     assert kept
     assert not list(OUT.rglob("*.partial"))
@@ -252,8 +252,8 @@ def test_a_driver_killed_in_the_middle_goes_on_where_it_was(synthesis_checkout: 
     assert result() == continued
 
 
-def journal() -> list[dict[str, Any]]:
-    files = Path(".cache/synthesize").glob(f"*/{synthesize.JOURNAL}")
+def progress_log() -> list[dict[str, Any]]:
+    files = Path(".cache/synthesize").glob(f"*/{synthesize.PROGRESS_LOG}")
     return [
         json.loads(line) for path in files for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"
     ]

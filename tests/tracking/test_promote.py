@@ -237,6 +237,6 @@ def test_new_numbers_of_the_same_model_are_in_its_tags(road):
 
 
 def test_the_margin_must_be_exceeded():
-    assert not challenge(30.5, 30.0, 0.5, 1).crown
-    assert challenge(30.75, 30.0, 0.5, 1).crown
-    assert not challenge(30.0, 30.0, 0.0, 1).crown
+    assert not challenge(30.5, 30.0, 0.5, 1).set_champion
+    assert challenge(30.75, 30.0, 0.5, 1).set_champion
+    assert not challenge(30.0, 30.0, 0.0, 1).set_champion

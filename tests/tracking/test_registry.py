@@ -81,10 +81,10 @@ def test_registering_says_nothing(store, tmp_path, capfd):
 
 def test_the_alias_moves_and_the_versions_tell_when_why_and_after_whom(version, tmp_path):
     assert registry.champion("derain") is None
-    registry.crown(version, "the first", None)
+    registry.set_champion(version, "the first", None)
     first = registry.champion("derain")
     second = register(model(tmp_path / "second", seed=1), "1")
-    registry.crown(second, "better by 1 dB", first)
+    registry.set_champion(second, "better by 1 dB", first)
     assert registry.champion("derain").number == second.number == 2
     tags = [mlflow.MlflowClient().get_model_version("derain", str(number)).tags for number in (1, 2)]
     assert [tag["champion_because"] for tag in tags] == ["the first", "better by 1 dB"]
@@ -93,7 +93,7 @@ def test_the_alias_moves_and_the_versions_tell_when_why_and_after_whom(version, 
 
 
 def test_a_champion_that_was_deleted_is_none(version):
-    registry.crown(version, "the first", None)
+    registry.set_champion(version, "the first", None)
     mlflow.MlflowClient().delete_model_version("derain", "1")
     assert registry.champion("derain") is None
 
@@ -108,7 +108,7 @@ def test_a_registry_that_fails_is_no_registry_without_champion(store, monkeypatc
 
 
 def test_the_champion_pulled_is_the_model_that_was_registered(version, tmp_path):
-    registry.crown(version, "the first", None)
+    registry.set_champion(version, "the first", None)
     image = np.random.default_rng(0).random((20, 31, 3), np.float32)
     folder = hub.pull("models:/derain@champion")
     for name in ("model.safetensors", "config.json"):
@@ -119,7 +119,7 @@ def test_the_champion_pulled_is_the_model_that_was_registered(version, tmp_path)
 
 @pytest.mark.slow
 def test_the_champion_is_served_from_anywhere_without_this_project_and_without_pickle(version, store, tmp_path):
-    registry.crown(version, "the first", None)
+    registry.set_champion(version, "the first", None)
     images = np.random.default_rng(0).random((2, 20, 31, 3), np.float32)
     np.save(tmp_path / "in.npy", images)
     (tmp_path / "elsewhere").mkdir()

@@ -28,7 +28,7 @@ from pipeline.dataloader import dataset, loader
 from pipeline.dataloader import pairs as dataloader_pairs
 from pipeline.shards.format import Index, Pair, read_index, write_index, write_shard
 from pipeline.training import context, loop, progress, trainer
-from pipeline.training.job import Job
+from pipeline.training.job import TrainingJob
 from pipeline.training.loop import Ports, TrainingFailed
 from pipeline.training.settings import Train
 from pipeline.training.trainer import Training, learning_rate
@@ -55,7 +55,7 @@ def network(settings: Train) -> DGUNet:
 
 
 def ports(shards: Path, settings: Train, log: Log, **others: Any) -> Ports:
-    patches = dataset.Patches(shards / "train", settings.batch_size, settings.patch_size, 1)
+    patches = dataset.PatchDataset(shards / "train", settings.batch_size, settings.patch_size, 1)
     shared = partial(
         loader.batches, patches, rank=0, num_workers=1, num_steps=settings.num_steps, processes=0, pin_memory=False
     )
@@ -129,10 +129,10 @@ def test_a_job_hears_the_wishes_of_its_worker(shards: Path) -> None:
     worker = context.Worker(
         rank=0, num_workers=1, device=CPU, resume=nullcontext(), report=lambda metrics, folder: lines.append(metrics),
         progress=lambda step, figures: None, stop_requested=lambda: next(stops), save_requested=lambda: True,
-        keep=lambda name, content: "", patiently=lambda what, action: action(),
+        keep=lambda name, content: "", retry_while_unavailable=lambda what, action: action(),
     )  # fmt: skip
     indices = {split: read_index(shards / split) for split in ("train", "val")}
-    Job(recipe(num_steps=6, validate_every=2), 3, shards, indices, 1)(worker)
+    TrainingJob(recipe(num_steps=6, validate_every=2), 3, shards, indices, 1)(worker)
     assert [line.get("step") for line in lines] == [None, None, 2, None]
 
 
@@ -171,7 +171,7 @@ def test_a_checkpoint_that_cannot_be_written_is_left_to_who_waits(
             raise OSError("full")
         save(self, folder)
 
-    def patiently(what: str, action: Callable[[], Any]) -> None:
+    def retry_while_unavailable(what: str, action: Callable[[], Any]) -> None:
         while True:
             try:
                 return action()
@@ -180,7 +180,7 @@ def test_a_checkpoint_that_cannot_be_written_is_left_to_who_waits(
 
     monkeypatch.setattr(Training, "save", fails_twice)
     log = Log(tmp_path / "log")
-    trained(shards, recipe(num_steps=3, validate_every=3), log, patiently=patiently)
+    trained(shards, recipe(num_steps=3, validate_every=3), log, retry_while_unavailable=retry_while_unavailable)
     assert waited == ["the checkpoint cannot be written"] * 2
     assert len(log.checkpoints) == 1
 
@@ -199,7 +199,7 @@ def test_shards_that_are_away_for_a_while_change_nothing(shards: Path, tmp_path:
                 raise OSError("the shards are away")
             yield batch
 
-    def validation() -> Iterator[dataloader_pairs.LoadedPair]:
+    def validation() -> Iterator[dataloader_pairs.EvaluationPair]:
         pairs = given.validation()
         yield next(pairs)
         if away["validation"]:
@@ -207,7 +207,7 @@ def test_shards_that_are_away_for_a_while_change_nothing(shards: Path, tmp_path:
             raise OSError("the shards are away")
         yield from pairs
 
-    def patiently(meaning: str, action: Callable[[], Any]) -> Any:
+    def retry_while_unavailable(meaning: str, action: Callable[[], Any]) -> Any:
         while True:
             try:
                 return action()
@@ -215,7 +215,7 @@ def test_shards_that_are_away_for_a_while_change_nothing(shards: Path, tmp_path:
                 waited.append(meaning)
 
     net = network(settings)
-    given = replace(given, patiently=patiently)
+    given = replace(given, retry_while_unavailable=retry_while_unavailable)
     told = replace(given, batches=batches, validation=validation)
     loop.fit(net, settings, told, device=CPU, resume=nullcontext())
     assert waited == ["shards cannot be read"] * 3
@@ -240,12 +240,12 @@ def test_a_checkpoint_is_let_go_when_it_is_loaded(shards: Path, tmp_path: Path) 
 def test_the_host_looks_at_its_figures_about_every_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    watch = progress.Watch(first_step=5)
+    meter = progress.ProgressMeter(first_step=5)
     for steps, seconds, expected in ((1, 0.3, 3), (3, 0.125, 20), (20, 2.0, 10), (10, 60.0, 1), (1, 0.0, 20)):
         now[0] += seconds
-        watch_step = watch.looked_at + steps
-        assert watch.steps_to_next_look(watch_step, most=20) == expected
-    assert watch.steps_to_next_look(watch.looked_at + 1, most=1) == 1
+        watch_step = meter.looked_at + steps
+        assert meter.steps_to_next_look(watch_step, most=20) == expected
+    assert meter.steps_to_next_look(meter.looked_at + 1, most=1) == 1
 
 
 def test_a_device_with_too_little_memory_is_told_with_what_helps(
@@ -468,7 +468,7 @@ def _as_worker(rank: int, num_workers: int, shards: str, out: str, resume: str |
     dist.init_process_group("gloo", init_method=f"file://{out}/meeting{num_workers}", rank=rank, world_size=num_workers)
     compute = COMPUTE | {"accumulate": 2 if num_workers == 2 else 1, "recompute_activations": num_workers in (2, 3)}
     settings = recipe(num_steps=6, validate_every=2, compute=compute, network=SHARED)
-    patches = dataset.Patches(Path(shards) / "train", settings.batch_size, settings.patch_size, 1)
+    patches = dataset.PatchDataset(Path(shards) / "train", settings.batch_size, settings.patch_size, 1)
     lines: list[dict[str, float]] = []
     given = Ports(
         batches=lambda first: loader.batches(

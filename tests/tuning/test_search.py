@@ -20,12 +20,12 @@ import yaml
 from factories import PROJECT, RECIPE, recipe, small_params
 from processes import until
 
-from pipeline.cluster.resources import Share
+from pipeline.cluster.resources import WorkerResources
 from pipeline.config.params import ParamsError, validated
 from pipeline.shards.format import Index, Pair, write_index, write_shard
 from pipeline.tuning import report, space
 from pipeline.tuning import settings as tuning_settings
-from pipeline.tuning.search import _Halving, share_of_a_trial, trials_at_once
+from pipeline.tuning.search import _Halving, resources_of_trial, trials_at_once
 from pipeline.tuning.trial import Trial
 
 RATE = {"kind": "log_uniform", "low": 1e-6, "high": 1e-2}
@@ -94,8 +94,8 @@ def test_tried_values_have_three_digits_and_stay_inside() -> None:
     uniform, integer = {"kind": "uniform", "low": -1.0, "high": 1.0}, {"kind": "integer", "low": 8, "high": 1000}
     low = {**RATE, "low": 0.00123456}
     dimensions = settings(space={"learning_rate": low, "weight_decay": uniform, "network.width": integer}).space
-    drawn = {"learning_rate": 0.001234567, "weight_decay": 0.123456, "network.width": 999}
-    assert space.rounded(dimensions, drawn) == {
+    sampled = {"learning_rate": 0.001234567, "weight_decay": 0.123456, "network.width": 999}
+    assert space.rounded(dimensions, sampled) == {
         "learning_rate": 0.00123456, "weight_decay": 0.123, "network.width": 999,
     }  # fmt: skip
 
@@ -112,23 +112,25 @@ def test_the_present_values_are_tried_first_only_where_the_space_holds_them() ->
 
 def test_as_many_trials_run_as_fit_on_the_nodes() -> None:
     laptop = [{"CPU": 2.0}]
-    assert trials_at_once(Share(1, 1.0, 0.0), laptop) == 2
-    assert trials_at_once(Share(1, 0.1, 0.0), laptop) == 20
+    assert trials_at_once(WorkerResources(1, 1.0, 0.0), laptop) == 2
+    assert trials_at_once(WorkerResources(1, 0.1, 0.0), laptop) == 20
     nodes = [{"CPU": 32.0, "GPU": 8.0}, {"CPU": 6.0, "GPU": 8.0}, {"CPU": 64.0}]
-    assert trials_at_once(Share(1, 4.0, 1.0), nodes) == 8 + 1  # the second has CPUs for one only, the third no GPU
-    assert trials_at_once(Share(2, 4.0, 1.0), nodes) == 4
-    assert trials_at_once(Share(1, 2.0, 0.5), nodes) == 16 + 3
+    assert (
+        trials_at_once(WorkerResources(1, 4.0, 1.0), nodes) == 8 + 1
+    )  # the second has CPUs for one only, the third no GPU
+    assert trials_at_once(WorkerResources(2, 4.0, 1.0), nodes) == 4
+    assert trials_at_once(WorkerResources(1, 2.0, 0.5), nodes) == 16 + 3
 
 
 def test_a_trial_that_fits_nowhere_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the cluster has 2 CPUs, 0 GPUs: lower tune\.cpus_per_trial"):
-        trials_at_once(Share(1, 1.0, 1.0), [{"CPU": 2.0}])
+        trials_at_once(WorkerResources(1, 1.0, 1.0), [{"CPU": 2.0}])
 
 
 def test_a_trial_has_a_worker_per_whole_gpu_and_shares_one_otherwise() -> None:
-    assert share_of_a_trial(settings()) == Share(1, 1.0, 0.0)
-    assert share_of_a_trial(settings(gpus_per_trial=0.25)) == Share(1, 1.0, 0.25)
-    assert share_of_a_trial(settings(gpus_per_trial=2.0, cpus_per_trial=8.0)) == Share(2, 4.0, 1.0)
+    assert resources_of_trial(settings()) == WorkerResources(1, 1.0, 0.0)
+    assert resources_of_trial(settings(gpus_per_trial=0.25)) == WorkerResources(1, 1.0, 0.25)
+    assert resources_of_trial(settings(gpus_per_trial=2.0, cpus_per_trial=8.0)) == WorkerResources(2, 4.0, 1.0)
 
 
 class Known:
@@ -238,7 +240,7 @@ class Checkout:
         params["tune"] = TUNE
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
         self.tracking = f"sqlite:///{folder}/mlflow.db"
-        self.door: subprocess.Popen[str] | None = None
+        self.run_command: subprocess.Popen[str] | None = None
 
     def start(self) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DGUNET_"))}
@@ -247,10 +249,10 @@ class Checkout:
             "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
         command = [sys.executable, "-m", "pipeline.tune", "--task", "denoise", "--shards", "shards", "--out", "out"]
-        self.door = subprocess.Popen(
+        self.run_command = subprocess.Popen(
             command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        return self.door
+        return self.run_command
 
     def rows(self) -> list[dict[str, str]]:
         return list(csv.DictReader((self.folder / "out" / "trials.csv").read_text().splitlines()))
@@ -268,14 +270,14 @@ class Checkout:
 def checkout(tmp_path: Path) -> Iterator[Checkout]:
     made = Checkout(tmp_path)
     yield made
-    if made.door is not None:
-        with made.door:
-            made.door.kill()
+    if made.run_command is not None:
+        with made.run_command:
+            made.run_command.kill()
 
 
-def finished(door: subprocess.Popen[str]) -> str:
-    said, _ = door.communicate()
-    assert door.returncode == 0, said
+def finished(run_command: subprocess.Popen[str]) -> str:
+    said, _ = run_command.communicate()
+    assert run_command.returncode == 0, said
     return said
 
 
@@ -336,20 +338,20 @@ def is_saved(runs: Path, trial: int) -> bool:
 @real
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_search_that_was_interrupted_goes_on_where_it_was(checkout: Checkout, how: signal.Signals) -> None:
-    door = checkout.start()
-    assert door.stdout is not None
+    run_command = checkout.start()
+    assert run_command.stdout is not None
     said = ""
-    for line in door.stdout:
+    for line in run_command.stdout:
         said += line
         if "step 20/40" in line:
             break
     number = next(n for n in (1, 2) if 20 in reported_steps(said, n))
-    until(lambda: is_saved(checkout.folder / "runs", number) or door.poll() is not None)
-    assert door.poll() is None, "the search was over before it could be interrupted"
-    door.send_signal(how)
-    said += door.communicate()[0]
+    until(lambda: is_saved(checkout.folder / "runs", number) or run_command.poll() is not None)
+    assert run_command.poll() is None, "the search was over before it could be interrupted"
+    run_command.send_signal(how)
+    said += run_command.communicate()[0]
     assert not (checkout.folder / "out").exists()
-    assert door.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), said
+    assert run_command.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), said
 
     again = finished(checkout.start())
     assert min(reported_steps(again, number), default=40) > 20, "the trial began from the start"
