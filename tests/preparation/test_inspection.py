@@ -102,7 +102,7 @@ def test_scenes_are_grouped_once_for_the_same_images(looked: list[str], monkeypa
     thumbnails = {seen.sha256: seen.thumbnail for seen in look().values()}
     groups = group_scenes(thumbnails, Path("memory.sqlite"))
     with monkeypatch.context() as broken:
-        broken.setattr("pipeline.preparation.inspection.name_scenes", None)
+        broken.setattr("pipeline.preparation.near_duplicates.name_scenes", None)
         assert group_scenes(thumbnails, Path("memory.sqlite")) == groups
         with pytest.raises(TypeError):
             group_scenes({**thumbnails, "f" * 64: bytes(1024)}, Path("memory.sqlite"))
