@@ -114,7 +114,7 @@ class PlainFusion(nn.Module):
 
     def mixed(self, encoder: Float[Tensor, "B n H W"], decoder: Float[Tensor, "B m H W"]) -> Float[Tensor, "B n H W"]:
         """Return conv e + conv d."""
-        # Two convolutions, as gate and shift below: one joint convolution costs more, in concatenated and sliced memory.
+        # Two convolutions, as gate and shift below: one joint convolution costs more memory traffic.
         mixed: Tensor = self.from_encoder(encoder)
         return mixed.add_(self.from_decoder(decoder))
 
