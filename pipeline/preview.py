@@ -75,7 +75,7 @@ def one_task(task: str) -> UInt8[np.ndarray, "H W 3"]:
         raise ValueError("prepare.sources: no image can be read; `make repro` says why in reports/prepare.json")
     if network.sensing_ratio_percent is None:
         return pair_sheet(sampled_rows(photos, settings.degradation, seed))
-    model = DGUNet.seeded(DGUNetConfig(image_channels=settings.channels, **network.model_dump()), seed)
+    model = DGUNet.with_seed(DGUNetConfig(image_channels=settings.channels, **network.model_dump()), seed)
     ratio = f"{network.sensing_ratio_percent:g} %"
     return pair_sheet(
         [measured_row(photo.clean, model) for photo in photos],

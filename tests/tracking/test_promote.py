@@ -39,7 +39,7 @@ class Road:
         """Train, as it were."""
         sizes = DGUNetConfig(image_channels=channels, width=8, growth=4, head_growth=4, num_stages=2)
         card = {"task": "derain", "provenance": {"commit": "c0", "data": "da"}}
-        save_model(DGUNet.seeded(sizes, seed), Path("model"), card)
+        save_model(DGUNet.with_seed(sizes, seed), Path("model"), card)
 
     def metrics(self, restored: float | None, degraded: float | None = 20.0, baseline: float | None = 22.0) -> None:
         """Evaluate, as it were: mean PSNRs in dB."""
