@@ -32,8 +32,10 @@ CASES: dict[str, dict[str, Any]] = {
     "cs_dgunet_deblock": {**_SENSING, "share_stages": True, "num_measurements": 41},
     "cs_dgunet": {**_SENSING, "share_stages": True, "num_measurements": 41, "full_image": False},
     "cs_dgunet_plus_deblock": {**_SENSING, "num_stages": 3, "share_stages": False, "num_measurements": 103},
-    "cs_dgunet_plus": {**_SENSING, "num_stages": 3, "share_stages": False, "num_measurements": 103, "full_image": False},
-}
+    "cs_dgunet_plus": {
+        **_SENSING, "num_stages": 3, "share_stages": False, "num_measurements": 103, "full_image": False,
+    },
+}  # fmt: skip
 
 
 def conv(w: Weights, name: str, x: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
@@ -293,7 +295,7 @@ def uniform(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def random_weights(found: Shapes, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Weights of moderate size by `seed` and name: kernels scaled by fan-in, norms near 1, slopes and steps near 0.3."""
+    """Weights by `seed` and name: kernels scaled by their fan-in, norms near 1, slopes and step sizes near 0.3."""
     weights = {}
     for name, shape in found.items():
         values = uniform(f"{seed}:{name}", shape)
