@@ -43,7 +43,9 @@ SECONDS_TO_ANSWER = 10.0  # until a server must answer the first request
 SECONDS_TO_WAIT = 2.0  # for a delivery, which then goes on in the background
 SECONDS_BETWEEN_TRIES = 10.0
 logging.getLogger("mlflow").setLevel(logging.WARNING)
-logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # `Run` reports once that a server does not answer
+logging.getLogger("mlflow.system_metrics").setLevel(
+    logging.CRITICAL
+)  # `Run` reports once that a server does not answer
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 

@@ -56,7 +56,7 @@ def project_code(source: str) -> Callable[[], Any]:
     ("main", "start"),
     [
         (lambda: np.zeros(2) + np.zeros(3), "error: operands could not be broadcast"),
-        (lambda: os.listdir(__file__), "error: [Errno 20] Not a directory"),
+        (lambda: list(Path(__file__).iterdir()), "error: [Errno 20] Not a directory"),
         (lambda: Path("elsewhere").read_text(), "error: [Errno 2] No such file or directory: 'elsewhere'"),
         (lambda: shutil.copytree("empty/link", "copy"), "error: [Errno 2] No such file"),
         (lambda: shutil.copytree("empty", "copy"), "error: [Errno 2] No such file"),
@@ -94,10 +94,12 @@ def test_an_expected_error_is_one_line_without_a_traceback(
 
 def test_a_full_disk_is_one_line_with_what_to_do(folder: Path) -> None:
     def fill() -> None:
-        with open("/dev/full", "w") as file:
+        with Path("/dev/full").open("w") as file:
             file.write("x")
 
-    assert message(fill) == "error: [Errno 28] No space left on device: free some space, then run the same command again"
+    assert (
+        message(fill) == "error: [Errno 28] No space left on device: free some space, then run the same command again"
+    )
     assert not Path(".cache").exists()
 
 

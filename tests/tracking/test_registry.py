@@ -90,18 +90,18 @@ def copy_of_stored_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "old", "new"),
+    ("path", "edit"),
     [
-        ("dgunet/inference.py", "", "# changed"),
-        ("pipeline/tracking/pyfunc_model.py", "", "# changed"),
-        ("pyproject.toml", '"safetensors>=0.5"', '"safetensors>=0.6"'),
+        ("dgunet/inference.py", ("import math", "import math  # changed")),
+        ("pipeline/tracking/pyfunc_model.py", ("import mlflow", "import mlflow  # changed")),
+        ("pyproject.toml", ('"safetensors>=0.5"', '"safetensors>=0.6"')),
     ],
 )
-def test_a_version_with_older_code_is_not_found(version, tmp_path, monkeypatch, path, old, new):
+def test_a_version_with_older_code_is_not_found(version, tmp_path, monkeypatch, path, edit):
     copy_of_stored_code(tmp_path / "checkout", monkeypatch)
     assert registry.registered("derain", "0") == version
     changed = tmp_path / "checkout" / path
-    changed.write_text(changed.read_text().replace(old, new) if old else changed.read_text() + new)
+    changed.write_text(changed.read_text().replace(*edit))
     assert registry.registered("derain", "0") is None
 
 
