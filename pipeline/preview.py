@@ -135,7 +135,7 @@ def task_sheet(task: str) -> UInt8[np.ndarray, "H W 3"]:
         )
     if network.sensing_ratio_percent is None:
         return sheet_of_pairs(sampled_rows(photos, settings.degradation, seed))
-    model = DGUNet.seeded(DGUNetConfig(image_channels=settings.channels, **network.model_dump()), seed)
+    model = DGUNet.with_seed(DGUNetConfig(image_channels=settings.channels, **network.model_dump()), seed)
     ratio = f"{network.sensing_ratio_percent:g} %"
     return sheet_of_pairs(
         [measured_row(photo.clean, model) for photo in photos],

@@ -32,7 +32,7 @@ class TrainingJob:
         """Train as one of the workers."""
         recipe, world = self.recipe, {"rank": worker.rank, "num_workers": worker.num_workers}
         config = DGUNetConfig(image_channels=self.channels, **recipe.network.model_dump())
-        network = DGUNet.seeded(config, self.seed)
+        network = DGUNet.with_seed(config, self.seed)
         patches = dataset.PatchDataset(
             self.shards / "train", recipe.batch_size, recipe.patch_size, self.seed, recipe.mixup_alpha,
             index=self.indices["train"],

@@ -112,7 +112,7 @@ CARD = {"task": "test", "provenance": {"commit": "none", "data": "none"}}
 
 def train(settings: Train, channels: int, shards: Path, model: Path) -> list[float]:
     """What the door does, without Ray; returns the losses."""
-    network = DGUNet.seeded(DGUNetConfig(image_channels=channels, **settings.network.model_dump()), 0)
+    network = DGUNet.with_seed(DGUNetConfig(image_channels=channels, **settings.network.model_dump()), 0)
     patches = dataset.PatchDataset(
         shards / "train", settings.batch_size, settings.patch_size, seed=1, mixup_alpha=settings.mixup_alpha
     )

@@ -40,7 +40,7 @@ class Checkout:
         """Write a model folder with random weights."""
         sizes = DGUNetConfig(image_channels=channels, width=8, growth=4, head_growth=4, num_stages=2)
         card = {"task": "derain", "provenance": {"commit": "c0", "data": "da"}}
-        save_model(DGUNet.seeded(sizes, seed), Path("model"), card)
+        save_model(DGUNet.with_seed(sizes, seed), Path("model"), card)
 
     def metrics(self, restored: float | None, degraded: float | None = 20.0, baseline: float | None = 22.0) -> None:
         """Write a report with these mean PSNRs in dB."""

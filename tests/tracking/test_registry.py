@@ -35,7 +35,7 @@ print(dgunet.__file__)
 
 def model(folder: Path, seed: int = 0) -> Path:
     """A model folder with random weights."""
-    network = DGUNet.seeded(DGUNetConfig(width=8, growth=4, head_growth=4, num_stages=2), seed)
+    network = DGUNet.with_seed(DGUNetConfig(width=8, growth=4, head_growth=4, num_stages=2), seed)
     save_model(network, folder, {"task": "derain", "provenance": {"commit": "c0ffee", "data": "da7a"}})
     return folder
 

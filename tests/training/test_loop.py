@@ -51,7 +51,7 @@ class Log:
 
 
 def network(settings: Train) -> DGUNet:
-    return DGUNet.seeded(DGUNetConfig(image_channels=3, **settings.network.model_dump()), 1)
+    return DGUNet.with_seed(DGUNetConfig(image_channels=3, **settings.network.model_dump()), 1)
 
 
 def ports(shards: Path, settings: Train, log: Log, **others: Any) -> Ports:
@@ -273,7 +273,7 @@ class NothingReadBack(TorchDispatchMode):
 def test_a_step_reads_nothing_back(loss: str, ratio: int | None, compute: dict[str, Any]) -> None:
     settings = recipe(loss=loss, compute=COMPUTE | compute)
     sizes = settings.network.model_dump() | {"sensing_ratio_percent": ratio}
-    net = DGUNet.seeded(DGUNetConfig(image_channels=1 if ratio else 3, **sizes), 0)
+    net = DGUNet.with_seed(DGUNetConfig(image_channels=1 if ratio else 3, **sizes), 0)
     clean = torch.rand(4, net.config.image_channels, 32, 32, generator=torch.Generator().manual_seed(0))
     made, batch = Training(net, settings, CPU), loader.Batch(clean, clean / 2, ["a"] * 4)
     with NothingReadBack():
