@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812 -- the name all of torch's world g
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dgunet.images import GREY_LEVELS
+from dgunet.images import MAX_GREY_LEVEL
 
 WINDOW = 11
 WINDOW_SIGMA = 1.5
@@ -51,13 +51,13 @@ def ssim(restored: Float[Tensor, "B C H W"], clean: Float[Tensor, "B C H W"], *,
 
 def luma(image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
     """Y of MATLAB's rgb2ycbcr (BT.601, studio range) of an image in [0, 1]: black 16, white 235 of 255. Not rounded."""
-    weights = torch.tensor([65.481, 128.553, 24.966], dtype=image.dtype, device=image.device) / GREY_LEVELS
-    return (image * weights[:, None, None]).sum(dim=1, keepdim=True) + 16 / GREY_LEVELS
+    weights = torch.tensor([65.481, 128.553, 24.966], dtype=image.dtype, device=image.device) / MAX_GREY_LEVEL
+    return (image * weights[:, None, None]).sum(dim=1, keepdim=True) + 16 / MAX_GREY_LEVEL
 
 
 def quantise_8bit(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     """What is left of an image after it was written to an 8-bit file: clipped to [0, 1] and rounded."""
-    return (image.clamp(0, 1) * GREY_LEVELS).round() / GREY_LEVELS
+    return (image.clamp(0, 1) * MAX_GREY_LEVEL).round() / MAX_GREY_LEVEL
 
 
 def _comparable(restored: Tensor, clean: Tensor, crop: int) -> tuple[Tensor, Tensor]:

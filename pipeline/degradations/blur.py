@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from scipy import fft
 
+from dgunet.images import MAX_GREY_LEVEL
 from pipeline.degradations.light import to_display, to_linear
 from pipeline.degradations.sampling import (
-    MAX_GREY_LEVEL,
     NAMED_FIELDS_ONLY,
     Image,
     Range,

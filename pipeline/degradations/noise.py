@@ -8,8 +8,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from dgunet.images import MAX_GREY_LEVEL
 from pipeline.degradations.sampling import (
-    MAX_GREY_LEVEL,
     NAMED_FIELDS_ONLY,
     Count,
     Flag,

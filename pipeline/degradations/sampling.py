@@ -18,8 +18,6 @@ Flag = Annotated[bool, Strict()]
 Range = tuple[Number, Number]
 SampledParams = dict[str, Any]
 """One application: `kind` and plain JSON numbers, all that `apply` needs beside the image."""
-MAX_GREY_LEVEL = float(np.iinfo(np.uint8).max)
-"""What 1.0 is in grey levels of 8 bit, the unit in which the field gives the σ of noise."""
 NAMED_FIELDS_ONLY: Mapping[str, object] = {"extra": "forbid"}
 """As `__pydantic_config__`: whoever validates a degradation from a file refuses names it does not have."""
 
