@@ -37,9 +37,7 @@ def pythonpath(test: str) -> str:
 def image_set(name: str) -> Path:
     """The folder of a set of published images, as docs/datasets.md names it; the test skips where it is missing."""
     if not (DATA / name).is_dir():
-        pytest.skip(
-            f"no images in {DATA / name}: set DGUNET_DATA; docs/datasets.md says where to get them"
-        )
+        pytest.skip(f"no images in {DATA / name}: set DGUNET_DATA; docs/datasets.md says where to get them")
     return DATA / name
 
 
