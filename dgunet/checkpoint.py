@@ -73,7 +73,7 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         card = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(
-            f"{folder}: not a model folder: {CARD_FILE} cannot be read ({error.strerror}). Training and `dgunet import` "
+            f"{folder}: not a model folder, {CARD_FILE} cannot be read ({error.strerror}). Training or `dgunet import` "
             f"write model folders, with {WEIGHTS_FILE} and {CARD_FILE}"
         ) from error
     except ValueError as error:
