@@ -32,7 +32,7 @@ class Conv3x3(nn.Conv2d):
     def forward(self, input: Float[Tensor, "B n H W"]) -> Float[Tensor, "B m H W"]:
         """New features of the same resolution."""
         if winograd.applies(input, self.weight):
-            convolved: Tensor = winograd.Convolution.apply(input, self.weight, self.bias)
+            convolved: Tensor = winograd.Convolution.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
             return convolved
         return super().forward(input)
 
@@ -49,7 +49,7 @@ class PReLU(nn.PReLU):
         """Features of the same shape."""
         if input.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(input)
-        activated: Tensor = _OneSlope.apply(input, self.weight)
+        activated: Tensor = _OneSlope.apply(input, self.weight)  # type: ignore[no-untyped-call]
         return activated
 
 

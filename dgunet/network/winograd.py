@@ -1,4 +1,4 @@
-"""A 3×3 convolution with a quarter of the products, for float32 on a CPU: minimal filtering F(4×4, 3×3).
+"""A 3×3 convolution with a quarter of the products, for float32 on a CPU with AVX2: minimal filtering F(4×4, 3×3).
 
     Y = Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A     d a 6×6 tile of the image, g a 3×3 kernel, Y the 4×4 outputs of the tile
 
@@ -18,9 +18,9 @@ from torch.autograd.function import once_differentiable
 
 TILE, STEP = 6, 4  # side of a tile in the input, and in the output: neighbouring tiles share two pixels
 STRIP_BYTES = 2**20  # of transformed input per thread: it stays in the cache
-# With fewer, the transforms cost more than the products that they save.
-LEAST_CHANNELS = {"AVX2": 32, "AVX512": 64}
-LEAST_PIXELS = 256
+# Below these, and on CPUs with AVX-512, the transforms cost as much as the products that they save.
+LEAST_CHANNELS = 40
+LEAST_PIXELS = 1024
 
 INPUT = torch.tensor(
     [
@@ -53,20 +53,20 @@ OUTPUT = torch.tensor(
 
 
 def applies(image: Float[Tensor, "B C H W"], weight: Float[Tensor, "N C 3 3"]) -> bool:
-    """Whether `Convolution` is the faster way to convolve these here; never on a GPU, under autocast or compiled."""
-    if image.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
-        return False
-    least = LEAST_CHANNELS.get(torch.backends.cpu.get_cpu_capability())
+    """Whether `Convolution` is the faster way to convolve these here: not on a GPU, under autocast or compiled."""
     return (
-        least is not None
+        image.device.type == "cpu"
         and image.dtype == weight.dtype == torch.float32
-        and min(weight.shape[:2]) >= least
+        and min(weight.shape[:2]) >= LEAST_CHANNELS
         and image.shape[2] * image.shape[3] >= LEAST_PIXELS
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.cpu.get_cpu_capability() == "AVX2"
     )
 
 
 class Convolution(torch.autograd.Function):
-    """A 3×3 convolution with padding 1: `Convolution.apply(image, weight, bias)`; its gradients are computed likewise."""
+    """A 3×3 convolution with padding 1, and its gradients: `Convolution.apply(image, weight, bias)`."""
 
     @staticmethod
     def forward(
@@ -98,9 +98,7 @@ def _convolve(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     narrow = image.new_empty(TILE, STEP, rows * columns * outputs)
     pixels = image.new_empty(STEP, STEP * rows * columns * outputs)
     by_tile = pixels.view(STEP, STEP, rows, columns, outputs).permute(2, 0, 3, 1, 4)
-    result = torch.empty(
-        (batch, outputs, -(-height // STEP) * STEP, columns * STEP), memory_format=torch.channels_last
-    )
+    result = torch.empty((batch, outputs, -(-height // STEP) * STEP, columns * STEP), memory_format=torch.channels_last)
     parts = result.permute(0, 2, 3, 1).view(-1, *by_tile.shape)
     for part, tiles in zip(parts, _tiles(image, INPUT, rows), strict=True):
         torch.bmm(tiles, kernel, out=products)
