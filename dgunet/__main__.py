@@ -7,6 +7,7 @@ what it needs, so that help and wrong arguments answer without importing torch.
 import argparse
 import hashlib
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,7 @@ class UsageError(ValueError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
     arguments = _parser().parse_args(argv)
+    _let_threads_sleep()
     try:
         status: int = arguments.action(arguments)
     except KeyboardInterrupt:
@@ -35,6 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dgunet: {_reason(error)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return status
+
+
+def _let_threads_sleep() -> None:
+    """Have OpenMP threads sleep while they wait, unless the user has set otherwise; read when torch is loaded.
+
+    They spin by default: beside other processes, for the most part while the thread that they wait for does not run.
+    """
+    if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -238,3 +238,29 @@ def test_help_and_wrong_arguments_import_no_torch(arguments):
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert run.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "passive"),
+        ({"OMP_WAIT_POLICY": "active"}, "active"),
+        ({"GOMP_SPINCOUNT": "1000"}, None),
+    ],
+)
+def test_threads_sleep_while_they_wait_unless_the_user_has_said_otherwise(given, expected, tmp_path):
+    code = "import os, dgunet.__main__ as m; m.main(['info', 'nowhere']); print(os.environ.get('OMP_WAIT_POLICY'))"
+    inherited = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    environment = {**inherited, "PYTHONPATH": str(ROOT), **given}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == str(expected)
+
+
+def test_a_process_that_has_torch_keeps_its_environment(monkeypatch, capsys):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    main(["info", "nowhere"])
+    assert dict(os.environ) == before
