@@ -4,7 +4,7 @@
 
 The network and the batch are those of the default denoiser. Threads that wait for each other spin for a while before
 they sleep; where other processes run, they spin while the thread that they wait for is not scheduled. OpenMP reads its
-settings when torch is loaded, so each measurement is a process of its own. Busy processes are endless loops in Python.
+settings when torch is loaded, so each measurement is a process of its own. Busy processes are loops in Python.
 Writes benchmarks/results/cpu_contention.md.
 """
 
@@ -72,14 +72,15 @@ def measured(threads: int, nice: int, setting: dict[str, str], options: argparse
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """So many endless loops."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    """So many loops that end with this process, however that ends."""
+    loop = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
+    loops = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(count)]
     try:
         yield
     finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
+        for process in loops:
+            process.kill()
+            process.wait()
 
 
 def rows(options: argparse.Namespace) -> Iterator[tuple[str, int, int, dict[str, str]]]:
