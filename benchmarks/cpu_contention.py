@@ -39,7 +39,7 @@ def measure(threads: int, seconds: float, precision: str) -> tuple[float, float]
     from dgunet.losses import stage_loss
 
     torch.set_num_threads(threads)
-    network = DGUNet.seeded(DGUNetConfig(**DENOISER), 0)
+    network = DGUNet.with_seed(DGUNetConfig(**DENOISER), 0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
     clean = torch.rand(BATCH_SIZE, 3, PATCH_SIZE, PATCH_SIZE, generator=torch.Generator().manual_seed(0))
     degraded = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dgunet import DGUNet, DGUNetConfig, winograd
-from dgunet.blocks import PReLU, conv3x3
+from dgunet.network import DGUNet, DGUNetConfig, winograd
+from dgunet.network.blocks import PReLU, conv3x3
 
 
-def seeded(*shape, seed=0):
+def random_tensor(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -21,20 +21,27 @@ def leaves(tensors, dtype):
 def test_it_is_the_convolution_with_its_gradients(shape, strip_bytes, monkeypatch):
     monkeypatch.setattr(winograd, "STRIP_BYTES", strip_bytes)
     batch, channels, outputs, height, width = shape
-    inputs = seeded(batch, channels, height, width), seeded(outputs, channels, 3, 3, seed=1), seeded(outputs, seed=2)
-    slopes = seeded(batch, outputs, height, width, seed=3)
-    ours, exact = leaves(inputs, torch.float32), leaves(inputs, torch.float64)
-    found, expected = winograd.Convolution.apply(*ours), functional.conv2d(*exact, padding=1)
+    inputs = (
+        random_tensor(batch, channels, height, width),
+        random_tensor(outputs, channels, 3, 3, seed=1),
+        random_tensor(outputs, seed=2),
+    )
+    slopes = random_tensor(batch, outputs, height, width, seed=3)
+    inputs_32, inputs_64 = leaves(inputs, torch.float32), leaves(inputs, torch.float64)
+    found, expected = winograd.Convolution.apply(*inputs_32), functional.conv2d(*inputs_64, padding=1)
     (found * slopes).sum().backward()
     (expected * slopes).sum().backward()
     assert found.is_contiguous(memory_format=torch.channels_last)
-    compared = [(found.detach(), expected.detach()), *((a.grad, b.grad) for a, b in zip(ours, exact, strict=True))]
+    compared = [
+        (found.detach(), expected.detach()),
+        *((a.grad, b.grad) for a, b in zip(inputs_32, inputs_64, strict=True)),
+    ]
     for tensor, reference in compared:
         torch.testing.assert_close(tensor.double(), reference, atol=2e-6 * float(reference.abs().max()) + 1e-6, rtol=0)
 
 
 def test_only_the_wanted_gradients_are_computed():
-    image, weight = seeded(1, 4, 8, 8), seeded(4, 4, 3, 3).requires_grad_()
+    image, weight = random_tensor(1, 4, 8, 8), random_tensor(4, 4, 3, 3).requires_grad_()
     winograd.Convolution.apply(image, weight, None).sum().backward()
     assert image.grad is None
     assert weight.grad is not None
@@ -57,7 +64,7 @@ def test_it_is_used_where_it_is_faster_and_exact(monkeypatch):
 
 
 def test_a_network_is_the_same_with_it_and_without(monkeypatch):
-    network = DGUNet.seeded(DGUNetConfig(width=40, growth=4, num_stages=3), 0)
+    network = DGUNet.with_seed(DGUNetConfig(width=40, growth=4, num_stages=3), 0)
     image = torch.rand(2, 3, 40, 36, generator=torch.Generator().manual_seed(0))
     used = []
     apply = winograd.Convolution.apply
@@ -87,8 +94,8 @@ def test_a_convolution_keeps_its_names():
 @pytest.mark.parametrize("autocast", [False, True])
 def test_prelu_is_that_of_torch_with_its_gradients(autocast):
     activation = PReLU()
-    features = seeded(2, 3, 5, 4).requires_grad_()
-    slopes = seeded(2, 3, 5, 4, seed=1)
+    features = random_tensor(2, 3, 5, 4).requires_grad_()
+    slopes = random_tensor(2, 3, 5, 4, seed=1)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = activation(features)
     (found * slopes).sum().backward()
