@@ -139,16 +139,15 @@ def test_a_killed_training_continues_from_its_checkpoint(checkout: Checkout) -> 
         until(lambda: not any(command(each) for each in processes))
     output = checkout.run("dvc", "repro", "train@denoise")
     steps = [int(step) for step in re.findall(r"train denoise: step (\d+)/120", output)]
-    assert min(steps) > 14, (
-        "it started again from step 0"
-    )  # the kill may cost the snapshot: its copy is a checkpoint older
+    # Killed at step 24 or later. The kill may damage Ray's snapshot; its copy is one checkpoint older.
+    assert min(steps) > 14, "it started again from step 0"
     curve = (checkout.folder / "reports/denoise/train.csv").read_text().splitlines()
     assert [int(line.split(",")[0]) for line in curve[1:]] == list(range(4, 124, 4))
 
 
 def test_a_typo_in_params_ends_repro_before_any_stage_and_changes_no_output(checkout: Checkout) -> None:
     before = checkout.digests()
-    checkout.change(lambda params: params["denoise"]["promote"].update(margindb=1))
+    checkout.change(lambda params: params["promote"].update(margindb=1))
     output = checkout.run("dvc", "repro", fails=True)
-    assert "denoise.promote.margindb: no such key" in output
+    assert "promote.margindb: no such key" in output
     assert checkout.digests() == before
