@@ -18,7 +18,7 @@ import pytest
 from checkout import Checkout
 from processes import command, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 
 def shrink(params: dict[str, Any]) -> None:
