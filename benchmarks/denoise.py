@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from dgunet.checkpoint import load_model, read_card
-from dgunet.images import GREY_LEVELS, read_image
+from dgunet.images import MAX_GREY_LEVEL, read_image
 from dgunet.metrics import psnr
 from dgunet.network import DGUNet
 from dgunet.tensors import to_tensor
@@ -92,7 +92,7 @@ def mean_psnr(network: DGUNet) -> tuple[float, float]:
     for number, path in enumerate(sorted((DATA / "CBSD68").glob("*.png"))):
         clean = to_tensor(read_image(path))
         noise = np.random.default_rng(number).standard_normal(clean.shape, dtype=np.float32) * np.float32(
-            SIGMA / GREY_LEVELS
+            SIGMA / MAX_GREY_LEVEL
         )
         noisy = clean + torch.from_numpy(noise)
         degraded.append(float(psnr(noisy, clean)))
