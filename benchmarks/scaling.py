@@ -63,15 +63,15 @@ def main() -> None:
     ]
     exchanges = []
     for count in (1, 2, 4):
-        told = on_nodes(count, steps)
-        share = 1 - told["alone"] / told["together"] if count > 1 else 0.0
-        images = count * told["batch"] / told["together"]
+        seconds_of = on_nodes(count, steps)
+        share = 1 - seconds_of["alone"] / seconds_of["together"] if count > 1 else 0.0
+        images = count * seconds_of["batch"] / seconds_of["together"]
         lines.append(
-            f"| {count} | {told['alone']:.3f} | {told['together']:.3f} | {images:.1f} | {100 * max(share, 0):.1f} % |"
+            f"| {count} | {seconds_of['alone']:.3f} | {seconds_of['together']:.3f} | {images:.1f} | {100 * max(share, 0):.1f} % |"
         )
         print(lines[-1], flush=True)
         if count > 1:
-            seconds = [told[f"exchange of {name}"] for name in NETWORKS]
+            seconds = [seconds_of[f"exchange of {name}"] for name in NETWORKS]
             rates = [
                 ring_bytes(config, count) / took / 1e9 for config, took in zip(NETWORKS.values(), seconds, strict=True)
             ]
@@ -93,7 +93,7 @@ def main() -> None:
 
 def on_nodes(count: int, steps: int) -> dict[str, float]:
     """Times of a worker group on so many nodes."""
-    heard: list[dict[str, float]] = []
+    reports: list[dict[str, float]] = []
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(count):
         nodes.add_node(num_cpus=1)
@@ -106,10 +106,10 @@ def on_nodes(count: int, steps: int) -> dict[str, float]:
             work = partial(timed, steps, load_task_section("derain", "train", Train))
             share = resources.Share(count, 1.0, 0.0)
             training_run.fit(
-                work, name="scaling", into=Path(folder) / "out", ears=RunListener(heard.append), share=share
+                work, name="scaling", into=Path(folder) / "out", listener=RunListener(reports.append), share=share
             )
     nodes.shutdown()
-    return heard[0]
+    return reports[0]
 
 
 def timed(steps: int, recipe: Train, worker: context.Worker) -> None:
@@ -129,7 +129,7 @@ def timed(steps: int, recipe: Train, worker: context.Worker) -> None:
             loss, _ = training.step(batch)
             if worker.num_workers > 1:  # on a CPU the loop asks for these, too, after each step
                 torch.distributed.all_reduce(loss)
-                collectives.agreed((False, False))
+                collectives.broadcast((False, False))
         else:
             with training.objective.no_sync():
                 training.step(batch)
