@@ -10,13 +10,13 @@ import yaml
 from PIL import Image
 
 from pipeline.shards.format import Index, Pair, write_index, write_shard
-from pipeline.training.context import Worker
+from pipeline.training.context import WorkerContext
 from pipeline.training.settings import Train
 
 PROJECT = Path(__file__).parents[1]
 # Published images and reference outputs that some tests compare with; docs/datasets.md describes both folders.
 DATA = Path(os.environ.get("DGUNET_DATA") or PROJECT / "data" / "sets")
-PARITY = Path(os.environ.get("DGUNET_PARITY") or DATA / "parity")
+PARITY = Path(os.environ.get("DGUNET_TEST_PARITY") or DATA / "parity")
 RECIPE: dict[str, Any] = {
     "network": {
         "width": 8, "growth": 4, "head_growth": 4, "num_stages": 2, "share_stages": False,
@@ -82,7 +82,7 @@ def lay(*names: str) -> None:
         path.write_bytes(png(number))
 
 
-def step_of(worker: Worker) -> int:
-    """The step that the worker is to go on from."""
-    with worker.resume as folder:
+def step_of(context: WorkerContext) -> int:
+    """The step from which the worker continues."""
+    with context.resume as folder:
         return int((folder / "step").read_text()) if folder else 0
