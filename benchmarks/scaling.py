@@ -117,7 +117,7 @@ def on_nodes(count: int, steps: int) -> dict[str, float]:
 def timed(steps: int, recipe: Train, context: WorkerContext) -> None:
     """Take steps in turn with and without the exchange of gradients; report the slowest worker's medians."""
     recipe = recipe.model_copy(update={"batch_size": recipe.batch_size * context.world_size})
-    trainer = Trainer(DGUNet.seeded(DGUNetConfig(**recipe.network.model_dump()), 0), recipe, context.device)
+    trainer = Trainer(DGUNet.with_seed(DGUNetConfig(**recipe.network.model_dump()), 0), recipe, context.device)
     own = recipe.batch_size // context.world_size
     clean = torch.rand(own, 3, recipe.patch_size, recipe.patch_size, generator=torch.Generator().manual_seed(0))
     batch = Batch(clean, clean.flip(0), ["none"] * own)

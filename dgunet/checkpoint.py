@@ -98,10 +98,10 @@ def load_model(source: str | Path) -> DGUNet:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: the weights cannot be read ({error})") from error
-    return assemble(config, weights, str(path))
+    return build_network(config, weights, str(path))
 
 
-def assemble(config: DGUNetConfig, weights: Mapping[str, Tensor], origin: str) -> DGUNet:
+def build_network(config: DGUNetConfig, weights: Mapping[str, Tensor], origin: str) -> DGUNet:
     """A network of these sizes that holds exactly these weights, in evaluation mode; draws no random numbers.
 
     Raises:

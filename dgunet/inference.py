@@ -166,7 +166,7 @@ def _last_estimate(model: DGUNet, degraded: Float[Tensor, "1 C H W"]) -> Float[T
         return _last_estimate(model, degraded.expand(-1, 3, -1, -1)).mean(dim=1, keepdim=True)
     if degraded.shape[1] == 3 and num_channels == 1:
         return torch.cat([_last_estimate(model, degraded[:, [index]]) for index in range(3)], dim=1)
-    estimates: tuple[Tensor, ...] = model(model.given(degraded, degraded))
+    estimates: tuple[Tensor, ...] = model(model.network_input(degraded, degraded))
     return estimates[-1].float()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgunet.checkpoint import assemble
+from dgunet.checkpoint import build_network
 from dgunet.network import DGUNet, DGUNetConfig
 from dgunet.network.gradient import BLOCK_SIZE, OPERATOR_WIDTH
 from dgunet.network.proximal import NUM_LEVELS
@@ -49,7 +49,7 @@ def from_state_dict(state_dict: Mapping[str, Any], *, num_stages: int | None = N
     _refuse(tensors, {names[name]: shape for name, shape in ours.items()} | _unused(config))
     # Copies: published modules share some scalars, ours share no memory, with each other or with the caller.
     weights = {name: tensors[names[name]].detach().to(torch.float32, copy=True) for name in ours}
-    return assemble(config, weights, "published state dict")
+    return build_network(config, weights, "published state dict")
 
 
 def load(path: str | Path, *, num_stages: int | None = None, full_image: bool = True) -> DGUNet:

@@ -60,7 +60,7 @@ def main() -> None:
             listener = RunListener(lambda metrics: run.log(metrics, int(metrics["step"])), display.show, display.notice)
             training_run.fit(job, name=name, into=Path(folder), listener=listener, most_workers=recipe.batch_size)
         history = trainer.history(Path(folder))
-        run.complete(history)
+        run.log_history(history)
         trainer.export(Path(folder), args.model, card)
         _write_curve(args.curve, history)
         run.tag({"model": digest(args.model.iterdir()), "commit": card["provenance"]["commit"], "data": data["train"]})

@@ -29,7 +29,7 @@ def trainer(device: str, loss: str = "charbonnier", ratio: int | None = None, **
     recipe = Train.model_validate(
         {**RECIPE, "loss": loss, "network": sizes, "compute": {**RECIPE["compute"], **compute}}
     )
-    network = DGUNet.seeded(DGUNetConfig(image_channels=1 if ratio else 3, **recipe.network.model_dump()), 0)
+    network = DGUNet.with_seed(DGUNetConfig(image_channels=1 if ratio else 3, **recipe.network.model_dump()), 0)
     return Trainer(network, recipe, torch.device(device))
 
 

@@ -1,4 +1,8 @@
-"""The network of the paper: gradient steps and learned proximal mappings, unfolded into stages."""
+"""The network of the paper: K stages, each a gradient step and a learned proximal mapping.
+
+In the order of imports: `blocks` (convolution blocks), `gradient` (v = x − ρ·Φᵀ(Φx − y)), `fusion` (features of the
+previous stage), `proximal` (x = prox_J(v)), `unfolding` (stages and the network).
+"""
 
 from dgunet.network.gradient import Measurements
 from dgunet.network.unfolding import DGUNet, DGUNetConfig

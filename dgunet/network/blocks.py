@@ -1,11 +1,11 @@
-"""Convolution, channel attention, half instance norm: building blocks that know nothing of unfolding.
+"""Building blocks of the encoder and decoder: convolutions, half instance norm, channel attention.
 
     half instance norm   h = [γ·(x₁ − mean x₁)/√(var x₁ + ε) + β, x₂],   x₁, x₂ the two halves of the channels
     channel attention    f + r·sigmoid(W₂ relu(W₁ mean r)),   r = conv(PReLU(conv f))
     convolution block    L(conv(L(norm(conv x)))) + W x,   L = LeakyReLU 0.2
 
 Source: Chen et al., "HINet", CVPR Workshops 2021 (half instance norm); Zhang et al., "RCAN", ECCV 2018 (channel
-attention). Statistics are always those of the image at hand, in evaluation too.
+attention). The norm always takes its statistics from the current image, in evaluation too.
 """
 
 import torch
@@ -24,7 +24,7 @@ def conv3x3(in_channels: int, out_channels: int, *, bias: bool) -> nn.Conv2d:
 
 
 class HalfInstanceNorm(nn.Module):
-    """Instance norm with scale and shift on the first half of the channels, the second half untouched."""
+    """Instance norm with scale and shift on the first half of the channels; the second half stays as it is."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -33,10 +33,10 @@ class HalfInstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(self.normalised))
 
     def forward(self, features: Float[Tensor, "B n H W"]) -> Float[Tensor, "B n H W"]:
-        """The features, half of them normalised; H·W must exceed 1."""
+        """Return the features with the first half of the channels normalised; H·W must be at least 2."""
         first, second = features.tensor_split([self.normalised], dim=1)
-        # As a group norm on channels-first memory: instance_norm copies more, and the CPU's channels-last group norm
-        # cancels catastrophically (off by 0.3 for mean 1, deviation 0.01 at 256×256).
+        # A group norm on channels-first memory: instance_norm copies more, and the CPU's channels-last group norm loses
+        # precision by cancellation (error 0.3 for mean 1, deviation 0.01 at 256×256).
         first = functional.group_norm(first.contiguous(), self.normalised, self.weight, self.bias, NORM_EPSILON)
         first = first.to(features.dtype, memory_format=torch.channels_last)
         return torch.cat([first, second], dim=1)
@@ -53,7 +53,7 @@ class ConvBlock(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1)
 
     def forward(self, features: Float[Tensor, "B n H W"]) -> Float[Tensor, "B m H W"]:
-        """New features of the same resolution."""
+        """Return features of the same resolution."""
         hidden = self.conv1(features)
         if self.norm is not None:
             hidden = self.norm(hidden)
@@ -64,7 +64,7 @@ class ConvBlock(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """A residual block whose channels are weighted by what the whole image holds."""
+    """A residual block whose channels are weighted by gates computed from their means over the image."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class ChannelAttention(nn.Module):
         self.excite = nn.Conv2d(squeezed, width, kernel_size=1, bias=False)
 
     def forward(self, features: Float[Tensor, "B n H W"]) -> Float[Tensor, "B n H W"]:
-        """Features of the same shape."""
+        """Return features of the same shape."""
         residual = self.conv2(self.activation(self.conv1(features)))
         mean = residual.mean(dim=(2, 3), keepdim=True)
         gate = torch.sigmoid(self.excite(functional.relu(self.squeeze(mean))))
@@ -84,7 +84,7 @@ class ChannelAttention(nn.Module):
 
 
 class ShallowFeatures(nn.Module):
-    """Image to features: one convolution and a channel attention block."""
+    """Shallow features of an image: one convolution and a channel attention block."""
 
     def __init__(self, image_channels: int, width: int) -> None:
         super().__init__()
@@ -92,8 +92,8 @@ class ShallowFeatures(nn.Module):
         self.attention = ChannelAttention(width)
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B n H W"]:
-        """Features of the image's resolution."""
-        # Channels last, the faster order (benchmarks/network.py); an image of one channel does not tell of it.
+        """Return features of the image's resolution."""
+        # Channels last is the faster memory format (benchmarks/network.py); one channel does not determine the format.
         embedded = self.embed(image).contiguous(memory_format=torch.channels_last)
         features: Tensor = self.attention(embedded)
         return features

@@ -1,12 +1,12 @@
-"""What one stage hands to the next, and how the next takes it in.
+"""Connections between stages: how a stage uses the features of the previous one.
 
     subspace projection   g' = Vᵀ(V Vᵀ)⁻¹V g,   out = a + conv([a, g'])      V: 16 rows made from [a, g]
     gated fusion          t = L(conv e + conv d),   a·sigmoid(gate t) + shift t + a     L = LeakyReLU 0.1
     plain fusion          a + conv e + conv d
 
-a: features of this stage; g, e, d: handed-on, encoder and decoder features of the stage before. Axes: n channels,
-r = 16 rows. Source: Mou, Wang, Zhang, CVPR 2022; the projection Cheng et al., "NBNet", CVPR 2021; features of one
-stage added to those of the next Zamir et al., "MPRNet", CVPR 2021.
+a: features of this stage; g, e, d: output, encoder and decoder features of the previous stage. Axes: n channels,
+r = 16 rows. Source: Mou, Wang, Zhang, CVPR 2022; for the projection Cheng et al., "NBNet", CVPR 2021; for the fusion of
+encoder and decoder features Zamir et al., "MPRNet", CVPR 2021.
 """
 
 from typing import NamedTuple
@@ -21,35 +21,41 @@ from dgunet.network.blocks import conv3x3
 SUBSPACE_RANK = 16
 ROW_NORM_EPSILON = 1e-6
 # An LU solve in float32 changes the outputs by about 40·RELATIVE_DAMPING and stays finite for dead or equal rows;
-# the absolute part alone keeps V = 0 from being singular.
+# the absolute part keeps the matrix regular for V = 0.
 RELATIVE_DAMPING = 1e-7
 ABSOLUTE_DAMPING = 1e-12
 FUSION_SLOPE = 0.1
 
 
 class StageFeatures(NamedTuple):
-    """What a stage hands on: three encoder outputs (finest first), three decoder outputs (coarsest first), g."""
+    """Features that the next stage uses.
+
+    Attributes:
+        encoder: e, outputs of the three encoder levels, finest first.
+        decoder: d, outputs of the three decoder levels, coarsest first.
+        output: g, features of the restored image at full resolution.
+    """
 
     encoder: tuple[Tensor, ...]
     decoder: tuple[Tensor, ...]
-    image: Tensor
+    output: Tensor
 
 
 def _exact_type(device: str) -> torch.dtype:
-    """Float32, or float64 where someone allowed float32 products to be less than that (TF32, bfloat16)."""
+    """Return float32, or float64 where torch is set to compute float32 products in TF32 or bfloat16."""
     backend = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
     return torch.float32 if backend.matmul.fp32_precision in ("none", "ieee") else torch.float64
 
 
-# All that torch.compiler.assume_constant_result does, but that imports the compiler: 0.9 s of every start.
+# The effect of torch.compiler.assume_constant_result without importing the compiler, which takes 0.9 s.
 _exact_type._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def project(features: Float[Tensor, "B n H W"], basis: Float[Tensor, "B r H W"]) -> Float[Tensor, "B n H W"]:
-    """Each channel of `features` projected onto the span of the rows of `basis`: float32, whatever autocast says.
+    """Return each channel of `features` projected onto the span of the rows of `basis`, in float32 also under autocast.
 
     The Gram matrix (diagonal near 2e-5 at 256×256) underflows in half precision and is singular when rows are parallel
-    or zero; it is damped and solved by LU, which needs no positive definite matrix and no word from the device.
+    or zero. It is damped and solved by LU, which does not need a positive definite matrix nor wait for the device.
     """
     with torch.autocast(features.device.type, enabled=False):
         exact = _exact_type(features.device.type)
@@ -66,7 +72,7 @@ def project(features: Float[Tensor, "B n H W"], basis: Float[Tensor, "B r H W"])
 
 
 class SubspaceProjection(nn.Module):
-    """Takes in the handed-on features as far as they lie in a subspace that both stages choose (blind family)."""
+    """Adds the previous stage's features, projected onto a subspace computed from both stages (blind family)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -74,32 +80,32 @@ class SubspaceProjection(nn.Module):
         self.conv = conv3x3(2 * width, width, bias=True)
 
     def forward(
-        self, features: Float[Tensor, "B n H W"], handed_on: Float[Tensor, "B n H W"]
+        self, features: Float[Tensor, "B n H W"], previous: Float[Tensor, "B n H W"]
     ) -> Float[Tensor, "B n H W"]:
-        """Features of the same shape."""
-        basis = self.basis(torch.cat([features, handed_on], dim=1))
-        projected = project(handed_on, basis)
+        """Return features of the same shape."""
+        basis = self.basis(torch.cat([features, previous], dim=1))
+        projected = project(previous, basis)
         merged: Tensor = self.conv(torch.cat([features, projected.to(features.dtype)], dim=1))
         return features + merged
 
 
 class Concatenation(nn.Module):
-    """Takes in the handed-on features by one convolution of both."""
+    """Merges the features of both stages by one convolution of their concatenation."""
 
     def __init__(self, width: int, out_channels: int) -> None:
         super().__init__()
         self.conv = conv3x3(2 * width, out_channels, bias=False)
 
     def forward(
-        self, features: Float[Tensor, "B n H W"], handed_on: Float[Tensor, "B n H W"]
+        self, features: Float[Tensor, "B n H W"], previous: Float[Tensor, "B n H W"]
     ) -> Float[Tensor, "B m H W"]:
-        """Features of the same resolution."""
-        merged: Tensor = self.conv(torch.cat([features, handed_on], dim=1))
+        """Return features of the same resolution."""
+        merged: Tensor = self.conv(torch.cat([features, previous], dim=1))
         return merged
 
 
 class PlainFusion(nn.Module):
-    """Inter-stage fusion of the sensing family: a sum."""
+    """Inter-stage fusion of the sensing family: a + conv e + conv d."""
 
     def __init__(self, channels: int, decoder_channels: int) -> None:
         super().__init__()
@@ -107,8 +113,8 @@ class PlainFusion(nn.Module):
         self.from_decoder = conv3x3(decoder_channels, channels, bias=True)
 
     def mixed(self, encoder: Float[Tensor, "B n H W"], decoder: Float[Tensor, "B m H W"]) -> Float[Tensor, "B n H W"]:
-        """Both outputs of the stage before as one addend."""
-        # Two convolutions, and below gate and shift apart: joined they cost more, in concatenated and sliced memory.
+        """Return conv e + conv d."""
+        # Two convolutions, as gate and shift below: one joint convolution costs more memory traffic.
         mixed: Tensor = self.from_encoder(encoder)
         return mixed.add_(self.from_decoder(decoder))
 
@@ -118,12 +124,12 @@ class PlainFusion(nn.Module):
         encoder: Float[Tensor, "B n H W"],
         decoder: Float[Tensor, "B m H W"],
     ) -> Float[Tensor, "B n H W"]:
-        """Features of the same shape."""
+        """Return features of the same shape."""
         return features + self.mixed(encoder, decoder)
 
 
 class GatedFusion(PlainFusion):
-    """Inter-stage fusion of the blind family: an affine map of the features, chosen pixel by pixel."""
+    """Inter-stage fusion of the blind family: a·sigmoid(gate t) + shift t + a with t = L(conv e + conv d)."""
 
     def __init__(self, channels: int, decoder_channels: int) -> None:
         super().__init__(channels, decoder_channels)
@@ -136,6 +142,6 @@ class GatedFusion(PlainFusion):
         encoder: Float[Tensor, "B n H W"],
         decoder: Float[Tensor, "B m H W"],
     ) -> Float[Tensor, "B n H W"]:
-        """Features of the same shape."""
+        """Return features of the same shape."""
         mixed = functional.leaky_relu(self.mixed(encoder, decoder), FUSION_SLOPE, inplace=True)
         return torch.addcmul(features + self.shift(mixed), features, torch.sigmoid(self.gate(mixed)))

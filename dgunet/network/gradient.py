@@ -1,9 +1,10 @@
-"""The data half of a stage: one step of gradient descent on ½‖Φx − y‖², Φ learned or known.
+"""Gradient descent module: one gradient step on the data term ½‖Φx − y‖², with a learned or a known Φ.
 
     v = x − ρ·Φᵀ(Φx − y)
 
-Unknown Φ (rain, blur, camera noise): Φ and Φᵀ are two independent residual convolutions per stage. Known Φ (block
-compressive sensing): one M × B² matrix on B×B blocks, B = 32, learned jointly with the network.
+x is the estimate, y the degraded image or the measurements, ρ the step size. Unknown Φ (rain, blur, camera noise): Φ
+and Φᵀ are two independent residual convolutions per stage. Known Φ (block compressive sensing): one M × B² matrix on
+B×B blocks, B = 32, learned jointly with the network.
 Source: Mou, Wang, Zhang, CVPR 2022 (gradient descent module).
 Axes: M measurements of a block; h, w blocks in height and width; x is B C H W, y as x (learned) or B M h w (known).
 """
@@ -24,7 +25,7 @@ INITIAL_STEP_SIZE = 0.5
 
 
 class Measurements(NamedTuple):
-    """What a sensing camera records: `values` of the padded image, and the image's own height and width."""
+    """Compressive measurements: `values` of the padded image, and height and width of the image before padding."""
 
     values: Float[Tensor, "B M h w"]
     height: int
@@ -41,13 +42,13 @@ class ResidualOperator(nn.Module):
         self.conv2 = conv3x3(OPERATOR_WIDTH, image_channels, bias=True)
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """An image of the same shape."""
+        """Return an image of the same shape."""
         correction: Tensor = self.conv2(self.activation(self.conv1(image)))
         return image + correction
 
 
 class LearnedDegradation(nn.Module):
-    """Φ and Φᵀ where nobody knows them: two operators that are trained with the rest."""
+    """Φ and Φᵀ for an unknown degradation: two operators, trained with the network."""
 
     def __init__(self, image_channels: int) -> None:
         super().__init__()
@@ -58,31 +59,31 @@ class LearnedDegradation(nn.Module):
 class SensingMatrix(nn.Module):
     """Φ of block compressive sensing: each 32×32 block, flattened row by row, times an M × 1024 matrix.
 
-    It starts with the lowest frequencies of the 2-D cosine transform, where photographs have their energy. These rows
-    are orthonormal: Φᵀy is then the least-squares image of smallest norm.
+    The initial rows are the lowest frequencies of the 2-D cosine transform, which hold most energy of photographs. They
+    are orthonormal, so Φᵀy is the least-squares image of smallest norm.
     """
 
     def __init__(self, num_measurements: int) -> None:
         super().__init__()
         self.matrix = nn.Parameter(lowest_frequencies(num_measurements))
 
-    # A product of matrices, not the convolution by which the field writes it: that took, with its gradient and in
-    # bfloat16 on a CPU, 156 ms where this takes 0.8 (103 measurements, eight images of 64 x 64).
+    # A matrix product instead of the usual strided convolution: the convolution took, with its gradient and in bfloat16
+    # on a CPU, 156 ms where this takes 0.8 ms (103 measurements, eight images of 64 x 64).
     def degrade(self, image: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B M h w"]:
-        """Φ·image; H and W are multiples of 32."""
+        """Return Φ·image; H and W are multiples of 32."""
         blocks = functional.pixel_unshuffle(image, BLOCK_SIZE)
         return functional.linear(blocks.permute(0, 2, 3, 1), self.matrix).permute(0, 3, 1, 2)
 
     def adjoint(self, values: Float[Tensor, "B M h w"]) -> Float[Tensor, "B 1 H W"]:
-        """Φᵀ·values."""
+        """Return Φᵀ·values."""
         blocks = functional.linear(values.permute(0, 2, 3, 1), self.matrix.T).permute(0, 3, 1, 2)
         return functional.pixel_shuffle(blocks, BLOCK_SIZE)
 
 
 def lowest_frequencies(count: int) -> Float[Tensor, "{count} 1024"]:
-    """The first `count` orthonormal vectors of the 2-D cosine transform (DCT-II) of a block, by length of frequency."""
-    frequency, place = torch.arange(BLOCK_SIZE), torch.arange(BLOCK_SIZE) + 0.5
-    waves = math.sqrt(2 / BLOCK_SIZE) * torch.cos(math.pi / BLOCK_SIZE * frequency[:, None] * place)
+    """Return the `count` lowest vectors of a block's orthonormal 2-D cosine transform (DCT-II), one a row."""
+    frequency, position = torch.arange(BLOCK_SIZE), torch.arange(BLOCK_SIZE) + 0.5
+    waves = math.sqrt(2 / BLOCK_SIZE) * torch.cos(math.pi / BLOCK_SIZE * frequency[:, None] * position)
     waves[0] /= math.sqrt(2)
     squared_length = frequency[:, None] ** 2 + frequency**2
     first = squared_length.flatten().argsort(stable=True)[:count]
@@ -91,7 +92,7 @@ def lowest_frequencies(count: int) -> Float[Tensor, "{count} 1024"]:
 
 
 class GradientDescentModule(nn.Module):
-    """One gradient step with a learned step size ρ, and with its own Φ unless a known one is given."""
+    """One gradient step with a learned step size ρ; Φ is learned here, or the sensing matrix of the network."""
 
     def __init__(self, image_channels: int, *, learned_degradation: bool) -> None:
         super().__init__()
@@ -104,9 +105,15 @@ class GradientDescentModule(nn.Module):
         degraded: Float[Tensor, "B M h w"],
         sensing: SensingMatrix | None,
     ) -> Float[Tensor, "B C H W"]:
-        """v, the estimate moved towards agreement with what was seen."""
+        """Return v = estimate − ρ·Φᵀ(Φ·estimate − degraded).
+
+        Args:
+            estimate: x, the output of the previous stage.
+            degraded: y, the degraded image; with `sensing` the measurements.
+            sensing: the known Φ; None where the stage has learned operators.
+        """
         degradation = sensing if sensing is not None else self.learned
-        assert degradation is not None, "a stage without learned degradation needs the sensing matrix"
-        degrade, adjoint = degradation.degrade, degradation.adjoint
-        moved: Tensor = estimate - self.step_size * adjoint(degrade(estimate) - degraded)
-        return moved
+        assert degradation is not None, "a stage without learned operators needs the sensing matrix"
+        degrade, adjoint, step_size = degradation.degrade, degradation.adjoint, self.step_size
+        gradient_step: Tensor = estimate - step_size * adjoint(degrade(estimate) - degraded)
+        return gradient_step

@@ -1,9 +1,9 @@
-"""The prior half of a stage: x = prox_J(v) as an encoder, a decoder and a stage end.
+"""Informative proximal mapping module: x = prox_J(v) as an encoder, a decoder and a stage end.
 
 Channels: level i = 0, 1, 2 of the encoder goes from n + i·s to n + (i+1)·s and halves the resolution after it; the
 bottom keeps n + 3s; the decoder comes back with n + 2s, n + s, n. n = width, s = growth.
-Source: Mou, Wang, Zhang, CVPR 2022 (informative proximal mapping module); the stage end Zamir et al., "MPRNet",
-CVPR 2021 (supervised attention).
+Source: Mou, Wang, Zhang, CVPR 2022 (informative proximal mapping module); for the stage end Zamir et al., "MPRNet",
+CVPR 2021 (supervised attention module).
 """
 
 from itertools import pairwise
@@ -19,7 +19,7 @@ NUM_LEVELS = 3
 
 
 class Encoder(nn.Module):
-    """Three levels, each followed by a halving of the resolution, and the bottom."""
+    """Three levels, each followed by a convolution of stride 2, and the bottom level."""
 
     def __init__(self, width: int, growth: int, fusion: type[PlainFusion] | None) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Encoder(nn.Module):
     def forward(
         self, features: Float[Tensor, "B n H W"], previous: StageFeatures | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Outputs of the three levels, finest first, and of the bottom."""
+        """Return the outputs of the three levels, finest first, and of the bottom."""
         outputs = []
         for level, (block, downsample) in enumerate(zip(self.levels, self.downsamples, strict=True)):
             features = block(features)
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Three doublings of the resolution, each meeting the encoder's output there."""
+    """Three levels, each at twice the resolution of the one before and joined with the encoder's output there."""
 
     def __init__(self, width: int, growth: int) -> None:
         super().__init__()
@@ -58,18 +58,18 @@ class Decoder(nn.Module):
         self.levels = nn.ModuleList(ConvBlock(2 * n, n, norm=False) for _, n in steps)
 
     def forward(self, encoded: tuple[Tensor, ...], bottom: Float[Tensor, "B n h w"]) -> tuple[Tensor, ...]:
-        """Outputs of the three levels, coarsest first; the last has the input's resolution."""
+        """Return the outputs of the three levels, coarsest first; the last has the resolution of the image."""
         features, outputs = bottom, []
-        for upsample, skip, block, passed in zip(
+        for upsample, skip, block, encoder_output in zip(
             self.upsamples, self.skips, self.levels, reversed(encoded), strict=True
         ):
-            features = block(torch.cat([upsample(features), skip(passed)], dim=1))
+            features = block(torch.cat([upsample(features), skip(encoder_output)], dim=1))
             outputs.append(features)
         return tuple(outputs)
 
 
 class StageEnd(nn.Module):
-    """From the last decoder output to the image and to what is handed on; optionally gated by that image."""
+    """From the last decoder output f to the estimate x and to the output features g; optionally gated by x."""
 
     def __init__(self, image_channels: int, width: int, *, gated: bool) -> None:
         super().__init__()
@@ -78,17 +78,26 @@ class StageEnd(nn.Module):
         self.gate = nn.Conv2d(image_channels, width, kernel_size=1, bias=False) if gated else None
 
     def forward(
-        self, moved: Float[Tensor, "B C H W"], features: Float[Tensor, "B n H W"]
+        self, gradient_step: Float[Tensor, "B C H W"], features: Float[Tensor, "B n H W"]
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B n H W"]]:
-        """The stage's estimate x = v + W₁f, and g = f + W₂f (gated: f + W₂f · sigmoid(W₃x))."""
-        estimate, attended = moved + self.correct(features), self.attend(features)
+        """Return x = v + W₁f and g = f + W₂f (gated: g = f + W₂f · sigmoid(W₃x)); v is `gradient_step`."""
+        estimate, attended = gradient_step + self.correct(features), self.attend(features)
         if self.gate is None:
             return estimate, features + attended
         return estimate, torch.addcmul(features, attended, torch.sigmoid(self.gate(estimate)))
 
 
 class ProximalMapping(nn.Module):
-    """One informative proximal mapping; `merge` and `fusion` are how it takes in the stage before, if there is one."""
+    """One informative proximal mapping.
+
+    Args:
+        image_channels: C.
+        width: n, channels at full resolution.
+        growth: s, channels added per encoder level.
+        merge: module that merges the shallow features with g of the previous stage; None in the first stage.
+        fusion: class of the modules that add encoder and decoder features of the previous stage; None in the first.
+        gated_end: whether the stage end is gated by the estimate.
+    """
 
     def __init__(
         self,
@@ -108,14 +117,14 @@ class ProximalMapping(nn.Module):
         self.end = StageEnd(image_channels, width, gated=gated_end)
 
     def forward(
-        self, moved: Float[Tensor, "B C H W"], previous: StageFeatures | None
+        self, gradient_step: Float[Tensor, "B C H W"], previous: StageFeatures | None
     ) -> tuple[Float[Tensor, "B C H W"], StageFeatures]:
-        """The estimate of this stage and what it hands on; H and W divide by 8, H·W exceeds 64."""
-        features = self.shallow(moved)
+        """Return the estimate and the features of this stage; H and W are multiples of 8, H·W is at least 128."""
+        features = self.shallow(gradient_step)
         if self.merge is not None:
-            assert previous is not None, "only a first stage has no stage before it"
-            features = self.merge(features, previous.image)
+            assert previous is not None, "only the first stage has no previous stage"
+            features = self.merge(features, previous.output)
         encoded, bottom = self.encoder(features, previous)
         decoded = self.decoder(encoded, bottom)
-        estimate, image_features = self.end(moved, decoded[-1])
-        return estimate, StageFeatures(encoded, decoded, image_features)
+        estimate, output = self.end(gradient_step, decoded[-1])
+        return estimate, StageFeatures(encoded, decoded, output)

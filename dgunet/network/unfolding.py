@@ -3,8 +3,8 @@
     x̂ = argmin ½‖Φx − y‖² + λJ(x):     v_k = x_{k−1} − ρ_k·Φᵀ(Φx_{k−1} − y),     x_k = prox_J(v_k),     k = 1..K
 
 Source: Mou, Wang, Zhang, "Deep Generalized Unfolding Networks for Image Restoration", CVPR 2022 (arXiv 2204.13348).
-Blind family: Φ learned per stage, x_0 = y. Sensing family: Φ known, on 32×32 blocks, x_0 = Φᵀy. Sharing: stages
-2..K−1 are one module (DGUNet) or all are separate (DGUNet+).
+Blind family: Φ learned per stage, x_0 = y. Sensing family: Φ known, on 32×32 blocks, x_0 = Φᵀy. DGUNet: stages 2..K−1
+are one module. DGUNet+: all stages are separate modules.
 """
 
 import math
@@ -23,12 +23,12 @@ from dgunet.network.gradient import BLOCK_SIZE, GradientDescentModule, Measureme
 from dgunet.network.proximal import NUM_LEVELS, ProximalMapping
 
 SIZE_MULTIPLE = 2**NUM_LEVELS
-INITIAL_CORRECTION = 0.01  # of what torch would start with
+INITIAL_CORRECTION = 0.01  # factor on torch's initial weights
 
 
 @dataclass(frozen=True)
 class DGUNetConfig:
-    """Sizes of a DGUNet; the defaults are the published deraining network. Raises ValueError naming a wrong field.
+    """Sizes of a DGUNet; the defaults are those of the published deraining network.
 
     Attributes:
         image_channels: channels of the image; the sensing family restores one (luma).
@@ -40,6 +40,9 @@ class DGUNetConfig:
         share_stages: stages 2..K−1 are one module (DGUNet) instead of K−2 (DGUNet+).
         sensing_ratio_percent: measurements per pixel of block compressive sensing, in percent; None: blind family.
         full_image: sensing only: False restores every 32×32 block on its own.
+
+    Raises:
+        ValueError: a field has a wrong type or value; the message begins with its name.
     """
 
     image_channels: int = 3
@@ -63,17 +66,17 @@ class DGUNetConfig:
         ratio = self.sensing_ratio_percent
         if ratio is None:
             if not self.full_image:
-                raise ValueError("full_image: false is for the sensing family, set sensing_ratio_percent too")
+                raise ValueError("full_image: false needs a sensing network, set sensing_ratio_percent too")
             return
         if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 100:
-            raise ValueError(f"sensing_ratio_percent: must be above 0 and at most 100, or none, is {ratio!r}")
+            raise ValueError(f"sensing_ratio_percent: must be above 0 and at most 100, or None, is {ratio!r}")
         if self.image_channels != 1:
-            raise ValueError(f"image_channels: the sensing family restores 1 (luma), not {self.image_channels}")
+            raise ValueError(f"image_channels: a sensing network restores 1 channel (luma), is {self.image_channels}")
 
     @property
     def num_measurements(self) -> int:
-        """Measurements of one 32×32 block, M; 0 in the blind family."""
-        # Multiplied before it is divided: exact for every M, as a ratio of M/1024 is.
+        """M, the measurements of one 32×32 block; 0 in the blind family."""
+        # Multiplying before dividing gives M back exactly for a ratio of 100·M/1024 percent.
         return math.ceil((self.sensing_ratio_percent or 0) * BLOCK_SIZE**2 / 100)
 
 
@@ -104,14 +107,21 @@ class Stage(nn.Module):
         previous: StageFeatures | None,
         sensing: SensingMatrix | None,
     ) -> tuple[Float[Tensor, "B C H W"], StageFeatures | None]:
-        """The next estimate, and what is handed on with it."""
-        moved = self.gradient(estimate, degraded, sensing)
-        estimate, features = self.proximal(moved, previous)
+        """Return the next estimate and the features for the next stage.
+
+        Args:
+            estimate: x of the previous stage.
+            degraded: y, the degraded image; with `sensing` the measurements.
+            previous: features of the previous stage; None in the first stage.
+            sensing: the known Φ of the sensing family; None in the blind family.
+        """
+        gradient_step = self.gradient(estimate, degraded, sensing)
+        estimate, features = self.proximal(gradient_step, previous)
         return estimate, features
 
 
 class LastStage(nn.Module):
-    """The last iteration: a gradient step, then two convolutions; hands nothing on."""
+    """The last iteration: a gradient step, shallow features, one merge and one convolution; no encoder or decoder."""
 
     def __init__(self, config: DGUNetConfig) -> None:
         super().__init__()
@@ -130,22 +140,22 @@ class LastStage(nn.Module):
         previous: StageFeatures | None,
         sensing: SensingMatrix | None,
     ) -> tuple[Float[Tensor, "B C H W"], StageFeatures | None]:
-        """The final estimate: a correction of what was seen (blind) or of v (sensing)."""
+        """Return the final estimate, y + correction (blind) or v + correction (sensing), and None; see `Stage`."""
         assert previous is not None, "the last stage is not the first"
-        moved = self.gradient(estimate, degraded, sensing)
-        correction = self.tail(self.merge(self.shallow(moved), previous.image))
-        return (degraded if sensing is None else moved) + correction, None
+        gradient_step = self.gradient(estimate, degraded, sensing)
+        correction = self.tail(self.merge(self.shallow(gradient_step), previous.output))
+        return (degraded if sensing is None else gradient_step) + correction, None
 
 
 class DGUNet(nn.Module):
     """Deep generalized unfolding network: `model(degraded)` returns all K estimates, the last is the restored image.
 
-    A new one corrects next to nothing: it starts as gradient descent does, at what was seen or at Φᵀy.
+    A new network corrects almost nothing: its estimates start near y (blind) or Φᵀy (sensing).
 
     Attributes:
         config: the sizes.
-        recompute: set it to True to train with the activations of one stage in memory instead of all K: they are
-            computed again in the backward pass (activation checkpointing, Chen et al. 2016, arXiv 1604.06174).
+        recompute: True keeps the activations of one stage in memory instead of all K and computes them again in the
+            backward pass (activation checkpointing, Chen et al. 2016, arXiv 1604.06174).
     """
 
     def __init__(self, config: DGUNetConfig) -> None:
@@ -159,21 +169,21 @@ class DGUNet(nn.Module):
             Stage(config, first=False) for _ in range(min(num_between, 1) if config.share_stages else num_between)
         )
         self.last = LastStage(config)
-        with torch.no_grad():  # not zero: nothing behind these layers would have a gradient in the first step
+        with torch.no_grad():  # not zero: with zero, no other layer would have a gradient in the first step
             for stage in (self.first, *self.between):
                 stage.proximal.end.correct.weight.mul_(INITIAL_CORRECTION)
             self.last.tail.weight.mul_(INITIAL_CORRECTION)
         in_channels_last(self)
 
     @classmethod
-    def seeded(cls, config: DGUNetConfig, seed: int) -> "DGUNet":
-        """A new network on the CPU, whose weights are a function of `seed`; global random state stays as it is."""
+    def with_seed(cls, config: DGUNetConfig, seed: int) -> "DGUNet":
+        """Return a new network on the CPU with weights that depend on `seed` alone; leaves the global random state."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return cls(config)
 
     def stages(self) -> Iterator[Stage | LastStage]:
-        """The K stages in the order of their use; a shared one comes up again and again."""
+        """Yield the K stages in the order of their use; a shared stage comes K − 2 times."""
         yield self.first
         for index in range(self.config.num_stages - 2):
             stage = self.between[0 if self.config.share_stages else index]
@@ -182,23 +192,28 @@ class DGUNet(nn.Module):
         yield self.last
 
     def sense(self, clean: Float[Tensor, "B 1 H W"]) -> Measurements:
-        """Measurements of an image in [0, 1], padded inside; sensing family only. Differentiable, Φ included."""
+        """Return the measurements of an image in [0, 1] of any size; differentiable, also in Φ.
+
+        Raises:
+            ValueError: the network is of the blind family.
+        """
         if self.sensing is None:
-            raise ValueError("this network knows no sensing matrix: give it the degraded image itself")
+            raise ValueError("this network has no sensing matrix; call model(degraded) with the degraded image")
         padded = pad(clean, BLOCK_SIZE)
         return Measurements(self.sensing.degrade(padded), clean.shape[2], clean.shape[3])
 
-    def given(
+    def network_input(
         self, clean: Float[Tensor, "B C H W"], degraded: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "B C H W"] | Measurements:
-        """What this network is given of a pair: the degraded image, or its own measurements of the clean one."""
+        """Return the input for a pair: the degraded image (blind) or the measurements of the clean one (sensing)."""
         return degraded if self.sensing is None else self.sense(clean)
 
     def forward(self, degraded: Float[Tensor, "B C H W"] | Measurements) -> tuple[Float[Tensor, "B C H W"], ...]:
-        """All K estimates, first to last, of the degraded image in [0, 1] (any H, W ≥ 1) or of measurements.
+        """Return all K estimates, first to last, of a degraded image in [0, 1] (any H, W ≥ 1) or of measurements.
 
         Raises:
-            ValueError: an image for a sensing network, measurements for a blind one, or a wrong number of channels.
+            ValueError: an image for a sensing network, measurements for a blind one, or a wrong number of channels or
+                measurements.
         """
         self._check(degraded)
         if not isinstance(degraded, Measurements):
@@ -219,39 +234,42 @@ class DGUNet(nn.Module):
         if self.sensing is None:
             channels = self.config.image_channels
             if isinstance(degraded, Measurements):
-                raise ValueError("this network restores images, it got measurements of a sensing network")
+                raise ValueError("this network restores images, but got the measurements of a sensing network")
             if degraded.shape[1] != channels:
-                raise ValueError(f"this network restores images of {channels} channels, it got {degraded.shape[1]}")
+                raise ValueError(f"this network restores images of {channels} channels, but got {degraded.shape[1]}")
         else:
             count = self.config.num_measurements
             if not isinstance(degraded, Measurements):
-                raise ValueError("this network restores measurements: call model(model.sense(clean))")
+                raise ValueError("this network restores measurements, but got an image; call model(model.sense(clean))")
             if degraded.values.shape[1] != count:
-                raise ValueError(f"this network takes {count} measurements a block, got {degraded.values.shape[1]}")
+                raise ValueError(
+                    f"this network takes {count} measurements per block, but got {degraded.values.shape[1]}"
+                )
 
     def _unfold(self, degraded: Tensor) -> list[Tensor]:
         estimate = degraded if self.sensing is None else self.sensing.adjoint(degraded)
-        features: StageFeatures | None = None
+        previous: StageFeatures | None = None
         estimates = []
         for stage in self.stages():
-            inputs = (estimate, degraded, features, self.sensing)
+            inputs = (estimate, degraded, previous, self.sensing)
             if self.recompute and torch.is_grad_enabled():
-                estimate, features = checkpoint(stage, *inputs, use_reentrant=False, preserve_rng_state=False)
+                estimate, previous = checkpoint(stage, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                estimate, features = stage(*inputs)
+                estimate, previous = stage(*inputs)
             estimates.append(estimate)
         return estimates
 
 
 def in_channels_last(network: nn.Module) -> None:
-    """Lay the weights out channels last, as all features are: a convolution asks its weights, too."""
+    """Store the weights in channels-last order, as the features are: convolutions are fastest where both agree."""
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def pad(image: Float[Tensor, "B C H W"], multiple: int) -> Float[Tensor, "B C padded_H padded_W"]:
-    """The image grown at bottom and right to multiples of `multiple`, one side at least 16 (the bottom level's norm).
+    """Return the image padded at bottom and right to multiples of `multiple`, and one side to at least 16.
 
-    Grown by reflection, by replication along a side that is too short to reflect.
+    16 because the norm of the bottom level, at 1/8 of the resolution, needs more than one pixel. Pads by reflection, or
+    by replication along a side that is too short to reflect.
     """
     height, width = (-(-size // multiple) * multiple for size in image.shape[2:])
     if max(height, width) <= SIZE_MULTIPLE:

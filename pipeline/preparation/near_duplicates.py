@@ -6,8 +6,8 @@ scene if, for one of them or its mirror image,
   1. their 16×16 halves correlate: all pairs at once, as matrix products of blocks;
   2. so do three in four windows of a 4×4 grid, each free to shift by 2 pixels (parallax, small crops).
 
-Both limits lie in the gap that was measured between different and equal scenes (DECISIONS.md). Not found: rotations by
-more than a few degrees, crops that cut away a tenth or more.
+Both limits are measured (docs/decisions.md). Not found: rotations by more than a few degrees, crops that cut away a
+tenth or more.
 """
 
 from __future__ import annotations

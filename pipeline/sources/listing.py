@@ -15,7 +15,7 @@ from pipeline.sources.patterns import Key, Pattern, without_suffix
 from pipeline.sources.places import File, StorageError
 from pipeline.sources.storage import list_files, read
 
-STARTER_PHOTOS = {  # DECISIONS.md says what else the two wheels hold and why it is not here
+STARTER_PHOTOS = {  # docs/decisions.md says what else the two wheels hold and why it is not here
     "skimage": (
         "data/astronaut.png",
         "data/chelsea.png",

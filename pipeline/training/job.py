@@ -39,7 +39,7 @@ class TrainingJob:
         """Train as the worker that `context` describes."""
         recipe, on_gpu = self.recipe, context.device.type == "cuda"
         config = DGUNetConfig(image_channels=self.channels, **recipe.network.model_dump())
-        network = DGUNet.seeded(config, self.seed)
+        network = DGUNet.with_seed(config, self.seed)
         patches = dataset.PatchDataset(
             self.shards / "train", recipe.batch_size, recipe.patch_size, self.seed, recipe.mixup_alpha,
             index=self.indices["train"],
@@ -52,10 +52,10 @@ class TrainingJob:
             recipe,
             context,
             batches=lambda first_step: loader.batches(
-                patches, rank=context.rank, num_workers=context.world_size, first_step=first_step,
-                num_steps=recipe.num_steps, processes=processes, pin_memory=on_gpu,
+                patches, rank=context.rank, world_size=context.world_size, first_step=first_step,
+                num_steps=recipe.num_steps, num_loader_processes=processes, pin_memory=on_gpu,
             ),
             validation=lambda: pairs.pairs(
-                self.shards / "val", rank=context.rank, num_workers=context.world_size, index=self.indices["val"]
+                self.shards / "val", rank=context.rank, world_size=context.world_size, index=self.indices["val"]
             ),
         )  # fmt: skip

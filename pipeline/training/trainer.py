@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dgunet.checkpoint import assemble, save_model
+from dgunet.checkpoint import build_network, save_model
 from dgunet.losses import LossKind, stage_loss
 from dgunet.metrics import HIGHEST_PSNR, psnr
 from dgunet.network import DGUNet, DGUNetConfig
@@ -37,7 +37,7 @@ class Objective(nn.Module):
 
     def forward(self, clean: Tensor, degraded: Tensor) -> Tensor:
         """Return the scalar loss; a sensing network measures the clean patch itself."""
-        return stage_loss(self.network(self.network.given(clean, degraded)), clean, kind=self.loss)
+        return stage_loss(self.network(self.network.network_input(clean, degraded)), clean, kind=self.loss)
 
 
 @dataclass
@@ -122,7 +122,7 @@ class Trainer:
         for pair in pairs:
             clean, degraded = (to_tensor(image).to(self.device) for image in (pair.clean, pair.degraded))
             with self._autocast():
-                restored = network(network.given(clean, degraded))[-1]
+                restored = network(network.network_input(clean, degraded))[-1]
             score = float(psnr(restored.float().clamp(0, 1), clean))
             scores.append((pair.key, min(score, HIGHEST_PSNR)))
         scores = sorted(score for part in collectives.all_gather(scores) for score in part)
@@ -209,7 +209,7 @@ def export(folder: Path, model: Path, card: Mapping[str, Any]) -> None:
         card: the model card; the best step and its PSNR are added as `provenance.metrics`.
     """
     state = _read(folder)
-    network = assemble(DGUNetConfig(**state["config"]), state["best"], "best weights so far")
+    network = build_network(DGUNetConfig(**state["config"]), state["best"], "best weights so far")
     steps, val_psnr = state["progress"]["best_step"], state["progress"]["best_psnr"]
     metrics = {"steps": steps, "val_psnr": val_psnr} if steps else {"steps": steps}
     save_model(network, model, {**card, "provenance": {**card["provenance"], "metrics": metrics}})

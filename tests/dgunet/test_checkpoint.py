@@ -20,7 +20,7 @@ CONFIGS = [
 
 @pytest.fixture
 def network():
-    return DGUNet.seeded(CONFIGS[0], 0)
+    return DGUNet.with_seed(CONFIGS[0], 0)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 def model(tmp_path_factory) -> str:
     """The folder of a network of the smallest size."""
     folder = tmp_path_factory.mktemp("models") / "denoise"
-    network = DGUNet.seeded(DGUNetConfig(width=4, growth=2, head_growth=2, num_stages=2), 0)
+    network = DGUNet.with_seed(DGUNetConfig(width=4, growth=2, head_growth=2, num_stages=2), 0)
     card = {"task": "denoise", "provenance": {"commit": "abc", "data": None, "metrics": {"psnr": 29.5}}}
     save_model(network, folder, card)
     return str(folder)
@@ -210,7 +210,7 @@ def test_a_published_checkpoint_becomes_a_model_folder_that_restores(photos, tmp
 
     def load(path: Path, **options: object) -> DGUNet:
         asked.update(options)
-        return DGUNet.seeded(DGUNetConfig(width=4, growth=2, head_growth=2, num_stages=3), 0)
+        return DGUNet.with_seed(DGUNetConfig(width=4, growth=2, head_growth=2, num_stages=3), 0)
 
     monkeypatch.setattr("dgunet.published.load", load)
     (tmp_path / "derain.pth").write_bytes(b"weights")

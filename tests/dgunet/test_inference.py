@@ -32,7 +32,7 @@ class Stand(DGUNet):
 
 
 def network(config: DGUNetConfig = SMALL) -> DGUNet:
-    return DGUNet.seeded(config, 0).eval()
+    return DGUNet.with_seed(config, 0).eval()
 
 
 def image(*shape: int, dtype: type = np.uint8) -> np.ndarray:

@@ -112,7 +112,7 @@ CARD = {"task": "test", "provenance": {"commit": "none", "data": "none"}}
 
 def train(settings: Train, channels: int, shards: Path, model: Path) -> list[float]:
     """What the door does, without Ray; returns the losses."""
-    network = DGUNet.seeded(DGUNetConfig(image_channels=channels, **settings.network.model_dump()), 0)
+    network = DGUNet.with_seed(DGUNetConfig(image_channels=channels, **settings.network.model_dump()), 0)
     patches = dataset.PatchDataset(
         shards / "train", settings.batch_size, settings.patch_size, seed=1, mixup_alpha=settings.mixup_alpha
     )
@@ -126,7 +126,13 @@ def train(settings: Train, channels: int, shards: Path, model: Path) -> list[flo
     loop.fit(
         network, settings, WorkerContext(report=report),
         batches=lambda step: loader.batches(
-            patches, rank=0, num_workers=1, first_step=step, num_steps=settings.num_steps, processes=0, pin_memory=False
+            patches,
+            rank=0,
+            world_size=1,
+            first_step=step,
+            num_steps=settings.num_steps,
+            num_loader_processes=0,
+            pin_memory=False,
         ),
         validation=lambda: pairs.pairs(shards / "val"),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The network as a whole: its contract for any size and kind, its gradients, its memory."""
+"""The whole network: sizes, gradients, refused inputs, sensing, padding and memory, for every family."""
 
 import copy
 import subprocess
@@ -25,7 +25,7 @@ KINDS = {
 
 @pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
 def network(request):
-    return DGUNet.seeded(request.param, 0)
+    return DGUNet.with_seed(request.param, 0)
 
 
 def images(network, batch, height, width, seed=0):
@@ -38,7 +38,7 @@ def restored(network, image):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (5, 3), (8, 8), (31, 33), (64, 32)])
-def test_every_size_comes_back_as_it_went_in_once_per_stage(network, size):
+def test_every_stage_returns_an_estimate_of_the_size_of_the_input(network, size):
     with torch.inference_mode():
         image = images(network, 2, *size)
         estimates = restored(network, image)
@@ -50,7 +50,7 @@ def test_every_size_comes_back_as_it_went_in_once_per_stage(network, size):
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("content", ["zero", "constant", "random"])
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (32, 40)])
-def test_every_parameter_gets_a_finite_gradient_whatever_the_image(network, content, size, autocast):
+def test_every_parameter_has_a_finite_gradient_for_any_image(network, content, size, autocast):
     image = images(network, 1, *size)
     if content != "random":
         image = torch.full_like(image, 0.0 if content == "zero" else 0.7)
@@ -64,15 +64,17 @@ def test_every_parameter_gets_a_finite_gradient_whatever_the_image(network, cont
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_parameter_moves_the_loss(kind):
-    network = DGUNet.seeded(replace(KINDS[kind], width=32), 0)  # enough units that not all of the attention's rest at 0
+def test_every_parameter_influences_the_loss(kind):
+    network = DGUNet.with_seed(
+        replace(KINDS[kind], width=32), 0
+    )  # wide enough that the attention's ReLU is not 0 everywhere
     image = images(network, 2, 32, 64)
     sum((estimate - image).abs().mean() for estimate in restored(network, image)).backward()
     assert [name for name, parameter in network.named_parameters() if not parameter.grad.any()] == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_of_a_batch_do_not_see_each_other(kind):
+def test_images_of_a_batch_do_not_influence_each_other(kind):
     network = DGUNet(KINDS[kind]).eval()
     image = images(network, 3, 40, 33)
     with torch.inference_mode():
@@ -81,13 +83,13 @@ def test_images_of_a_batch_do_not_see_each_other(kind):
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=0)
 
 
-def test_training_and_evaluation_give_the_same(network):
+def test_training_and_evaluation_mode_give_the_same_estimates(network):
     image = images(network, 1, 24, 24)
     with torch.inference_mode():
         torch.testing.assert_close(restored(network.train(), image), restored(network.eval(), image), atol=0, rtol=0)
 
 
-def test_the_image_given_is_left_as_it_was(network):
+def test_the_input_is_not_changed(network):
     image = images(network, 1, 32, 32)
     before = image.clone()
     with torch.inference_mode():
@@ -95,7 +97,7 @@ def test_the_image_given_is_left_as_it_was(network):
     assert torch.equal(image, before)
 
 
-def test_a_network_without_corrections_returns_what_it_got():
+def test_a_network_with_zero_corrections_returns_its_input():
     network = DGUNet(KINDS["blind shared"])
     with torch.no_grad():
         for module in network.modules():
@@ -128,12 +130,12 @@ def test_any_number_of_stages_from_two(num_stages, share_stages):
 @pytest.mark.parametrize(
     ("sizes", "count"),
     [
-        ({}, 3_633_118),  # published: 3,661,912, of which 28,800 are never used; and 6 slopes that it shares
+        ({}, 3_633_118),  # published: 3,661,912 with 28,800 that are never used, but 6 slopes fewer, which it shares
         ({"width": 16, "growth": 8, "num_stages": 3}, 607_390),
         ({"width": 16, "growth": 8, "num_stages": 3, "share_stages": False}, 606_990),
     ],
 )
-def test_numbers_of_parameters(sizes, count):
+def test_number_of_parameters(sizes, count):
     with torch.device("meta"):
         network = DGUNet(DGUNetConfig(**sizes))
     assert sum(parameter.numel() for parameter in network.parameters()) == count
@@ -155,41 +157,41 @@ def test_numbers_of_parameters(sizes, count):
         ("full_image", False),
     ],
 )
-def test_a_wrong_size_is_named(field, value):
+def test_an_invalid_field_is_named(field, value):
     config = replace(DGUNetConfig(), image_channels=1)
-    object.__setattr__(config, field, value)  # past the annotations, as a config.json gets past them
+    object.__setattr__(config, field, value)  # avoids the check of types, as a config.json does
     with pytest.raises(ValueError, match=f"^{field}: "):
         config.__post_init__()
 
 
-def test_sensing_three_channels_is_refused():
-    with pytest.raises(ValueError, match=r"image_channels: .* 1 \(luma\)"):
+def test_sensing_of_three_channels_is_refused():
+    with pytest.raises(ValueError, match=r"image_channels: .* 1 channel \(luma\)"):
         DGUNetConfig(sensing_ratio_percent=25)
 
 
-def test_what_a_network_cannot_restore_is_said():
+def test_an_input_that_the_network_cannot_restore_is_refused():
     blind, sensing = DGUNet(KINDS["blind shared"]), DGUNet(KINDS["sensing shared"])
     image = torch.rand(1, 1, 32, 32)
-    with pytest.raises(ValueError, match="images of 3 channels, it got 1"):
+    with pytest.raises(ValueError, match="images of 3 channels, but got 1"):
         blind(image)
-    with pytest.raises(ValueError, match="got measurements"):
+    with pytest.raises(ValueError, match="got the measurements"):
         blind(sensing.sense(image))
     with pytest.raises(ValueError, match=r"model\.sense"):
         sensing(image)
-    with pytest.raises(ValueError, match="103 measurements a block, got 7"):
+    with pytest.raises(ValueError, match="103 measurements per block, but got 7"):
         sensing(Measurements(torch.rand(1, 7, 1, 1), 32, 32))
     with pytest.raises(ValueError, match="no sensing matrix"):
         blind.sense(image)
 
 
 @pytest.mark.parametrize(("percent", "count"), [(1, 11), (4, 41), (10, 103), (25, 256), (50, 512), (100, 1024)])
-def test_the_ratio_gives_the_number_of_measurements_rounded_up(percent, count):
+def test_number_of_measurements_is_the_ratio_rounded_up(percent, count):
     assert DGUNetConfig(image_channels=1, sensing_ratio_percent=percent).num_measurements == count
     exact = 100 * count / 1024
     assert DGUNetConfig(image_channels=1, sensing_ratio_percent=exact).num_measurements == count
 
 
-def test_sensing_is_one_matrix_product_per_block_and_its_adjoint():
+def test_sensing_is_one_matrix_product_per_block_with_its_adjoint():
     sensing = SensingMatrix(7)
     image, values = torch.rand(2, 1, 64, 96), torch.rand(2, 7, 2, 3)
     measured = sensing.degrade(image)
@@ -199,13 +201,13 @@ def test_sensing_is_one_matrix_product_per_block_and_its_adjoint():
     torch.testing.assert_close(*products, atol=1e-3, rtol=1e-5)
 
 
-def test_a_perfect_estimate_does_not_move():
+def test_a_gradient_step_leaves_a_perfect_estimate_unchanged():
     step, sensing = GradientDescentModule(1, learned_degradation=False), SensingMatrix(20)
     image = torch.rand(1, 1, 64, 32)
     torch.testing.assert_close(step(image, sensing.degrade(image), sensing), image, atol=1e-6, rtol=0)
 
 
-def test_by_block_each_block_is_restored_on_its_own():
+def test_a_blockwise_network_restores_each_block_separately():
     network = DGUNet(KINDS["sensing by block"])
     image = images(network, 2, 64, 96)
     with torch.inference_mode():
@@ -216,7 +218,7 @@ def test_by_block_each_block_is_restored_on_its_own():
     assert not torch.allclose(whole, other)
 
 
-def test_measurements_remember_the_size_of_the_image():
+def test_measurements_hold_the_size_of_the_image():
     network = DGUNet(KINDS["sensing shared"])
     measured = network.sense(torch.rand(2, 1, 33, 20))
     assert (measured.values.shape, measured.height, measured.width) == ((2, 103, 2, 1), 33, 20)
@@ -225,21 +227,21 @@ def test_measurements_remember_the_size_of_the_image():
 @pytest.mark.parametrize(
     ("size", "padded"), [((1, 1), (8, 16)), ((8, 8), (8, 16)), ((16, 8), (16, 8)), ((17, 9), (24, 16))]
 )
-def test_padding_keeps_the_image_in_the_corner_and_leaves_the_bottom_level_two_pixels(size, padded):
+def test_padding_is_at_bottom_and_right_and_gives_the_bottom_level_two_pixels(size, padded):
     image = torch.rand(1, 3, *size)
     grown = pad(image, 8)
     assert tuple(grown.shape[2:]) == padded
     assert torch.equal(grown[:, :, : size[0], : size[1]], image)
 
 
-def test_padding_reflects_where_it_can():
+def test_padding_reflects_or_replicates_short_sides():
     image = torch.rand(1, 3, 20, 20)
     grown = pad(image, BLOCK_SIZE)
     assert torch.equal(grown[:, :, :20, 20:], image[:, :, :, 7:19].flip(3))
     assert torch.equal(pad(image[:, :, :, :1], 8)[:, :, :20], image[:, :, :, :1].expand(-1, -1, -1, 8))
 
 
-def test_a_copy_of_a_network_is_another_network(network):
+def test_a_deep_copy_shares_no_weights(network):
     image = images(network, 1, 16, 16)
     twin = copy.deepcopy(network)
     with torch.inference_mode():
@@ -272,8 +274,8 @@ def test_the_network_compiles_as_one_graph():
 
 
 @pytest.mark.slow
-def test_a_small_network_learns_one_pair_by_heart():
-    network = DGUNet.seeded(DGUNetConfig(width=8, growth=4, num_stages=3), 0)
+def test_a_small_network_overfits_one_pair():
+    network = DGUNet.with_seed(DGUNetConfig(width=8, growth=4, num_stages=3), 0)
     sampled = torch.Generator().manual_seed(0)
     coarse = torch.rand(1, 3, 4, 4, generator=sampled)
     clean = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic").clamp(0, 1)
@@ -289,7 +291,7 @@ def test_a_small_network_learns_one_pair_by_heart():
 
 
 @pytest.mark.parametrize("count", [1, 11, 256, 1024])
-def test_sensing_starts_with_orthonormal_waves_that_hold_the_energy_of_smooth_images(count):
+def test_initial_sensing_matrix_is_orthonormal_and_keeps_the_energy_of_smooth_images(count):
     sensing = SensingMatrix(count)
     torch.testing.assert_close(sensing.matrix @ sensing.matrix.T, torch.eye(count), atol=1e-5, rtol=0)
     rows, columns = torch.meshgrid(torch.linspace(0, 1, 32), torch.linspace(0, 1, 32), indexing="ij")
@@ -298,18 +300,18 @@ def test_sensing_starts_with_orthonormal_waves_that_hold_the_energy_of_smooth_im
     assert kept > (0.95 if count == 1 else 0.999)
 
 
-def test_a_new_network_starts_at_what_was_seen_or_at_the_linear_image():
+def test_a_new_network_starts_at_the_degraded_image_or_the_back_projection():
     image = torch.rand(1, 3, 40, 48, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        torch.testing.assert_close(DGUNet.seeded(DGUNetConfig(width=16), 0)(image)[-1], image, atol=0.03, rtol=0)
-        network = DGUNet.seeded(DGUNetConfig(image_channels=1, width=16, sensing_ratio_percent=25), 0)
+        torch.testing.assert_close(DGUNet.with_seed(DGUNetConfig(width=16), 0)(image)[-1], image, atol=0.03, rtol=0)
+        network = DGUNet.with_seed(DGUNetConfig(image_channels=1, width=16, sensing_ratio_percent=25), 0)
         measured = network.sense(image[:, :1])
         linear = network.sensing.adjoint(measured.values)[:, :, :40, :48]
         for estimate in network(measured):
             torch.testing.assert_close(estimate, linear, atol=0.03, rtol=0)
 
 
-def test_recomputing_keeps_the_activations_of_one_stage(network):
+def test_recompute_stores_less_and_gives_the_same_gradients(network):
     def kept(recompute):
         """Bytes that are kept for the backward pass, and the gradients."""
         network.recompute = recompute

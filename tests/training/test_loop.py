@@ -51,14 +51,20 @@ class Log:
 
 
 def network(settings: Train) -> DGUNet:
-    return DGUNet.seeded(DGUNetConfig(image_channels=3, **settings.network.model_dump()), 1)
+    return DGUNet.with_seed(DGUNetConfig(image_channels=3, **settings.network.model_dump()), 1)
 
 
 def data(shards: Path, settings: Train) -> dict[str, Callable[..., Any]]:
     """Batches and validation pairs of the only worker, as `loop.fit` takes them."""
     patches = dataset.PatchDataset(shards / "train", settings.batch_size, settings.patch_size, 1)
     batches = partial(
-        loader.batches, patches, rank=0, num_workers=1, num_steps=settings.num_steps, processes=0, pin_memory=False
+        loader.batches,
+        patches,
+        rank=0,
+        world_size=1,
+        num_steps=settings.num_steps,
+        num_loader_processes=0,
+        pin_memory=False,
     )
     return {
         "batches": lambda first_step: batches(first_step=first_step),
@@ -272,7 +278,7 @@ class NothingReadBack(TorchDispatchMode):
 def test_a_step_reads_nothing_back(loss: str, ratio: int | None, compute: dict[str, Any]) -> None:
     settings = recipe(loss=loss, compute=COMPUTE | compute)
     sizes = settings.network.model_dump() | {"sensing_ratio_percent": ratio}
-    net = DGUNet.seeded(DGUNetConfig(image_channels=1 if ratio else 3, **sizes), 0)
+    net = DGUNet.with_seed(DGUNetConfig(image_channels=1 if ratio else 3, **sizes), 0)
     clean = torch.rand(4, net.config.image_channels, 32, 32, generator=torch.Generator().manual_seed(0))
     trainer, batch = Trainer(net, settings, CPU), loader.Batch(clean, clean / 2, ["a"] * 4)
     with NothingReadBack():
@@ -484,7 +490,13 @@ def _as_worker(rank: int, num_workers: int, shards: str, out: str, resume: str |
         settings,
         context,
         batches=lambda first: loader.batches(
-            patches, rank=rank, num_workers=num_workers, first_step=first, num_steps=6, processes=0, pin_memory=False
+            patches,
+            rank=rank,
+            world_size=num_workers,
+            first_step=first,
+            num_steps=6,
+            num_loader_processes=0,
+            pin_memory=False,
         ),
         validation=lambda: dataloader_pairs.pairs(Path(shards) / "val", rank, num_workers),
     )
