@@ -29,7 +29,7 @@ from dgunet.network import DGUNet, DGUNetConfig
 from pipeline.cluster import resources, training_run
 from pipeline.cluster.channel import RunListener
 from pipeline.cluster.session import session
-from pipeline.config.params import load_section
+from pipeline.config.params import load_task_section
 from pipeline.dataloader.loader import Batch
 from pipeline.runtime import files
 from pipeline.training import collectives
@@ -105,7 +105,7 @@ def on_nodes(count: int, steps: int) -> dict[str, float]:
             "PYTHONPATH": str(files.PROJECT),
         }  # fmt: skip
         with session():
-            work = partial(timed, steps, load_section("derain.train", Train))
+            work = partial(timed, steps, load_task_section("derain", "train", Train))
             share = resources.WorkerResources(count, 1.0, 0.0)
             training_run.fit(
                 work, name="scaling", into=Path(folder) / "out", listener=RunListener(reports.append), resources=share

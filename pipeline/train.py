@@ -19,7 +19,7 @@ from pipeline.cluster.channel import RunListener
 from pipeline.cluster.checkpoints import delete_checkpoints
 from pipeline.cluster.run_lock import hold_run_lock
 from pipeline.cluster.session import session
-from pipeline.config.params import load_section, read_params
+from pipeline.config.params import load_section, load_task_section, merged_task, read_params
 from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.provenance import commit, digest
@@ -41,14 +41,14 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=Path, help="model folder to write")
     parser.add_argument("--curve", required=True, type=Path, help="CSV of the training curve to write")
     args = parser.parse_args()
-    recipe = load_section(f"{args.task}.train", Train)
+    recipe = load_task_section(args.task, "train", Train)
     seed = load_section("seed", int)
     data = {split: checksum(args.shards / split / INDEX) for split in ("train", "val")}
     indices = {split: read_index(args.shards / split) for split in ("train", "val")}
     job = TrainingJob(recipe, int(indices["train"].recipe["channels"]), args.shards.resolve(), indices, seed)
     card = {"task": args.task, "provenance": {"commit": commit(), "data": data["train"]}}
     name = f"{args.task}-{fingerprint('train', recipe.model_dump(), data, seed)}"
-    params = {**read_params()[args.task], "seed": seed}
+    params = {**merged_task(read_params(), args.task), "seed": seed}
 
     with (
         hold_run_lock(name),

@@ -1,22 +1,25 @@
 """Small recipes, pairs, shards and image files for tests, and where published images lie."""
 
+import copy
 import io
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from PIL import Image
 
+from pipeline.config.params import is_same_kind, task_names
 from pipeline.shards.format import Index, Pair, write_index, write_shard
 from pipeline.training.context import WorkerContext
 from pipeline.training.settings import Train
 
 PROJECT = Path(__file__).parents[1]
-# Published images and reference outputs that some tests compare with; docs/datasets.md describes both folders.
-DATA = Path(os.environ.get("DGUNET_DATA") or PROJECT / "data" / "sets")
-PARITY = Path(os.environ.get("DGUNET_TEST_PARITY") or DATA / "parity")
+DATA = Path(os.environ.get("DGUNET_DATA") or PROJECT / "data" / "sets")  # published images
+PARITY = Path(os.environ.get("DGUNET_TEST_PARITY") or DATA / "parity")  # weights and outputs of the published code
 RECIPE: dict[str, Any] = {
     "network": {
         "width": 8, "growth": 4, "head_growth": 4, "num_stages": 2, "share_stages": False,
@@ -32,6 +35,13 @@ RECIPE: dict[str, Any] = {
 def pythonpath(test: str) -> str:
     """PYTHONPATH for processes that import the project, the modules of `tests` and the test file `test` itself."""
     return os.pathsep.join(map(str, (PROJECT, PROJECT / "tests", Path(test).parent)))
+
+
+def image_set(name: str) -> Path:
+    """The folder of a set of published images, as docs/datasets.md names it; the test skips where it is missing."""
+    if not (DATA / name).is_dir():
+        pytest.skip(f"no images in {DATA / name}: set DGUNET_DATA; docs/datasets.md says where to get them")
+    return DATA / name
 
 
 def recipe(**changes: Any) -> Train:
@@ -63,8 +73,32 @@ def write_folder(folder: Path, sizes: list[int], *, online: bool = False) -> Ind
 
 def small_params() -> dict[str, Any]:
     """params.yaml as it is committed."""
+    return copy.deepcopy(_read_params())
+
+
+@cache
+def _read_params() -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load((PROJECT / "params.yaml").read_text())
     return content
+
+
+def repeated_defaults(params: dict[str, Any]) -> list[str]:
+    """The keys that a task states although the defaults have the same value."""
+
+    def repeated(name: str, own: Any, default: Any) -> list[str]:
+        if isinstance(own, dict) and isinstance(default, dict) and is_same_kind(default, own):
+            return [
+                found for key in own if key in default for found in repeated(f"{name}.{key}", own[key], default[key])
+            ]
+        return [name] if own == default and type(own) is type(default) else []
+
+    defaults = params["defaults"]
+    return [
+        found
+        for task in task_names(params)
+        for stage, own in params[task].items()
+        for found in repeated(f"{task}.{stage}", own, defaults[stage])
+    ]
 
 
 def png(value: int = 0) -> bytes:

@@ -29,8 +29,12 @@ def _parse_range(text: Any) -> tuple[int, int]:
     return low, high
 
 
+def _without_slash(address: str) -> str:
+    return address.rstrip("/")
+
+
 def _absolute(address: str) -> str:
-    return address.rstrip("/") if "://" in address else str(Path(address).absolute())
+    return _without_slash(address) if "://" in address else str(Path(address).absolute())
 
 
 class Environment(BaseSettings):
@@ -49,7 +53,7 @@ class Environment(BaseSettings):
         checkpoint_minutes: the longest time between two checkpoints.
         max_failures: how many failures of workers a run survives without a new checkpoint in between.
         timeout_seconds: how long a run waits for a worker or a storage that does not answer.
-        data: folder of published image sets, for benchmarks and tests.
+        data: folder or URL of published image sets, for benchmarks and tests.
     """
 
     model_config = SettingsConfigDict(
@@ -73,7 +77,7 @@ class Environment(BaseSettings):
     checkpoint_minutes: Annotated[float, Field(ge=0, description="a number of minutes, 0 or more")] = 10.0
     max_failures: Annotated[int, Field(ge=0, description="a whole number, 0 or more")] = 3
     timeout_seconds: Annotated[int, Field(ge=0, description="a whole number of seconds, 0 or more")] = 600
-    data: Annotated[Path, Field(description="a folder")] = PROJECT / "data" / "sets"
+    data: Annotated[str, AfterValidator(_without_slash), Field(description="a folder or a URL")] = "data/sets"
 
 
 def variable_name(field: str) -> str:

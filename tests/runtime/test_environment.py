@@ -33,7 +33,7 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DGUNET_STORAGE", "", "storage", str(PROJECT / ".cache" / "runs")),
         ("DGUNET_SHARD_CACHE_GB", "0.5", "shard_cache_gb", 0.5),
         ("DGUNET_LOADER_PROCESSES", "0", "loader_processes", 0),
-        ("DGUNET_DATA", "sets", "data", Path("sets")),
+        ("DGUNET_DATA", "sets/", "data", "sets"),
     ],
 )
 def test_a_variable_is_read_when_it_is_used(
