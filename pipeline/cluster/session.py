@@ -12,14 +12,14 @@ import ray
 
 from pipeline.runtime.environment import read_environment, restored_environ
 from pipeline.runtime.files import PROJECT
-from pipeline.runtime.threads import thread_settings
+from pipeline.runtime.threads import VARIABLES, thread_settings
 
 OBJECT_STORE_BYTES = 256 * 2**20  # no large object is passed through it
 RAY_DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports wait for the controller's next poll; Ray's own: 2 s
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it forwards printed lines twice
 }
-FORWARDED = ("MLFLOW_", "AWS_", "DGUNET_", "RAY_TRAIN_", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+FORWARDED = ("MLFLOW_", "AWS_", "DGUNET_", "RAY_TRAIN_", *VARIABLES)
 
 
 @contextmanager

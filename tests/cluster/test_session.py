@@ -19,7 +19,7 @@ def variable_of_task(name: str) -> str | None:
 
 
 def test_a_session_sets_what_its_processes_need_and_restores_os_environ(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS", "RAY_ADDRESS", "DGUNET_STORAGE"):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "RAY_ADDRESS", "DGUNET_STORAGE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", pythonpath(__file__))
     monkeypatch.setenv("RAY_TRAIN_ENABLE_PRINT_PATCH", "1")

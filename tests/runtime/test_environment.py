@@ -97,7 +97,7 @@ def test_os_environ_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(os.environ) == before
 
 
-@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS"])
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
 def test_threads_wait_passively_unless_the_user_has_set_something(name: str) -> None:
     assert thread_settings({"PATH": "/bin"}) == {"OMP_WAIT_POLICY": "passive"}
     assert thread_settings({name: "active"}) == {}
