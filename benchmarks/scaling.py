@@ -69,7 +69,8 @@ def main() -> None:
         share = 1 - seconds_of["alone"] / seconds_of["together"] if count > 1 else 0.0
         images = count * seconds_of["batch"] / seconds_of["together"]
         lines.append(
-            f"| {count} | {seconds_of['alone']:.3f} | {seconds_of['together']:.3f} | {images:.1f} | {100 * max(share, 0):.1f} % |"
+            f"| {count} | {seconds_of['alone']:.3f} | {seconds_of['together']:.3f} | {images:.1f} "
+            f"| {100 * max(share, 0):.1f} % |"
         )
         print(lines[-1], flush=True)
         if count > 1:
