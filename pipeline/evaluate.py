@@ -1,4 +1,4 @@
-"""Model folder and test shards -> metrics, tables, plots and a gallery."""
+"""Measure a model on the test split and on benchmarks; write metrics, tables, plots and a gallery."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dgunet.checkpoint import load_model
 from pipeline.config.params import load_section
 from pipeline.dataloader.pairs import EvaluationPair, pairs
 from pipeline.degradations.parsing import parse_degradation
-from pipeline.evaluation.scores import Evaluation, evaluate, restoration
+from pipeline.evaluation.scores import Evaluation, evaluate, restore_pair
 from pipeline.evaluation.settings import Evaluate
 from pipeline.reporting.gallery import GalleryItem, Page, choose, render
 from pipeline.reporting.plots import plots, png
@@ -23,50 +23,50 @@ from pipeline.shards.format import INDEX, checksum, read_index
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure one task's model; the old report stays as it is if anything fails."""
+    """Measure one task's model; an error leaves the old report as it is."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.evaluate", description=__doc__)
     parser.add_argument("--task", required=True, help="a section of params.yaml")
     parser.add_argument("--model", required=True, type=Path, help="model folder")
     parser.add_argument("--shards", required=True, type=Path, help="folder of test shards")
-    parser.add_argument("--curve", required=True, type=Path, help="train.csv; left out of the plots if absent")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the report")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--curve", required=True, type=Path, help="train.csv; if absent there is no training plot")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the report to write")
+    args = parser.parse_args(arguments)
 
-    settings: Evaluate = load_section(f"{given.task}.evaluate", Evaluate)
+    settings: Evaluate = load_section(f"{args.task}.evaluate", Evaluate)
     seed: int = load_section("seed", int)
-    model = load_model(given.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(args.model).to("cuda" if torch.cuda.is_available() else "cpu")
 
-    index = read_index(given.shards)
+    index = read_index(args.shards)
     degradation = parse_degradation(index.recipe["degradation"])
-    images = _watched(pairs(given.shards), f"evaluate {given.task}", index.samples)
+    images = _with_progress(pairs(args.shards), f"evaluate {args.task}", index.samples)
     evaluation = evaluate(model, images, settings.baseline, settings.protocol)
     benchmarks: dict[str, Evaluation] = {}
     for benchmark in settings.benchmarks:
         if (missing := benchmark.absent()) is not None:
             print(
-                f"{given.task}: benchmark {benchmark.name} skipped: {missing} is not there. When it is: "
-                f".venv/bin/dvc repro --force --single-item evaluate@{given.task}",
+                f"{args.task}: benchmark {benchmark.name} skipped: {missing} is not available. When it is, run "
+                f".venv/bin/dvc repro --force --single-item evaluate@{args.task}",
                 flush=True,
             )
             continue
-        images = _watched(benchmark.pairs(degradation, int(index.recipe["channels"]), seed), benchmark.name)
+        images = _with_progress(benchmark.pairs(degradation, int(index.recipe["channels"]), seed), benchmark.name)
         benchmarks[benchmark.name] = evaluate(model, images, settings.baseline, benchmark.protocol)
 
     reasons = choose(evaluation, settings.gallery_images)
-    numbers = {image.key: image for image in evaluation.images}
+    scores = {image.key: image for image in evaluation.images}
     items = {
         pair.key: GalleryItem(
             reasons[pair.key],
-            numbers[pair.key],
-            restoration(model, pair, settings.baseline, settings.protocol.self_ensemble),
+            scores[pair.key],
+            restore_pair(model, pair, settings.baseline, settings.protocol.self_ensemble),
             pair.record["degradation"],
         )
-        for pair in pairs(given.shards)
+        for pair in pairs(args.shards)
         if pair.key in reasons
     }
-    figures = plots(evaluation, read_curve(given.curve))
+    figures = plots(evaluation, read_curve(args.curve))
     page = Page(
-        task=given.task,
+        task=args.task,
         evaluation=evaluation,
         benchmarks=benchmarks,
         items=[items[key] for key in reasons],
@@ -76,14 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         num_parameters=sum(weights.numel() for weights in model.parameters()),
         baseline=settings.baseline,
     )
-    with replacing(given.out) as folder:
-        write_tables(folder, evaluation, benchmarks, checksum(given.shards / INDEX))
+    with replacing(args.out) as folder:
+        write_tables(folder, evaluation, benchmarks, checksum(args.shards / INDEX))
         for name, figure in figures.items():
             (folder / f"{name}.png").write_bytes(png(figure))
         (folder / "gallery.html").write_text(render(page), encoding="utf-8")
 
 
-def _watched(images: Iterable[EvaluationPair], name: str, number: int | None = None) -> Iterator[EvaluationPair]:
+def _with_progress(images: Iterable[EvaluationPair], name: str, number: int | None = None) -> Iterator[EvaluationPair]:
     yield from tqdm(images, name, number, unit="image", disable=None)
 
 

@@ -1,4 +1,4 @@
-"""Register a model folder; move the alias `champion` to it if it beats the champion on the same test set."""
+"""Register a model folder; it becomes the champion if it beats the present one on the same test set."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ MEASURING_CODE = (
     "dgunet/images", "dgunet/inference.py", "dgunet/metrics.py", "dgunet/network", "dgunet/tensors.py",
     "pipeline/dataloader", "pipeline/degradations", "pipeline/evaluation", "pipeline/shards",
 )  # fmt: skip
-TEST, PSNR = "test", "test.restored.psnr"  # tags: what was measured on and how, mean PSNR in dB
+TEST, PSNR = "test", "test.restored.psnr"  # tags: test set, protocol and measuring code; mean PSNR in dB
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the candidate is to be the champion, why, and the mean PSNR in dB of who is champion now."""
+    """Whether the candidate becomes the champion, the reason, and the mean PSNR in dB of the champion then."""
 
     set_champion: bool
     reason: str
@@ -44,84 +44,104 @@ class Decision:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Promote one task's model, if it deserves it, and write a receipt."""
+    """Register one task's model, set the alias where it is earned, and write the promotion record."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.promote", description=__doc__)
     parser.add_argument("--task", required=True, help="a section of params.yaml")
     parser.add_argument("--model", required=True, type=Path, help="model folder")
     parser.add_argument("--shards", required=True, type=Path, help="folder of test shards")
     parser.add_argument("--report", required=True, type=Path, help="folder that evaluate wrote")
-    parser.add_argument("--receipt", required=True, type=Path, help="JSON to write")
-    given = parser.parse_args(arguments)
-    margin_db = load_section(f"{given.task}.promote", Promote).margin_db
-    protocol = load_section(f"{given.task}.evaluate", Evaluate).protocol
-    metrics = json.loads((given.report / "metrics.json").read_text())
+    parser.add_argument("--record", required=True, type=Path, help="JSON file to write")
+    args = parser.parse_args(arguments)
+    margin_db = load_section(f"{args.task}.promote", Promote).margin_db
+    protocol = load_section(f"{args.task}.evaluate", Evaluate).protocol
+    metrics = json.loads((args.report / "metrics.json").read_text())
     test = f"{metrics['test_index_sha256']} {protocol} Measured by {_measuring_code()[:12]}."
-    ours = _psnr(metrics, "restored")
+    psnr = _psnr(metrics, "restored")
 
     with runs.connected():
-        version = _registered(given.task, given.model, given.report, metrics, test)
-        champion = registry.champion(given.task)
+        version = _registered(args.task, args.model, args.report, metrics, test)
+        champion = registry.champion(args.task)
         if champion is None:
-            verdict = first(metrics)
+            decision = compare_with_baselines(metrics)
         elif champion.number == version.number:
-            verdict = Decision(False, champion.tags.get("champion_because", "made champion by hand"), ours)
+            reason = champion.tags.get(registry.CHAMPION_BECAUSE, "made champion by hand")
+            decision = Decision(False, reason, psnr)
+        elif champion.tags.get(registry.CONTENT) == version.tags[registry.CONTENT] and not version.was_champion:
+            decision = Decision(True, f"the weights of version {champion.number}, stored with newer code", psnr)
         else:
-            psnr = champion_psnr(champion, given.shards, protocol, test)
-            verdict = challenge(ours, psnr, margin_db, champion.number)
-        if verdict.set_champion:
-            registry.set_champion(version, verdict.reason, champion)
-    reigning = version if verdict.set_champion else champion
-    receipt = {
-        "task": given.task,
+            champion_psnr = measured_psnr(champion, args.shards, protocol, test)
+            decision = compare_with_champion(psnr, champion_psnr, margin_db, champion.number)
+        if decision.set_champion:
+            registry.set_champion(version, decision.reason, champion)
+    champion = version if decision.set_champion else champion
+    record = {
+        "task": args.task,
         "version": version.number,
-        "champion_version": reigning.number if reigning else None,
-        "alias_moved": reigning is not None and reigning.number == version.number,
-        "reason": verdict.reason,
-        "psnr": ours,
-        "champion_psnr": verdict.champion_psnr,
+        "champion_version": champion.number if champion else None,
+        "alias_moved": champion is not None and champion.number == version.number,
+        "reason": decision.reason,
+        "psnr": psnr,
+        "champion_psnr": decision.champion_psnr,
         "margin_db": margin_db,
     }
-    write_atomically(given.receipt, json.dumps(receipt, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    title = "is the champion" if receipt["alias_moved"] else "is registered, not promoted"
-    print(f"{given.task}: version {version.number} {title}: {verdict.reason}")
+    write_atomically(args.record, json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    title = "is the champion" if record["alias_moved"] else "is registered, but not the champion"
+    print(f"{args.task}: version {version.number} {title}: {decision.reason}")
 
 
-def first(metrics: Mapping[str, Any]) -> Decision:
-    """Judge the first model of a task: it must beat doing nothing and the classical baseline."""
-    ours = _psnr(metrics, "restored")
-    for rival in ("degraded", "baseline"):
-        theirs = _psnr(metrics, rival)
-        if ours <= theirs:
-            return Decision(False, f"{ours:.2f} dB does not beat the {rival} images' {theirs:.2f} dB", None)
-    return Decision(
-        True, f"the first, with {ours:.2f} dB where the baseline has {_psnr(metrics, 'baseline'):.2f} dB", ours
-    )
+def compare_with_baselines(metrics: Mapping[str, Any]) -> Decision:
+    """Decide on a task without a champion: its model must beat the degraded images and the classical baseline."""
+    restored = _psnr(metrics, "restored")
+    for kind in ("degraded", "baseline"):
+        psnr = _psnr(metrics, kind)
+        if restored <= psnr:
+            reason = f"no champion yet, and {restored:.2f} dB do not beat the {kind} images with {psnr:.2f} dB"
+            return Decision(False, reason, None)
+    baseline = _psnr(metrics, "baseline")
+    return Decision(True, f"the first champion, with {restored:.2f} dB; the baseline has {baseline:.2f} dB", restored)
 
 
-def challenge(ours: float, theirs: float, margin_db: float, champion: int) -> Decision:
-    """Judge a candidate by its lead over the champion, mean PSNR in dB on the same test set."""
-    comparison = f"{ours:.2f} dB against the {theirs:.2f} dB of version {champion}, margin {margin_db:g} dB"
-    if ours - theirs > margin_db:
-        return Decision(True, f"beats the champion: {comparison}", ours)
-    return Decision(False, f"does not beat the champion: {comparison}", theirs)
+def compare_with_champion(psnr: float, champion_psnr: float, margin_db: float, champion: int) -> Decision:
+    """Decide by the lead of the candidate over the champion.
+
+    Args:
+        psnr: mean PSNR of the candidate in dB.
+        champion_psnr: that of the champion on the same test set.
+        margin_db: the lead that must be exceeded.
+        champion: number of the champion's version.
+    """
+    comparison = f"{psnr:.2f} dB against {champion_psnr:.2f} dB of version {champion}, margin {margin_db:g} dB"
+    if psnr - champion_psnr > margin_db:
+        return Decision(True, f"beats the champion: {comparison}", psnr)
+    return Decision(False, f"does not beat the champion: {comparison}", champion_psnr)
 
 
-def champion_psnr(champion: Version, shards: Path, protocol: Protocol, test: str) -> float:
-    """Return the champion's mean PSNR in dB on the test set `test`: as its tags tell, else measured now on `shards`."""
-    if champion.tags.get(TEST) == test and PSNR in champion.tags:
-        return float(champion.tags[PSNR])
+def measured_psnr(version: Version, shards: Path, protocol: Protocol, test: str) -> float:
+    """Return the mean PSNR of a registered version in dB: from its tags if they are of `test`, else measured now.
+
+    Args:
+        version: the version, as a rule the champion.
+        shards: folder of test shards to measure on.
+        protocol: how to measure.
+        test: what `TEST` must say where the PSNR in the tags counts.
+
+    Raises:
+        ValueError: the version cannot be loaded or measured.
+    """
+    if version.tags.get(TEST) == test and PSNR in version.tags:
+        return float(version.tags[PSNR])
     try:
-        rival = load_model(pull(champion.uri)).to("cuda" if torch.cuda.is_available() else "cpu")
-        return evaluate(rival, pairs(shards), NoBaseline("none"), protocol).restored.psnr
+        model = load_model(pull(version.uri)).to("cuda" if torch.cuda.is_available() else "cpu")
+        return evaluate(model, pairs(shards), NoBaseline("none"), protocol).restored.psnr
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            f"the champion, version {champion.number} of {champion.task}, cannot be measured on {shards} ({error}); "
-            f"if it is of no use any more, remove the alias `{registry.CHAMPION}` in MLflow"
+            f"the champion, version {version.number} of {version.task}, cannot be measured on {shards} ({error}); "
+            f"if it is no longer needed, remove the alias `{registry.CHAMPION}` in MLflow"
         ) from error
 
 
 def _registered(task: str, model: Path, report: Path, metrics: Mapping[str, Any], test: str) -> Version:
-    """Return the version that holds the model folder, made if there is none, tagged with where it comes from."""
+    """Return the version that holds the model folder and today's code, with current tags; register it if needed."""
     content = digest(model.iterdir())
     numbers = {
         f"test.{name}": float(value)
@@ -132,7 +152,7 @@ def _registered(task: str, model: Path, report: Path, metrics: Mapping[str, Any]
     version = registry.registered(task, content)
     if version is not None:
         if any(version.tags.get(name) != tags[name] for name in (TEST, PSNR)):
-            registry.describe(version, tags)
+            registry.set_tags(version, tags)
         return version
     provenance = read_card(model).get("provenance", {})
     tags |= {
@@ -140,9 +160,10 @@ def _registered(task: str, model: Path, report: Path, metrics: Mapping[str, Any]
         "data": provenance.get("data", "unknown"),
         "dvc_lock": digest([Path("dvc.lock")]) if Path("dvc.lock").exists() else "none",
     }
-    with runs.run(task, f"{task} {content[:8]}", {"model": content}, {}, system_metrics=False) as run:
+    key = {"model": content, "code": registry.stored_code_digest()}
+    with runs.run(task, f"{task} {content[:8]}", key, {}, system_metrics=False) as run:
         run.log(numbers, 0)
-        run.files(report, "report")
+        run.log_files(report, "report")
         return registry.register(task, model, content, tags)
 
 
@@ -155,7 +176,7 @@ def _psnr(metrics: Mapping[str, Any], kind: str) -> float:
 
 
 def _measuring_code() -> str:
-    """Return the digest of all code that decides a PSNR: numbers measured by different code are not compared."""
+    """Return the digest of the code that decides a PSNR; numbers that different code measured are not compared."""
     return code_digest(MEASURING_CODE)
 
 

@@ -1,4 +1,4 @@
-"""What came out: a line per task from the reports that evaluate and promote wrote, and what to do next."""
+"""Print a table of results, one line per task, from the reports of evaluate and promote; and what to do next."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from typing import Any
 from pipeline.config.params import load_section
 from pipeline.runtime.entry_point import run_command
 
-PHOTO = "skimage/data/chelsea.png"  # comes with the starter photographs
+PHOTO = "skimage/data/chelsea.png"  # one of the starter photographs
 HEADER = ("task", "degraded", "baseline", "restored", "gain in dB", "champion")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One task's metrics.json and, where there is one, its promote.json."""
+    """One task's metrics.json, and its promote.json if there is one."""
 
     task: str
     metrics: Mapping[str, Any]
-    receipt: Mapping[str, Any] | None
+    promotion: Mapping[str, Any] | None
 
     @property
     def champion(self) -> str | None:
         """Version of the registered champion, None if there is none."""
-        version = (self.receipt or {}).get("champion_version")
+        version = (self.promotion or {}).get("champion_version")
         return None if version is None else str(version)
 
 
 def read_results(reports: Path, tasks: Sequence[str] | None = None) -> list[Result]:
-    """Return the results in `reports` of `tasks`, in their order (all by name if None); ValueError if there is none."""
+    """Return the results in `reports`, in the order of `tasks` (None: all, by name); ValueError if there is none."""
     if tasks is None:
         tasks = sorted(path.parent.name for path in reports.glob("*/metrics.json"))
     folders = [reports / task for task in tasks if (reports / task / "metrics.json").is_file()]
@@ -43,20 +43,20 @@ def read_results(reports: Path, tasks: Sequence[str] | None = None) -> list[Resu
         for folder in folders
     ]
     if not found:
-        raise ValueError(f"no report in {reports}: run `make repro`")
+        raise ValueError(f"there is no report in {reports}: run `make repro`")
     return found
 
 
 def summary(results: Sequence[Result], reports: Path) -> str:
-    """Return the table, the reason where a model did not become champion, and three lines of what to do next."""
+    """Return the table, the reasons why models did not become champion, and what to do next, in three lines."""
     rows = [HEADER, *(_row(result) for result in results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     lines = ["  ".join((row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:]))) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     lines += [
-        f"{result.task}: not promoted: {result.receipt.get('reason', 'no reason given')}"
+        f"{result.task}: not the champion: {result.promotion.get('reason', 'no reason given')}"
         for result in results
-        if result.receipt is not None and not result.receipt.get("alias_moved") and result.receipt.get("reason")
+        if result.promotion is not None and not result.promotion.get("alias_moved") and result.promotion.get("reason")
     ]
     best = next((result for result in results if result.champion is not None), results[0])
     model = f"models:/{best.task}@champion" if best.champion is not None else f"models/{best.task}"
@@ -64,9 +64,9 @@ def summary(results: Sequence[Result], reports: Path) -> str:
         [
             *lines,
             "",
-            f"look at it:    open {reports / best.task / 'gallery.html'} in a browser",
-            f"use it:        .venv/bin/dgunet restore {_photo()} restored/ --model {model}",
-            "make it yours: name a folder of your photos under prepare.sources in params.yaml, then `make repro`",
+            f"see the images:       open {reports / best.task / 'gallery.html'} in a browser",
+            f"restore a photo:      .venv/bin/dgunet restore {_photo()} restored/ --model {model}",
+            "train on your photos: name their folder under prepare.sources in params.yaml, then run `make repro`",
         ]
     )
 
@@ -79,7 +79,7 @@ def _row(result: Result) -> tuple[str, ...]:
 
 
 def _photo() -> str:
-    """Return a photograph that is there, relative to the current directory; a placeholder if there is none."""
+    """Return a photograph to try, relative to the current directory; a placeholder if none is installed."""
     for folder in map(Path, sys.path):
         if (folder / PHOTO).is_file():
             return os.path.relpath(folder / PHOTO)
@@ -94,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the summary of a folder of reports."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.summary", description=__doc__)
     parser.add_argument("--reports", type=Path, default=Path("reports"), help="folder of one folder per task")
-    given = parser.parse_args(arguments)
-    print(summary(read_results(given.reports, load_section("tasks", list)), given.reports))
+    args = parser.parse_args(arguments)
+    print(summary(read_results(args.reports, load_section("tasks", list)), args.reports))
 
 
 if __name__ == "__main__":

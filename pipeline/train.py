@@ -57,7 +57,7 @@ def main() -> None:
             listener = RunListener(lambda metrics: run.log(metrics, int(metrics["step"])), display.show, display.tell)
             training_run.fit(job, name=name, into=Path(folder), listener=listener, most_workers=recipe.batch_size)
         history = trainer.history(Path(folder))
-        run.complete(history)
+        run.log_history(history)
         trainer.export(Path(folder), given.model, card)
         _write_curve(given.curve, history)
         run.tag({"model": digest(given.model.iterdir()), "commit": card["provenance"]["commit"], "data": data["train"]})

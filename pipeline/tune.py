@@ -17,7 +17,7 @@ from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.shards.format import INDEX, checksum, read_index
 from pipeline.tracking import runs
-from pipeline.tracking.trials import Trial
+from pipeline.tracking.trials import TrialRun
 from pipeline.training.job import TrainingJob
 from pipeline.training.settings import Train
 from pipeline.tuning import report, space
@@ -69,7 +69,7 @@ def main() -> None:
             raise
         watch.close(trials)
         report.write(given.out, given.task, name, problem.first, trials)
-        run.files(given.out, "tune")
+        run.log_files(given.out, "tune")
         if best := report.best(trials):
             run.log({METRIC: best.best_psnr}, best.number)
             forget_trials(name, trials)
@@ -84,13 +84,13 @@ class _Watch:
 
     def __init__(self, task: str, problem: Search, parent: str) -> None:
         self.task, self.problem, self.parent = task, problem, parent
-        self.runs: dict[str, Trial] = {}
+        self.runs: dict[str, TrialRun] = {}
         self.best, self.best_number, self.started = -math.inf, 0, time.monotonic()
 
     def hear(self, number: int, trial: str, values: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
         if trial not in self.runs:
             tried = space.rounded(self.problem.settings.space, values)
-            self.runs[trial] = Trial(self.task, self.parent, f"{self.problem.name}-{trial}", tried)
+            self.runs[trial] = TrialRun(self.task, self.parent, f"{self.problem.name}-{trial}", tried)
         known = {name: metrics[name] for name in LOGGED if math.isfinite(metrics.get(name, math.nan))}
         self.runs[trial].log(known, int(metrics[STEP]))
         if metrics[METRIC] > self.best:
@@ -106,7 +106,7 @@ class _Watch:
     def close(self, trials: list[Any]) -> None:
         for trial in trials:
             name = f"{self.problem.name}-{trial.id}"
-            run = self.runs.get(trial.id) or Trial(self.task, self.parent, name, trial.values)
+            run = self.runs.get(trial.id) or TrialRun(self.task, self.parent, name, trial.values)
             run.end(STATUS[trial.outcome], {"outcome": trial.outcome, "best_psnr": f"{trial.best_psnr:.4f}"})
 
     def abandon(self) -> None:

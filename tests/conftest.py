@@ -7,6 +7,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+# One thread that sleeps where it waits: the tests' networks are small, and threads that spin take the CPU from others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 from factories import write_folder
@@ -20,6 +24,14 @@ def shards(tmp_path: Path) -> Path:
     write_folder(tmp_path / "shards" / "train", [7, 10, 6])
     write_folder(tmp_path / "shards" / "val", [2, 3])
     return tmp_path / "shards"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="write tests/end_to_end/golden.json from this machine's results",
+    )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

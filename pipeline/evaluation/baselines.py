@@ -1,8 +1,8 @@
-"""Classical restorations to stand beside the network: what a photographer gets without learning anything.
+"""Classical restoration filters to compare the network with.
 
-Each is a frozen dataclass, chosen by its `kind` in params.yaml, and a function of the degraded image alone: the noise
-strength that non-local means needs is estimated from the image, as a blind network must do too. Only where the network
-measures the clean image itself, the baseline does so too.
+Each is a frozen dataclass, chosen by its `kind` in params.yaml, and sees the degraded image alone: non-local means
+estimates the noise from the image, as a blind network does. Only the baseline of compressive sensing measures the
+clean image, as its network does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MEDIAN_OF_ABSOLUTE_NORMAL = 0.6745
 
 @dataclass(frozen=True)
 class NoBaseline:
-    """The degraded image itself: for tasks whose input already is the classical answer (bicubic upsampling)."""
+    """The degraded image itself, for tasks whose input is the classical result already (bicubic upsampling)."""
 
     kind: Literal["none"]
 
@@ -41,8 +41,8 @@ class NoBaseline:
 class NonLocalMeans:
     """OpenCV's non-local means (7×7 patches, 21×21 window) with filter strength h = strength_per_sigma · σ.
 
-    The distance of patches is taken over all channels together, which on colour photographs with Gaussian noise of
-    σ 25 is 1.7 dB better than OpenCV's separation into lightness and chroma (`fastNlMeansDenoisingColored`).
+    The distance of patches is taken over all channels together. On colour photographs with Gaussian noise of σ 25
+    this is 1.7 dB better than OpenCV's separation into lightness and chroma (`fastNlMeansDenoisingColored`).
     """
 
     kind: Literal["non_local_means"]
@@ -99,7 +99,7 @@ class Bilateral:
 class Opening:
     """The morphological opening along rows (minimum, then maximum, over `width` pixels).
 
-    It removes what is brighter than its surroundings and narrower than `width`: near-vertical rain streaks.
+    It removes what is brighter than its surroundings and narrower than `width`, as near-vertical rain streaks are.
     """
 
     kind: Literal["opening"]
@@ -117,7 +117,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class Unsharp:
-    """Unsharp masking, x + amount·(x − blurred x) with a Gaussian of `sigma` pixels, clipped: for blur."""
+    """Unsharp masking against blur: x + amount·(x − blurred x), with a Gaussian of `sigma` pixels, clipped."""
 
     kind: Literal["unsharp"]
     sigma: float
@@ -137,10 +137,10 @@ class Unsharp:
 
 @dataclass(frozen=True)
 class PseudoInverse:
-    """For block compressive sensing: Φ⁺Φx, Φ the lowest frequencies of a block's cosine transform; nothing is learned.
+    """For block compressive sensing: Φ⁺Φx, where Φ holds the lowest frequencies of a block's cosine transform.
 
-    Φ has as many rows as the network's, but is not the network's: that one is learned for what follows it, its own
-    pseudo-inverse gets worse in training, and a network should beat what needs none.
+    Φ has as many rows as that of the network, but is not learned: training fits the network's Φ to the stages after
+    it, which makes its own pseudo-inverse worse.
     """
 
     kind: Literal["pseudo_inverse"]
@@ -148,13 +148,13 @@ class PseudoInverse:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def restore(self, degraded: Float32[np.ndarray, "H W C"]) -> Float32[np.ndarray, "H W C"]:
-        """Refuse: how many measurements there are, only a sensing network knows."""
-        raise ValueError("baseline pseudo_inverse needs a sensing network; choose another kind for this task")
+        """Raise ValueError: only a sensing network has a number of measurements."""
+        raise ValueError("baseline pseudo_inverse is for sensing networks; choose another kind for this task")
 
     def reconstruct(self, clean: Float32[np.ndarray, "H W 1"], num_measurements: int) -> Float32[np.ndarray, "H W 1"]:
-        """Return, clipped, the image of least norm among those with the same M measurements in each block as `clean`.
+        """Return the image of least norm that has the measurements of `clean`, M in each block; clipped to [0, 1].
 
-        The rows of Φ are orthonormal: Φ⁺ = Φᵀ.
+        The rows of Φ are orthonormal, so Φ⁺ = Φᵀ.
         """
         waves = SensingMatrix(num_measurements).requires_grad_(False)
         image = waves.adjoint(waves.degrade(pad(to_tensor(clean), BLOCK_SIZE)))
@@ -168,7 +168,7 @@ def noise_sigma(image: np.ndarray) -> float:
     """Estimate the standard deviation of white noise in an H W C image, in the image's own unit.
 
     The difference of two Laplacians cancels what is locally smooth (Immerkær, "Fast Noise Variance Estimation",
-    CVIU 1996); the median in place of his mean keeps edges and texture out. Mean over channels.
+    CVIU 1996). The median, in place of the mean used there, keeps edges and texture out. Mean over channels.
     """
     height, width = image.shape[:2]
     if min(height, width) < 3:
@@ -179,7 +179,7 @@ def noise_sigma(image: np.ndarray) -> float:
 
 
 def _with_channels(image: np.ndarray) -> np.ndarray:
-    """OpenCV drops the axis of a single channel; put it back."""
+    """Restore the axis of a single channel, which OpenCV drops."""
     return image[:, :, np.newaxis] if image.ndim == 2 else image
 
 

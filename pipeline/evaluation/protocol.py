@@ -1,4 +1,4 @@
-"""How a restored image is measured: which channels, which part, rounded to 8 bits or not."""
+"""Measures an image against the clean one: PSNR and SSIM of which channels, of which part, rounded to 8 bits or not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-LUMA_OF_BLACK, LUMA_OF_WHITE = 16 / 255, 235 / 255  # a gray image's own range is that of its pixels
+LUMA_OF_BLACK, LUMA_OF_WHITE = 16 / 255, 235 / 255  # of MATLAB's Y; a gray image has the full range
 
 
 class Quality(NamedTuple):
@@ -29,17 +29,17 @@ class Quality(NamedTuple):
 
 @dataclass(frozen=True)
 class Protocol:
-    """One convention of measuring, the same for the degraded, the baseline and the restored image.
+    """How images are measured: the same for degraded, baseline and restored images.
 
-    colour: `rgb` measures all channels together, `luma` the Y of MATLAB's `rgb2ycbcr`; gray images are measured as
-    they are under either.
-    quantise: clip to [0, 1] and round to 8 bits first, as results saved to files are. Where noise is neither clipped
-    nor quantised (Gaussian denoising, as the field does it), so must the degraded image not be.
-    crop: (height, width) in pixels of the top left part that is measured, given for landscape images: a portrait one
-    is cropped to (width, height). null measures all of it.
-    border: pixels at every side that are left out, as super-resolution leaves out as many as its scale.
-    self_ensemble: the network restores the 8 flips and quarter turns of an image, and their mean is measured, as is
-    published for SIDD and DND; eight times the work, and only the last estimate is known.
+    colour: `rgb` measures all channels together, `luma` the Y of MATLAB's `rgb2ycbcr`. Gray images are measured as
+    they are, whichever it is.
+    quantise: clip to [0, 1] and round to 8 bits first, as a file would. False where the noise is neither clipped nor
+    rounded, as the field does it for Gaussian denoising.
+    crop: (height, width) in pixels of the top left part that is measured, for landscape images; a portrait image is
+    cropped to (width, height). null: the whole image.
+    border: pixels that are left out at each side. Super-resolution leaves out as many as its scale.
+    self_ensemble: the mean over the 8 flips and quarter turns of an image is measured, as published for SIDD and DND.
+    It takes eight times as long, and only the last estimate is known.
     """
 
     colour: Literal["rgb", "luma"]
@@ -59,22 +59,20 @@ class Protocol:
     def measure(
         self, image: Float32[np.ndarray, "H W C"], clean: Float32[np.ndarray, "H W C"], *, was_gray: bool = False
     ) -> Quality:
-        """Return the quality of `image` against `clean`; with `was_gray`, clean is a gray file's, three times."""
-        ours, theirs = self._view(image, was_gray), self._view(clean, was_gray)
-        return Quality(float(psnr(ours, theirs, crop=self.border)), float(ssim(ours, theirs, crop=self.border)))
+        """Return PSNR and SSIM of `image`; `was_gray`: both images have the channel of a gray file three times."""
+        measured, reference = self._view(image, was_gray), self._view(clean, was_gray)
+        return Quality(
+            float(psnr(measured, reference, crop=self.border)), float(ssim(measured, reference, crop=self.border))
+        )
 
     def __str__(self) -> str:
-        """Say it in a sentence."""
-        channels = "the luma (Y of MATLAB's rgb2ycbcr)" if self.colour == "luma" else "all channels"
-        rounding = (
-            "clipped and rounded to 8 bits"
-            if self.quantise
-            else "degraded images as the network saw them, restored ones clipped, none rounded"
-        )
-        part = "the whole image" if self.crop is None else f"the top left {self.crop[0]} × {self.crop[1]} pixels"
-        within = f", but for {self.border} at every side" if self.border else ""
-        ensemble = "; restored is the mean over flips and quarter turns" if self.self_ensemble else ""
-        return f"PSNR and SSIM of {channels}, {rounding}, over {part}{within}{ensemble}."
+        """Describe the protocol in a sentence."""
+        channels = "the luma channel (Y of MATLAB's rgb2ycbcr)" if self.colour == "luma" else "all channels"
+        rounding = "images clipped and rounded to 8 bits" if self.quantise else "restored images clipped, none rounded"
+        part = "whole image" if self.crop is None else f"top left {self.crop[0]} × {self.crop[1]} pixels"
+        within = f" without {self.border} pixels at each side" if self.border else ""
+        ensemble = "; the restored image is the mean over flips and quarter turns" if self.self_ensemble else ""
+        return f"PSNR and SSIM of {channels}; {rounding}; {part}{within}{ensemble}."
 
     def _view(self, image: Float32[np.ndarray, "H W C"], was_gray: bool) -> Tensor:
         if self.crop is not None:
@@ -88,11 +86,11 @@ class Protocol:
 
 
 def mean_quality(qualities: Iterable[Quality]) -> Quality:
-    """Return the mean PSNR and the mean SSIM over images; one restored to the last bit counts as HIGHEST_PSNR."""
+    """Return the mean PSNR and the mean SSIM over images; an infinite PSNR counts as HIGHEST_PSNR."""
     many = list(qualities)
     return Quality(fmean(min(quality.psnr, HIGHEST_PSNR) for quality in many), fmean(quality.ssim for quality in many))
 
 
-def gain(ours: Quality, theirs: Quality) -> float:
-    """Return the difference of PSNR in dB, neither counted as more than HIGHEST_PSNR."""
-    return min(ours.psnr, HIGHEST_PSNR) - min(theirs.psnr, HIGHEST_PSNR)
+def gain(restored: Quality, degraded: Quality) -> float:
+    """Return the difference of PSNR in dB; neither counts as more than HIGHEST_PSNR."""
+    return min(restored.psnr, HIGHEST_PSNR) - min(degraded.psnr, HIGHEST_PSNR)

@@ -1,4 +1,4 @@
-"""A network measured on pairs: PSNR and SSIM of what it got, of what a baseline makes of it, and of its K estimates."""
+"""Measures a network on pairs: PSNR and SSIM of the degraded image, of a baseline, and of the network's K estimates."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jaxtyping import Float32
 
 from dgunet.inference import WHOLE_IMAGE_PIXELS, restore
 from dgunet.network import DGUNet, Measurements
+from dgunet.network.gradient import BLOCK_SIZE
 from dgunet.tensors import to_array, to_tensor
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.evaluation.baselines import Baseline, PseudoInverse
@@ -22,7 +23,11 @@ Image = Float32[np.ndarray, "H W C"]
 
 
 class Restoration(NamedTuple):
-    """One pair and what was made of it; the estimates are clipped to [0, 1], the degraded image is as it came."""
+    """The images of one pair: clean, degraded, restored by the baseline, and the K estimates of the network.
+
+    Estimates and baseline lie in [0, 1]; the degraded image need not. Only the last estimate is there where the image
+    was restored in tiles, or as the mean over flips and quarter turns.
+    """
 
     clean: Image
     degraded: Image
@@ -36,11 +41,8 @@ class Restoration(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The numbers of one pair; `stages` holds those of the estimates, first to last.
-
-    Only of the last where the image was restored in tiles, or as the mean over flips and turns.
-    """
+class ImageScores:
+    """The scores of one pair; `stages` has those of the estimates of its `Restoration`, in their order."""
 
     key: str
     degraded: Quality
@@ -49,26 +51,26 @@ class Measured:
 
     @property
     def restored(self) -> Quality:
-        """Quality of the last estimate."""
+        """Scores of the last estimate."""
         return self.stages[-1]
 
     @property
     def gain_db(self) -> float:
-        """PSNR of restored minus that of degraded."""
+        """PSNR of the restored image minus that of the degraded image."""
         return gain(self.restored, self.degraded)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The numbers of all pairs of a set, in its order, their means, and how they were measured."""
+    """The scores of all pairs of a test set, in its order, and the protocol."""
 
-    images: tuple[Measured, ...]
+    images: tuple[ImageScores, ...]
     protocol: Protocol
 
     def __post_init__(self) -> None:
         if not self.images:
             raise ValueError(
-                "there is no pair to measure on: raise prepare.split.test, add images, or mend the benchmark's folder"
+                "there is no pair to measure on: raise prepare.split.test, add images, or correct the benchmark"
             )
 
     @property
@@ -88,28 +90,37 @@ class Evaluation:
 
     @property
     def gain_db(self) -> float:
-        """Mean PSNR of restored minus mean PSNR of degraded."""
+        """Mean PSNR of the restored images minus that of the degraded images."""
         return gain(self.restored, self.degraded)
 
     @property
     def stages(self) -> tuple[Quality, ...]:
-        """Means after stage 1 ... K, over the images that were restored in one piece."""
+        """Means after stage 1 ... K, over the images of which all estimates are known."""
         most = max(len(image.stages) for image in self.images)
         whole = [image for image in self.images if len(image.stages) == most]
         return tuple(mean_quality(image.stages[k] for image in whole) for k in range(most))
 
 
 def evaluate(model: DGUNet, pairs: Iterable[EvaluationPair], baseline: Baseline, protocol: Protocol) -> Evaluation:
-    """Measure `model` on `pairs`, one at a time, by `protocol`; ValueError if there is none."""
-    restored = ((pair, restoration(model, pair, baseline, protocol.self_ensemble)) for pair in pairs)
-    found = (measured(pair, images, protocol) for pair, images in restored)
-    return Evaluation(tuple(found), protocol)
+    """Measure a network on pairs, one after the other.
+
+    Args:
+        model: the network in evaluation mode, on the device where it shall compute.
+        pairs: read one at a time.
+        baseline: the classical restoration to compare with.
+        protocol: how images are measured.
+
+    Raises:
+        ValueError: there is no pair, or as `restore_pair`.
+    """
+    restored = ((pair, restore_pair(model, pair, baseline, protocol.self_ensemble)) for pair in pairs)
+    return Evaluation(tuple(score(pair, images, protocol) for pair, images in restored), protocol)
 
 
-def measured(pair: EvaluationPair, images: Restoration, protocol: Protocol) -> Measured:
-    """Return the numbers of one restoration."""
+def score(pair: EvaluationPair, images: Restoration, protocol: Protocol) -> ImageScores:
+    """Return the scores of the images that `restore_pair` made of `pair`."""
     measure = partial(protocol.measure, clean=images.clean, was_gray=pair.was_gray)
-    return Measured(
+    return ImageScores(
         pair.key,
         measure(images.degraded),
         measure(images.baseline),
@@ -118,18 +129,26 @@ def measured(pair: EvaluationPair, images: Restoration, protocol: Protocol) -> M
 
 
 @torch.inference_mode()
-def restoration(model: DGUNet, pair: EvaluationPair, baseline: Baseline, self_ensemble: bool) -> Restoration:
-    """Restore one pair with the network and with the baseline, on the device that holds the network.
+def restore_pair(model: DGUNet, pair: EvaluationPair, baseline: Baseline, self_ensemble: bool) -> Restoration:
+    """Restore one pair with the network and with the baseline.
 
-    A sensing network measures the clean image itself: its degraded image is Φᵀy, where its iteration starts. Raises
-    ValueError where it shall restore flips and turns, each of which would be measured anew.
+    An image of more than WHOLE_IMAGE_PIXELS is restored in tiles, as `dgunet.restore` does.
+
+    Args:
+        model: the network; it computes on its own device. A sensing network measures the clean image itself, and Φᵀy,
+            where its iteration starts, counts as the degraded image.
+        pair: clean and degraded image.
+        baseline: the classical restoration.
+        self_ensemble: whether to average over flips and quarter turns; not for a sensing network.
+
+    Raises:
+        ValueError: `self_ensemble` for a sensing network, or the network makes values that are not finite.
     """
     if model.config.sensing_ratio_percent is not None:
         if self_ensemble:
             raise ValueError("protocol.self_ensemble must be false for compressive sensing: it would measure 8 times")
-        return _sensed(model, pair.clean, baseline)
-    height, width = pair.degraded.shape[:2]
-    if self_ensemble or height * width > WHOLE_IMAGE_PIXELS:  # only the last estimate is known
+        return _restore_sensed(model, pair.clean, baseline)
+    if self_ensemble or _is_large(pair.degraded):
         estimates: tuple[Image, ...] = (restore(model, pair.degraded, self_ensemble=self_ensemble),)
     else:
         device = next(model.parameters()).device
@@ -137,26 +156,51 @@ def restoration(model: DGUNet, pair: EvaluationPair, baseline: Baseline, self_en
     return Restoration(pair.clean, pair.degraded, baseline.restore(pair.degraded), _clipped(estimates))
 
 
-def _sensed(model: DGUNet, clean: Image, baseline: Baseline) -> Restoration:
+def _restore_sensed(model: DGUNet, clean: Image, baseline: Baseline) -> Restoration:
     assert model.sensing is not None, "a network with a sensing ratio has a sensing matrix"
-    measurements = model.sense(to_tensor(clean).to(model.sensing.matrix.device))
-    degraded = first_estimate(model, measurements)
-    linear = (
-        baseline.reconstruct(clean, model.config.num_measurements)
-        if isinstance(baseline, PseudoInverse)
-        else baseline.restore(degraded)
-    )
-    return Restoration(clean, degraded, linear, _clipped(to_array(estimate) for estimate in model(measurements)))
+    device = model.sensing.matrix.device
+    if _is_large(clean):
+        strips = [initial_estimate(model, model.sense(to_tensor(strip).to(device))) for strip in _strips(clean)]
+        degraded = np.concatenate(strips)
+        estimates: tuple[Image, ...] = (restore(model, clean),)  # its tiles consist of whole blocks of the image
+    else:
+        measurements = model.sense(to_tensor(clean).to(device))
+        degraded = initial_estimate(model, measurements)
+        estimates = tuple(to_array(estimate) for estimate in model(measurements))
+    if isinstance(baseline, PseudoInverse):
+        number = model.config.num_measurements
+        linear = np.concatenate([baseline.reconstruct(strip, number) for strip in _strips(clean)])
+    else:
+        linear = baseline.restore(degraded)
+    return Restoration(clean, degraded, linear, _clipped(estimates))
 
 
-def first_estimate(model: DGUNet, measurements: Measurements) -> Image:
-    """Return Φᵀy of the measurements of one image: where a sensing network's iteration starts."""
+def initial_estimate(model: DGUNet, measurements: Measurements) -> Image:
+    """Return Φᵀy of the measurements of one image, where the iteration of a sensing network starts."""
     assert model.sensing is not None, "a network with a sensing ratio has a sensing matrix"
     return to_array(model.sensing.adjoint(measurements.values)[:, :, : measurements.height, : measurements.width])
+
+
+def _is_large(image: Image) -> bool:
+    height, width = image.shape[:2]
+    return bool(height * width > WHOLE_IMAGE_PIXELS)
+
+
+def _strips(image: Image) -> list[Float32[np.ndarray, "_ W C"]]:
+    """Cut an image into strips of whole rows of blocks, of at most WHOLE_IMAGE_PIXELS where the last allows it.
+
+    The last strip has at least one whole row of blocks, so that it is padded as the whole image is.
+    """
+    height, width = image.shape[:2]
+    rows = max(1, WHOLE_IMAGE_PIXELS // (BLOCK_SIZE * width)) * BLOCK_SIZE
+    starts = [0, *range(rows, height - BLOCK_SIZE + 1, rows)]
+    return [image[start:end] for start, end in zip(starts, [*starts[1:], height], strict=True)]
 
 
 def _clipped(estimates: Iterable[Image]) -> tuple[Image, ...]:
     clipped = tuple(estimate.clip(0, 1) for estimate in estimates)
     if not all(np.isfinite(estimate).all() for estimate in clipped):
-        raise ValueError("the model makes values that are not finite: train it anew, with a lower train.learning_rate")
+        raise ValueError(
+            "the network makes values that are not finite: train it again with a lower train.learning_rate"
+        )
     return clipped

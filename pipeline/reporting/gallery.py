@@ -1,4 +1,4 @@
-"""One self-contained HTML page: before and after, crops, numbers, curves; nothing is loaded from elsewhere."""
+"""A report as one HTML page that needs no other file: images before and after, details, scores, plots."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dgunet.images import quantise
 from dgunet.network import DGUNetConfig
 from pipeline.evaluation.baselines import Baseline
 from pipeline.evaluation.protocol import Quality
-from pipeline.evaluation.scores import Evaluation, Measured, Restoration
+from pipeline.evaluation.scores import Evaluation, ImageScores, Restoration
 from pipeline.reporting.contact_sheet import describe
 from pipeline.reporting.plots import ON_DARK, ON_LIGHT, Plot, svg
 
@@ -32,20 +32,20 @@ Image = Float32[np.ndarray, "H W C"]
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """One test image on the page: why it was chosen, its numbers, its pictures.
+    """One test image on the page: why it is shown, its scores and its images.
 
-    drawn: the record of `degrade`; empty for a real pair.
+    sampled: the record of `degrade`; empty for a real pair.
     """
 
     reason: str
-    measured: Measured
+    scores: ImageScores
     images: Restoration
     sampled: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Page:
-    """All that the page tells; `degradation` is as params.yaml describes it."""
+    """What the page shows; `degradation` is as in params.yaml."""
 
     task: str
     evaluation: Evaluation
@@ -61,22 +61,22 @@ class Page:
 def choose(evaluation: Evaluation, number: int) -> dict[str, str]:
     """Return the keys of `number` images and why each is shown, from the smallest gain to the largest.
 
-    Worst, median and best come first, then the quartiles and what lies between: never only the best.
+    The worst, the best and the median are chosen first, then the quartiles, then those between.
     """
     ranked = sorted(evaluation.images, key=lambda image: (image.gain_db, image.key))
     last = len(ranked) - 1
     ranks: list[int] = []
-    for share in _spread():
+    for fraction in _fractions():
         if len(ranks) == min(number, len(ranked)):
             break
-        rank = round(share * last)
+        rank = round(fraction * last)
         if rank not in ranks:
             ranks.append(rank)
     names = {0: "smallest gain", round(last / 2): "median gain", last: "largest gain"}
-    return {ranked[r].key: names.get(r, f"gain number {r + 1} of {last + 1}") for r in sorted(ranks)}
+    return {ranked[r].key: names.get(r, f"rank {r + 1} of {last + 1} by gain") for r in sorted(ranks)}
 
 
-def _spread() -> Iterable[float]:
+def _fractions() -> Iterable[float]:
     """0, 1, 1/2, then 1/4, 3/4, 1/8, 3/8, ..."""
     yield from (0.0, 1.0)
     parts = 2
@@ -99,17 +99,17 @@ def render(page: Page) -> str:
         degraded_ssim=_ssim(evaluation.degraded),
         baseline_ssim=_ssim(evaluation.baseline),
         restored_ssim=_ssim(evaluation.restored),
-        measuring=_definitions({"baseline": asdict(page.baseline), "measured": str(evaluation.protocol)}),
+        measuring=_definitions({"protocol": str(evaluation.protocol), "baseline": asdict(page.baseline)}),
         plots="".join(_plot(name, plot) for name, plot in page.plots.items()),
         benchmarks=_benchmarks(page.benchmarks),
         degradation=_definitions(page.degradation),
         facts=_definitions({"parameters": page.num_parameters, **asdict(page.model)}),
-        items="".join(_exhibit(number, exhibit) for number, exhibit in enumerate(page.items, 1)),
+        items="".join(_item(number, item) for number, item in enumerate(page.items, 1)),
     )
 
 
 def most_different_crop(images: Restoration) -> tuple[slice, slice]:
-    """Return the square (rows, columns) in which network and baseline differ most: where looking closer pays."""
+    """Return the square (rows, columns) in which network and baseline differ most."""
     height, width = images.clean.shape[:2]
     side = min(CROP_SIDE, height, width)
     difference = np.square(images.restored - images.baseline).sum(axis=2, dtype=np.float64)
@@ -119,69 +119,71 @@ def most_different_crop(images: Restoration) -> tuple[slice, slice]:
     return slice(top, top + side), slice(left, left + side)
 
 
-def _exhibit(number: int, exhibit: GalleryItem) -> str:
-    images, measured = exhibit.images, exhibit.measured
-    window = most_different_crop(images)
+def _item(number: int, item: GalleryItem) -> str:
+    images, scores = item.images, item.scores
+    crop = most_different_crop(images)
     height, width = images.clean.shape[:2]
-    box = (window[1].start / width, window[0].start / height, _length(window[1]) / width, _length(window[0]) / height)
+    frame = (crop[1].start / width, crop[0].start / height, _length(crop[1]) / width, _length(crop[0]) / height)
     crops = (
-        ("degraded", images.degraded, measured.degraded),
-        ("baseline", images.baseline, measured.baseline),
-        ("restored", images.restored, measured.restored),
+        ("degraded", images.degraded, scores.degraded),
+        ("baseline", images.baseline, scores.baseline),
+        ("restored", images.restored, scores.restored),
         ("clean", images.clean, None),
     )
-    stages = zip(images.estimates, measured.stages, strict=True)
-    return _EXHIBIT.substitute(
+    stages = list(zip(images.estimates, scores.stages, strict=True))
+    if len(stages) == 1:  # restored in tiles, or as a mean: the last estimate is shown already
+        stages = []
+    return _ITEM.substitute(
         number=number,
-        key=_text(measured.key),
-        sampled=_drawn(exhibit.sampled),
-        reason=_text(exhibit.reason),
-        gain=f"{measured.gain_db:+.2f}",
+        key=_text(scores.key),
+        sampled=_sampled(item.sampled),
+        reason=_text(item.reason),
+        gain=f"{scores.gain_db:+.2f}",
         width=width,
         height=height,
-        box="".join(f"--{name}:{100 * share:.3f}%;" for name, share in zip("xywh", box, strict=True)),
+        frame="".join(f"--{name}:{100 * part:.3f}%;" for name, part in zip("xywh", frame, strict=True)),
         degraded=_photograph(images.degraded),
         restored=_photograph(images.restored),
         clean=_photograph(images.clean),
-        crops="".join(_crop(name, image[window], _quality(quality)) for name, image, quality in crops),
+        crops="".join(_crop(name, image[crop], _quality(quality)) for name, image, quality in crops),
         stages="".join(
-            _crop(f"stage {k}", estimate[window], f"{_decibels(quality.psnr)} dB")
+            _crop(f"stage {k}", estimate[crop], f"{_decibels(quality.psnr)} dB")
             for k, (estimate, quality) in enumerate(stages, 1)
         ),
     )
 
 
-def _drawn(record: Mapping[str, Any]) -> str:
-    if not record.get("steps"):  # a real pair, or one that the network measures itself
+def _sampled(record: Mapping[str, Any]) -> str:
+    if not record.get("steps"):  # a real pair, or one that a sensing network measures
         return ""
     steps = "; ".join(f"{note.name} {', '.join(note.items)}" for note in describe(record))
     return f'<p class="key">{_text(steps)}</p>'
 
 
-_EXHIBIT = Template("""
-<article class="exhibit" aria-labelledby="e$number">
+_ITEM = Template("""
+<article class="item" aria-labelledby="e$number">
 <header><h3 id="e$number">$reason <span class="gain">$gain dB</span></h3>
 <p class="key">$key, $width × $height</p>$sampled</header>
 <div class="views">
-<div class="compare" style="--ratio:$width/$height;$box">
+<div class="compare" style="--ratio:$width/$height;$frame">
 <img class="degraded" alt="degraded" src="$degraded" width="$width" height="$height">
 <img class="restored" alt="restored" src="$restored" width="$width" height="$height">
 <img class="clean" alt="clean" src="$clean" width="$width" height="$height">
-<span class="window" aria-hidden="true"></span><span class="handle" aria-hidden="true"></span>
+<span class="frame" aria-hidden="true"></span><span class="handle" aria-hidden="true"></span>
 <span class="tag left" aria-hidden="true">degraded</span><span class="tag right" aria-hidden="true">restored</span>
-<input type="range" min="0" max="100" step="0.5" value="50" aria-label="how much of it is shown degraded, in percent">
+<input type="range" min="0" max="100" step="0.5" value="50" aria-label="part shown degraded, in percent">
 <button type="button" aria-pressed="false">clean</button>
 </div>
 <div class="crops">$crops</div>
 </div>
-<div class="stages" aria-label="estimates after each stage">$stages</div>
+<div class="stages" aria-label="estimate after each stage">$stages</div>
 </article>
 """)
 
 
-def _crop(name: str, image: Image, numbers: str) -> str:
+def _crop(name: str, image: Image, scores: str) -> str:
     picture = f'<img alt="{name}, detail" src="{_data_uri("image/png", _encode(image, ".png"))}">'
-    return f"<figure>{picture}<figcaption><b>{name}</b> {numbers}</figcaption></figure>"
+    return f"<figure>{picture}<figcaption><b>{name}</b> {scores}</figcaption></figure>"
 
 
 def _photograph(image: Image) -> str:
@@ -202,7 +204,7 @@ def _encode(image: Image, suffix: str, options: Sequence[int] = ()) -> bytes:
 
 
 def _plot(name: str, plot: Plot) -> str:
-    light, dark = (_data_uri("image/svg+xml", svg(plot, ink)) for ink in (ON_LIGHT, ON_DARK))
+    light, dark = (_data_uri("image/svg+xml", svg(plot, palette)) for palette in (ON_LIGHT, ON_DARK))
     source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
     return f'<picture>{source}<img alt="plot: {name}" src="{light}"></picture>'
 
@@ -221,8 +223,9 @@ def _benchmarks(benchmarks: Mapping[str, Evaluation]) -> str:
         for name, found in benchmarks.items()
     )
     return (
-        f'<section><h2>Benchmarks</h2><div class="scroll"><table><thead><tr><th scope=col>PSNR / SSIM</th>{head}</tr>'
-        f"</thead><tbody>{rows}</tbody></table></div></section>"
+        '<section><h2>Benchmarks</h2><div class="scroll"><table>'
+        f"<thead><tr><th scope=col>PSNR in dB / SSIM</th>{head}</tr></thead><tbody>{rows}</tbody>"
+        "</table></div></section>"
     )
 
 

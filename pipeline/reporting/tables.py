@@ -1,4 +1,4 @@
-"""An evaluation as files: metrics.json, tables for DVC's plots, per-image CSV; the same numbers, the same bytes."""
+"""Writes an evaluation as metrics.json, CSV tables for DVC's plots and a CSV per image; equal scores, equal bytes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pipeline.evaluation.scores import Evaluation
 from pipeline.reporting.plots import Curve
 from pipeline.shards.format import PARTIAL
 
-DECIMALS = 4  # of dB and of SSIM: finer than any difference worth reporting, coarser than the noise of float32
+DECIMALS = 4  # of dB and of SSIM: finer than a relevant difference, coarser than float32 errors
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder; its files replace those of the same names in `folder` if all goes well, else none."""
+    """Yield a temporary folder; at the end its files replace those in `folder`. An exception changes nothing."""
     folder.mkdir(parents=True, exist_ok=True)
-    for abandoned in folder.glob(f".*{PARTIAL}"):  # by a process that was killed; DVC lets no two write here at once
+    for abandoned in folder.glob(f".*{PARTIAL}"):  # by a process that was killed; DVC runs one at a time
         shutil.rmtree(abandoned)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=PARTIAL) as name:
         yield Path(name)
@@ -34,7 +34,13 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def metrics(evaluation: Evaluation, benchmarks: Mapping[str, Evaluation], test_index_sha256: str) -> dict[str, Any]:
-    """Return what metrics.json holds: PSNR in dB, SSIM, means over images."""
+    """Return the content of metrics.json: mean PSNR in dB and mean SSIM over images.
+
+    Args:
+        evaluation: scores on the test split.
+        benchmarks: scores on the benchmarks, by name.
+        test_index_sha256: checksum of the test shards' index, which identifies the test split.
+    """
     return {
         **_means(evaluation),
         "stages": {str(k): _number(stage.psnr) for k, stage in enumerate(evaluation.stages, 1)},
@@ -46,7 +52,7 @@ def metrics(evaluation: Evaluation, benchmarks: Mapping[str, Evaluation], test_i
 def write_tables(
     folder: Path, evaluation: Evaluation, benchmarks: Mapping[str, Evaluation], test_index_sha256: str
 ) -> None:
-    """Write metrics.json, per_image.csv, stages.csv and gains.csv into `folder`."""
+    """Write metrics.json, per_image.csv, stages.csv and gains.csv into `folder`; arguments as `metrics`."""
     content = metrics(evaluation, benchmarks, test_index_sha256)
     (folder / "metrics.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     kinds = ("degraded", "baseline", "restored")
@@ -63,7 +69,7 @@ def write_tables(
 
 
 def read_curve(path: Path) -> Curve:
-    """Read train.csv (step, loss, learning_rate, val_psnr; blank where not measured); no rows if it is absent."""
+    """Return the rows of train.csv (step, loss, learning_rate, val_psnr; blank becomes None), none if it is absent."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:

@@ -1,4 +1,4 @@
-"""How every door is run: mistakes told in a line, Ctrl-C heard, and no stage left behind by a DVC that was killed."""
+"""Runs a command: prints errors in one line, handles Ctrl-C, and stops when `dvc repro` was killed."""
 
 from __future__ import annotations
 
@@ -22,61 +22,78 @@ LAST_ERROR = Path(".cache/last-error.txt")
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a door: what the user can mend is told without a traceback and exits with 1; Ctrl-C exits with 130.
+    """Run `main` and exit with 1 on a ValueError or an OSError, with 130 on Ctrl-C; other exceptions pass through.
 
-    A stage of DVC stops when `dvc repro` was killed, as on SIGTERM.
+    An error prints one line. Unless the message is the project's own, or names an absent file that the command line
+    names, its traceback goes to `.cache/last-error.txt`. A stage of DVC stops when `dvc repro` was killed, as on
+    SIGTERM.
     """
     if "DVC_STAGE" in os.environ:
-        threading.Thread(target=_follow, args=_beside_dvc(), daemon=True).start()
+        threading.Thread(target=_stop_after_dvc, args=_stage_and_dvc(), daemon=True).start()
     try:
         main()
     except OSError as error:
-        # shutil.Error lists what it could not copy, each with its reason.
-        told = str(error.args[0][0][2] if isinstance(error, shutil.Error) else error)
-        full = os.strerror(errno.ENOSPC) in told
-        sys.exit(f"error: {told}" + (": make room, then run the same command again" if full else ""))
+        # shutil.Error lists the files that it could not copy, each with the reason.
+        message = str(error.args[0][0][2] if isinstance(error, shutil.Error) else error)
+        if os.strerror(errno.ENOSPC) in message:
+            sys.exit(f"error: {message}: free some space, then run the same command again")
+        sys.exit(f"error: {message}{_save_traceback(error)}")
     except ValueError as error:
-        sys.exit(f"error: {error}{_where(error)}")
+        sys.exit(f"error: {error}{_save_traceback(error)}")
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
 
 
-def _where(error: ValueError) -> str:
-    """Return where the traceback is of an error that is not in our words: it may be a fault of ours."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    if any(Path(frame.f_code.co_filename).is_relative_to(PROJECT / package) for package in ("pipeline", "dgunet")):
+def _save_traceback(error: OSError | ValueError) -> str:
+    """Save the traceback of an unexpected error to a file and return a hint where it is; "" if it was expected."""
+    if _is_own_message(error) or _is_absent_argument(error):
         return ""
     with suppress(OSError):
         LAST_ERROR.parent.mkdir(exist_ok=True)
         LAST_ERROR.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        return f" (where it happened is in {LAST_ERROR})"
+        return f" (the traceback is in {LAST_ERROR})"
     return ""
 
 
-def _beside_dvc() -> tuple[psutil.Process, int]:
-    """Return the process that DVC started, this one or the shell that waits for it, and DVC's own number."""
-    started = psutil.Process()
-    while (parent := started.parent()) and _is_of_this_stage(parent):
-        started = parent
-    return started, started.ppid()
+def _is_own_message(error: OSError | ValueError) -> bool:
+    """Return whether a `raise` of this project made the error, not a library or the operating system."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror == os.strerror(error.errno):
+        return False  # a system call raises in the frame that made it, which may be one of the project
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return any(Path(frame.f_code.co_filename).is_relative_to(PROJECT / name) for name in ("pipeline", "dgunet"))
+
+
+def _is_absent_argument(error: OSError | ValueError) -> bool:
+    """Return whether a file is missing that the command line names, or one in a folder that it names."""
+    if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str):
+        return False
+    return any(Path(error.filename).is_relative_to(argument) for argument in sys.argv[1:] if argument)
+
+
+def _stage_and_dvc() -> tuple[psutil.Process, int]:
+    """Return the process that DVC started (this one, or the shell that waits for it) and the process id of DVC."""
+    stage = psutil.Process()
+    while (parent := stage.parent()) and _is_of_this_stage(parent):
+        stage = parent
+    return stage, stage.ppid()
 
 
 def _is_of_this_stage(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):  # another user's, or gone
+    with suppress(psutil.Error):  # another user's process, or one that has ended
         return bool(process.environ().get("DVC_STAGE") == os.environ["DVC_STAGE"])
     return False
 
 
 def _may_be_dvc(process: psutil.Process) -> bool:
-    """Return False for what DVC cannot be: the process that was left its children, where it died before we looked."""
+    """Return False for the process that adopted the stage, where DVC had died before its process id was read."""
     with suppress(psutil.AccessDenied):
         return any(name in Path(process.exe()).name for name in ("python", "pypy", "dvc"))
     return True
 
 
-def _follow(started: psutil.Process, dvc: int) -> None:
+def _stop_after_dvc(stage: psutil.Process, dvc: int) -> None:
     with suppress(psutil.NoSuchProcess):
-        while started.ppid() == dvc and _may_be_dvc(psutil.Process(dvc)):
-            time.sleep(1)  # nobody tells of the death of a process that is no child
+        while stage.ppid() == dvc and _may_be_dvc(psutil.Process(dvc)):
+            time.sleep(1)  # polled: the operating system reports the death of child processes alone
     os.kill(os.getpid(), signal.SIGTERM)

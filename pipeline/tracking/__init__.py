@@ -1,1 +1,1 @@
-"""Everything that knows MLflow: runs, trials, registry, served model."""
+"""Everything that knows MLflow: runs, trials, registry, pyfunc model."""

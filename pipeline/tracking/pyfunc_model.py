@@ -1,6 +1,6 @@
-"""What MLflow serves: the code of a registered model, stored beside its weights (MLflow's models from code).
+"""The pyfunc model that MLflow serves: code that is stored with a registered model (MLflow's "models from code").
 
-It is run by MLflow with the `dgunet` that was stored with it, not imported by this project.
+MLflow runs it with the `dgunet` that was stored with it; this project does not import it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import dgunet
 
 
 class Restorer(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """A batch of images B H W C, float32 in [0, 1], to the restored batch of the same shape."""
+    """Maps a batch of images, float32 B H W C in [0, 1], to the restored batch of the same shape."""
 
     def load_context(self, context: Any) -> None:
         """Load the weights."""

@@ -10,6 +10,6 @@ from pipeline.config.params import Section
 
 
 class Promote(Section):
-    """What a candidate must show; margins in dB of mean PSNR on the test split."""
+    """By how much a candidate must beat the champion, in dB of mean PSNR on the test split."""
 
     margin_db: Annotated[float, Field(ge=0)]

@@ -1,6 +1,6 @@
-"""The trials of a search in MLflow: runs below the run of the search, begun when their first report gets through.
+"""The trials of a search in MLflow: child runs of the search's run.
 
-A tracking server that goes away stops no trial: what it missed is kept, and sent with the next report.
+A tracking server that does not answer stops no trial: metrics wait and are sent with the next report.
 """
 
 from __future__ import annotations
@@ -17,8 +17,15 @@ from pipeline.tracking import runs
 PARENT = "mlflow.parentRunId"
 
 
-class Trial:
-    """One trial's run: new, or the one that was begun before the search was killed."""
+class TrialRun:
+    """The run of one trial. It is created with the first report, or is the one from before the search was killed.
+
+    Args:
+        experiment: name of the experiment; it exists.
+        parent: id of the search's run.
+        name: name of the trial, the same when the search is continued.
+        values: the values that the trial tries, logged as parameters.
+    """
 
     def __init__(self, experiment: str, parent: str, name: str, values: Mapping[str, Any]) -> None:
         self.experiment, self.name, self.values = experiment, name, values
@@ -29,25 +36,27 @@ class Trial:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log `metrics` at `step`, now or when the server answers."""
         self._unsent.append((metrics, step))
-        try:
-            self._run = self._run or self._begun()
-        except MlflowException:
-            return
-        for line in self._unsent:
-            self._run.log(*line)
-        self._unsent.clear()
+        with contextlib.suppress(MlflowException):
+            self._log_unsent()
 
     def end(self, status: str, tags: Mapping[str, str]) -> None:
-        """Close the run as FINISHED, KILLED or FAILED; a server that does not answer is left alone."""
+        """Close the run as FINISHED, KILLED or FAILED; do nothing if the server does not answer."""
         with contextlib.suppress(MlflowException):
-            self._run = self._run or self._begun()
-            self._run.tag(tags)
-            if self._run.send():
-                mlflow.MlflowClient().set_terminated(self._run.id, status)
+            run = self._log_unsent()
+            run.tag(tags)
+            if run.send():
+                mlflow.MlflowClient().set_terminated(run.id, status)
 
-    def _begun(self) -> runs.Run:
+    def _log_unsent(self) -> runs.Run:
+        self._run = self._run or self._find_or_create_run()
+        for metrics, step in self._unsent:
+            self._run.log(metrics, step)
+        self._unsent.clear()
+        return self._run
+
+    def _find_or_create_run(self) -> runs.Run:
         client = mlflow.MlflowClient()
-        found = runs.find(self.experiment, self.key)
+        found = runs.find_run(self.experiment, self.key)
         if found is not None:
             client.update_run(found, "RUNNING")
             return runs.Run(found)

@@ -1,7 +1,6 @@
 """The road end to end, as a newcomer takes it: `dvc repro` in a fresh checkout, tiny, with real Ray and MLflow."""
 
 import glob
-import hashlib
 import json
 import os
 import re
@@ -9,90 +8,31 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import yaml
-from factories import PROJECT
-from processes import command, started, until
+from checkout import Checkout
+from processes import command, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
-
-
-class Checkout:
-    """A copy of the project's tracked files, committed, with tiny values."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True)
-        for name in listed.stdout.splitlines():
-            if (PROJECT / name).is_file() and name != "dvc.lock":
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(PROJECT / name, folder / name)
-        self.change(shrink)
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DGUNET_", "RAY_", "GIT_"))}
-        self.environment = environment | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "SHELL": "/bin/sh",  # DVC's choice where nobody logged in, as in CI; Debian's waits for what it starts
-            "DVC_NO_ANALYTICS": "true",
-            "GIT_CONFIG_GLOBAL": os.devnull,
-        }
-        self.run("git", "init", "--quiet")
-        self.run("git", "add", ".")
-        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "-m", "start")
-
-    def read_params(self) -> dict[str, Any]:
-        read: dict[str, Any] = yaml.safe_load((self.folder / "params.yaml").read_text())
-        return read
-
-    def change(self, edit: Any) -> None:
-        path, params = self.folder / "params.yaml", self.read_params()
-        edit(params)
-        path.write_text(yaml.safe_dump(params, sort_keys=False))
-
-    def run(self, *command: str, fails: bool = False) -> str:
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
-        )
-        assert (done.returncode != 0) == fails, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def started(
-        self, *command: str, stderr: int | None = None, **environment: str
-    ) -> AbstractContextManager[subprocess.Popen[str]]:
-        return started(*command, cwd=self.folder, env=self.environment | environment, stderr=stderr)
-
-    def digests(self) -> dict[str, str]:
-        made = [path for name in ("data", "models", "reports") for path in (self.folder / name).rglob("*")]
-        return {
-            str(p.relative_to(self.folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in made if p.is_file()
-        }
-
-    def read(self, name: str) -> Any:
-        return json.loads((self.folder / name).read_text())
 
 
 def shrink(params: dict[str, Any]) -> None:
     params["tasks"] = ["denoise"]
     params["denoise"]["synthesize"] |= {"tile_size": 64, "stride": 256, "held_out_tile_size": 160}
-    params["denoise"]["train"] |= {
-        "num_steps": 12,
-        "warmup_steps": 2,
-        "validate_every": 6,
-        "patch_size": 32,
-        "batch_size": 2,
-    }
-    params["denoise"]["train"]["network"] |= {"width": 8, "growth": 4, "num_stages": 2}
+    train = params["denoise"]["train"]
+    train |= {"num_steps": 12, "warmup_steps": 2, "validate_every": 6, "patch_size": 32, "batch_size": 2}
+    train.setdefault("network", {}).update(width=8, growth=4, num_stages=2)
     params["denoise"]["evaluate"]["gallery_images"] = 2
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    made = Checkout(tmp_path_factory.mktemp("checkout"))
+    made = Checkout(tmp_path_factory.mktemp("checkout"), shrink, {})
     made.run("dvc", "repro")
     return made
 

@@ -109,7 +109,7 @@ def test_the_pseudo_inverse_takes_any_size_and_stays_in_range():
 
 
 def test_the_pseudo_inverse_refuses_an_image():
-    with pytest.raises(ValueError, match="needs a sensing network"):
+    with pytest.raises(ValueError, match="is for sensing networks"):
         PseudoInverse("pseudo_inverse").restore(smooth_image(8, 8, 1))
 
 

@@ -1,4 +1,4 @@
-"""What is measured is what one computes by hand, and what is written is the same bytes every time."""
+"""Scores equal those computed by hand, and reports have the same bytes every time."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from pipeline.evaluation import scores
 from pipeline.evaluation.baselines import Median, NoBaseline, PseudoInverse
 from pipeline.evaluation.benchmarks import Benchmark
 from pipeline.evaluation.protocol import Protocol, Quality, gain
-from pipeline.evaluation.scores import Evaluation, Measured, evaluate, restoration
+from pipeline.evaluation.scores import Evaluation, ImageScores, evaluate, restore_pair
 from pipeline.reporting.tables import metrics, read_curve, replacing, write_tables
 
 RGB = Protocol("rgb", quantise=False, crop=None, border=0, self_ensemble=False)
@@ -42,9 +42,11 @@ def by_hand(image: np.ndarray, clean: np.ndarray) -> float:
     return -10 * math.log10(np.square(image.astype(np.float64) - clean.astype(np.float64)).mean())
 
 
-def images_of(gains: dict[str, float]) -> Evaluation:
+def evaluation_of(gains: dict[str, float]) -> Evaluation:
     return Evaluation(
-        tuple(Measured(k, Quality(20.0, 0.5), Quality(21.0, 0.6), (Quality(20 + g, 0.7),)) for k, g in gains.items()),
+        tuple(
+            ImageScores(k, Quality(20.0, 0.5), Quality(21.0, 0.6), (Quality(20 + g, 0.7),)) for k, g in gains.items()
+        ),
         RGB,
     )
 
@@ -60,7 +62,7 @@ def test_quantising_clips_and_rounds_both_images():
     assert quality.psnr == pytest.approx(-20 * math.log10((255 - 128) / 255))
 
 
-def test_luma_weighs_the_channels_as_matlab_does_and_leaves_gray_alone():
+def test_luma_weighs_the_channels_as_matlab_does_and_leaves_gray_images_unchanged():
     clean, image = np.zeros((16, 16, 3), np.float32), np.zeros((16, 16, 3), np.float32)
     image[..., 1] = 0.5
     luma = Protocol("luma", quantise=False, crop=None, border=0, self_ensemble=False)
@@ -88,7 +90,7 @@ def test_the_border_is_left_out():
     assert quality.psnr == pytest.approx(by_hand(one.degraded[4:-4, 4:-4], one.clean[4:-4, 4:-4]))
 
 
-def test_the_mean_over_flips_and_turns_is_measured_where_the_protocol_says_so() -> None:
+def test_the_mean_over_flips_and_turns_is_measured_if_the_protocol_says_so() -> None:
     model, one = network(), pair("1", (20, 24, 3))
     ensembled = Protocol("rgb", quantise=False, crop=None, border=0, self_ensemble=True)
     (found,) = evaluate(model, [one], NoBaseline("none"), ensembled).images
@@ -113,7 +115,7 @@ def test_a_crop_without_pixels_is_refused():
         Protocol("rgb", quantise=False, crop=None, border=-1, self_ensemble=False)
 
 
-def test_an_image_without_error_is_infinitely_good_and_gains_nothing():
+def test_an_exact_image_has_infinite_psnr_and_no_gain():
     clean = pair("4").clean
     quality = RGB.measure(clean, clean)
     assert quality.psnr == math.inf
@@ -133,7 +135,7 @@ def test_every_estimate_is_measured_against_the_clean_image():
 
 
 def test_means_are_means_over_images():
-    result = images_of({"a": 1.0, "b": 2.0, "c": 6.0})
+    result = evaluation_of({"a": 1.0, "b": 2.0, "c": 6.0})
     assert result.gain_db == pytest.approx(3.0)
     assert result.restored.psnr == pytest.approx(23.0)
     assert result.baseline == pytest.approx(Quality(21.0, 0.6))
@@ -161,30 +163,49 @@ def test_a_large_image_is_restored_in_tiles_and_left_out_of_the_stages(monkeypat
     assert result.stages == result.images[0].stages
 
 
-def test_a_sensing_network_measures_the_clean_image_itself():
+def test_a_sensing_network_measures_the_clean_image():
     model = network(image_channels=1, sensing_ratio_percent=25)
     clean = pair("8", (40, 33, 1)).clean
-    nonsense = EvaluationPair("8", clean, np.zeros_like(clean), {})
-    images = restoration(model, nonsense, PseudoInverse("pseudo_inverse"), self_ensemble=False)
+    unused = EvaluationPair("8", clean, np.zeros_like(clean), {})
+    images = restore_pair(model, unused, PseudoInverse("pseudo_inverse"), self_ensemble=False)
     assert images.degraded.shape == images.baseline.shape == images.restored.shape == clean.shape
     # A fresh matrix holds the lowest frequencies, as the baseline's does.
     np.testing.assert_allclose(images.degraded.clip(0, 1), images.baseline, atol=1e-4)
     assert by_hand(images.baseline, clean) > by_hand(np.zeros_like(clean), clean)
 
 
-def test_what_a_sensing_network_learned_does_not_move_its_baseline():
+def test_a_sensing_network_restores_a_large_image_in_tiles(monkeypatch):
+    model = network(image_channels=1, sensing_ratio_percent=25)
+    one, baseline, sizes = pair("8", (100, 250, 1)), PseudoInverse("pseudo_inverse"), []
+    whole = restore_pair(model, one, baseline, self_ensemble=False)
+    monkeypatch.setattr(scores, "WHOLE_IMAGE_PIXELS", 10_000)
+    monkeypatch.setattr("dgunet.inference.WHOLE_IMAGE_PIXELS", 10_000)
+    monkeypatch.setattr("dgunet.inference.TILE", 192)
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append((inputs[0].height, inputs[0].width)))
+    sense = model.sense
+    monkeypatch.setattr(model, "sense", lambda clean: sizes.append(tuple(clean.shape[2:])) or sense(clean))
+    tiled = restore_pair(model, one, baseline, self_ensemble=False)
+    assert max(height * width for height, width in sizes) <= 100 * 218
+    np.testing.assert_allclose(tiled.degraded, whole.degraded, atol=1e-5)
+    np.testing.assert_allclose(tiled.baseline, whole.baseline, atol=1e-5)
+    np.testing.assert_array_equal(tiled.restored, restore(model, one.clean).clip(0, 1))
+    assert len(tiled.estimates) == 1
+    assert by_hand(tiled.restored, whole.restored) > 25, "tiles change statistics, not the image"
+
+
+def test_training_of_a_sensing_network_does_not_change_its_baseline():
     fresh, trained = (network(image_channels=1, sensing_ratio_percent=25) for _ in range(2))
     assert trained.sensing is not None
     torch.nn.init.normal_(trained.sensing.matrix)
     baseline = PseudoInverse("pseudo_inverse")
     before, after = (
-        restoration(model, pair("8", (40, 33, 1)), baseline, self_ensemble=False) for model in (fresh, trained)
+        restore_pair(model, pair("8", (40, 33, 1)), baseline, self_ensemble=False) for model in (fresh, trained)
     )
     assert not np.allclose(before.degraded, after.degraded, atol=0.1)
     np.testing.assert_array_equal(before.baseline, after.baseline)
 
 
-def test_metrics_are_numbers_even_where_an_image_is_exact(tmp_path):
+def test_metrics_are_valid_json_also_where_an_image_is_exact(tmp_path):
     clean = pair("9").clean
     result = evaluate(network(), [EvaluationPair("9", clean, clean, {})], NoBaseline("none"), RGB)
     write_tables(tmp_path, result, {"again": result}, "0" * 64)
@@ -201,9 +222,9 @@ def test_metrics_are_numbers_even_where_an_image_is_exact(tmp_path):
     assert content["benchmarks"]["again"]["restored"] == content["restored"]
 
 
-def test_tables_hold_the_numbers_of_every_image(tmp_path):
-    result = images_of({"a": 1.0, "b": 2.5})
-    write_tables(tmp_path, result, {"Set5": images_of({"c": 0.25})}, "0" * 64)
+def test_tables_have_the_scores_of_every_image(tmp_path):
+    result = evaluation_of({"a": 1.0, "b": 2.5})
+    write_tables(tmp_path, result, {"Set5": evaluation_of({"c": 0.25})}, "0" * 64)
     rows = list(csv.DictReader((tmp_path / "per_image.csv").read_text().splitlines()))
     assert [(row["set"], row["key"], row["gain_db"]) for row in rows] == [
         ("test", "a", "1.0000"), ("test", "b", "2.5000"), ("Set5", "c", "0.2500"),
@@ -248,7 +269,7 @@ def test_a_benchmark_of_pairs_is_read_by_name(tmp_path):
     assert found[0].degraded.mean() == pytest.approx(0.85, abs=0.01)
 
 
-def test_a_benchmark_of_clean_images_is_degraded_alike_whatever_else_lies_there(tmp_path):
+def test_the_degradation_of_a_benchmark_image_does_not_depend_on_other_images(tmp_path):
     folder = benchmark(tmp_path, degraded=False)
     both = {one.key: one for one in folder.pairs(NOISE, 3, 7)}
     assert not np.allclose(both["a"].degraded - both["a"].clean, both["b"].degraded - both["b"].clean, atol=0.01)
@@ -257,7 +278,7 @@ def test_a_benchmark_of_clean_images_is_degraded_alike_whatever_else_lies_there(
     np.testing.assert_array_equal(alone.degraded, both["b"].degraded)
 
 
-def test_a_benchmark_of_colour_files_in_a_gray_task_is_their_gray_in_full_range(tmp_path):
+def test_a_gray_task_reads_colour_files_of_a_benchmark_as_gray_in_full_range(tmp_path):
     folder = benchmark(tmp_path, degraded=True)
     write_image(tmp_path / "clean" / "a.png", np.full((8, 9, 3), [1.0, 0.0, 1.0], np.float32))
     write_image(tmp_path / "degraded" / "a.png", np.ones((8, 9, 3), np.float32))
@@ -267,7 +288,7 @@ def test_a_benchmark_of_colour_files_in_a_gray_task_is_their_gray_in_full_range(
     assert not first.was_gray
 
 
-def test_a_benchmark_of_gray_files_says_so_in_a_colour_task(tmp_path):
+def test_a_colour_task_knows_which_files_of_a_benchmark_are_gray(tmp_path):
     folder = benchmark(tmp_path, degraded=False)
     write_image(tmp_path / "clean" / "a.png", np.full((8, 9, 1), 0.5, np.float32))
     assert [one.was_gray for one in folder.pairs(NOISE, 3, 0)] == [True, False]
@@ -301,8 +322,8 @@ def test_an_absent_benchmark_names_the_folder_that_is_missing(tmp_path):
     assert Benchmark("set", folder.clean, str(tmp_path / "nowhere"), None, RGB).absent() == str(tmp_path / "nowhere")
 
 
-def lay_benchmark(folder: Path, *names: str) -> None:
-    """Images at these places; the degraded ones, which are the later half, are brighter by 0.1."""
+def write_benchmark(folder: Path, *names: str) -> None:
+    """Write images with these names; those in the second half are degraded, brighter by 0.1."""
     for number, name in enumerate(names):
         later = number >= len(names) // 2
         path = folder / name
@@ -319,8 +340,8 @@ def lay_benchmark(folder: Path, *names: str) -> None:
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_benchmark_may_be_laid_out_as_the_field_does(tmp_path, clean, degraded, names, packed):
-    lay_benchmark(tmp_path / "set", *names)
+def test_a_benchmark_may_have_any_common_layout(tmp_path, clean, degraded, names, packed):
+    write_benchmark(tmp_path / "set", *names)
     root = f"{tmp_path}/set/"
     if packed:
         root = shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set") + "!"
@@ -334,7 +355,7 @@ def test_a_benchmark_may_be_laid_out_as_the_field_does(tmp_path, clean, degraded
     assert alone.absent() is None and len(list(alone.pairs(NOISE, 3, 0))) == 2
 
 
-def test_a_benchmark_whose_pattern_fits_nothing_is_an_error_that_shows_what_is_there(tmp_path):
+def test_a_pattern_of_a_benchmark_that_matches_nothing_is_an_error_that_lists_the_files(tmp_path):
     folder = benchmark(tmp_path, degraded=True)
     wrong = Benchmark("set", folder.clean + "/{}.PNG", folder.degraded + "/{}.PNG", None, RGB)
     assert wrong.absent() is None
@@ -342,7 +363,7 @@ def test_a_benchmark_whose_pattern_fits_nothing_is_an_error_that_shows_what_is_t
         list(wrong.pairs(NOISE, 3, 0))
 
 
-def test_an_empty_folder_as_of_a_disk_that_is_not_mounted_is_an_absent_benchmark(tmp_path):
+def test_an_empty_folder_is_an_absent_benchmark(tmp_path):
     folder = benchmark(tmp_path, degraded=True)
     (tmp_path / "mount").mkdir()
     (tmp_path / "mount" / ".keep").touch()

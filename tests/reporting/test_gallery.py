@@ -1,7 +1,8 @@
-"""The gallery is one file that tells the whole truth, the same bytes every time."""
+"""The gallery is one file without references to others, shows failures too, and has the same bytes every time."""
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pipeline.config.params import ParamsError, validated
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.evaluation.baselines import NonLocalMeans
 from pipeline.evaluation.protocol import Protocol, Quality
-from pipeline.evaluation.scores import Evaluation, Measured, Restoration, evaluate, restoration
+from pipeline.evaluation.scores import Evaluation, ImageScores, Restoration, evaluate, restore_pair
 from pipeline.evaluation.settings import Evaluate
 from pipeline.reporting.gallery import GalleryItem, Page, choose, most_different_crop, render
 from pipeline.reporting.plots import ON_DARK, ON_LIGHT, plots, png, svg
@@ -49,7 +50,7 @@ def page(channels: int = 3, task: str = "denoise") -> Page:
         GalleryItem(
             "largest gain",
             found.images[n],
-            restoration(model, one, BASELINE, self_ensemble=False),
+            restore_pair(model, one, BASELINE, self_ensemble=False),
             sampled if n else {},
         )
         for n, one in enumerate(pairs)
@@ -63,14 +64,14 @@ def page(channels: int = 3, task: str = "denoise") -> Page:
 
 def evaluation(gains: list[float]) -> Evaluation:
     images = (
-        Measured(f"k{n}", Quality(20.0, 0.5), Quality(21.0, 0.6), (Quality(20 + gain, 0.7),))
+        ImageScores(f"k{n}", Quality(20.0, 0.5), Quality(21.0, 0.6), (Quality(20 + gain, 0.7),))
         for n, gain in enumerate(gains)
     )
     return Evaluation(tuple(images), RGB)
 
 
 class Reader(HTMLParser):
-    """Collects what the page would fetch, and whether its tags match."""
+    """Collects the addresses that the page would fetch, and checks that its tags match."""
 
     def __init__(self):
         super().__init__()
@@ -96,7 +97,7 @@ def read(text: str) -> Reader:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_page_asks_nobody_for_anything(channels):
+def test_the_page_fetches_nothing(channels):
     text = render(page(channels))
     reader = read(text)
     assert reader.open == []
@@ -105,9 +106,23 @@ def test_the_page_asks_nobody_for_anything(channels):
     assert not re.search(r"https?://|@import|url\(|<script src|<link", text)
 
 
-def test_the_page_tells_what_was_drawn_for_each_image_that_it_shows():
+def test_the_page_shows_the_sampled_parameters_of_each_image():
     shown = [part.strip() for part in read(render(page())).text]
     assert shown.count("haze beta 0.512") == 2
+
+
+def test_the_page_has_no_row_of_stages_where_the_last_estimate_alone_is_known():
+    shown = page()
+    last = [
+        replace(
+            item,
+            images=item.images._replace(estimates=item.images.estimates[-1:]),
+            scores=replace(item.scores, stages=item.scores.stages[-1:]),
+        )
+        for item in shown.items
+    ]
+    assert "stage 1" in render(shown)
+    assert "stage 1" not in render(replace(shown, items=last))
 
 
 def test_the_page_is_the_same_bytes_every_time():
@@ -123,7 +138,7 @@ def test_the_page_shows_the_numbers_of_the_evaluation_and_of_every_image():
         assert image.key in text
         assert all(f"{stage.psnr:.2f}" in text for stage in image.stages)
     assert "12,345" in text
-    assert "the failures are here" in text
+    assert "failures are shown as well" in text
 
 
 def test_text_from_outside_is_escaped():
@@ -132,13 +147,13 @@ def test_text_from_outside_is_escaped():
     assert "Set &lt;5&gt;" in text
 
 
-@pytest.mark.parametrize("ink", [ON_LIGHT, ON_DARK])
-def test_plots_are_the_same_bytes_every_time_and_say_no_date(ink):
+@pytest.mark.parametrize("palette", [ON_LIGHT, ON_DARK])
+def test_plots_are_the_same_bytes_every_time_and_have_no_date(palette):
     for name, plot in plots(evaluation([1.0, 2.0, 5.0]), CURVE).items():
         assert png(plot) == png(plot), name
-        assert svg(plot, ink) == svg(plot, ink), name
-        assert b"Matplotlib v" not in png(plot) + svg(plot, ink)
-        assert b"dc:date" not in svg(plot, ink)
+        assert svg(plot, palette) == svg(plot, palette), name
+        assert b"Matplotlib v" not in png(plot) + svg(plot, palette)
+        assert b"dc:date" not in svg(plot, palette)
 
 
 def test_there_is_no_training_plot_without_a_curve_and_infinite_gains_draw_no_bar():
@@ -153,7 +168,7 @@ def test_worst_median_and_best_are_always_shown():
     result = evaluation([3.0, -1.0, 7.0, 2.0, 4.0])
     assert choose(result, 3) == {"k1": "smallest gain", "k0": "median gain", "k2": "largest gain"}
     assert list(choose(result, 5)) == ["k1", "k3", "k0", "k4", "k2"]
-    assert choose(result, 4)["k3"] == "gain number 2 of 5"
+    assert choose(result, 4)["k3"] == "rank 2 of 5 by gain"
 
 
 @pytest.mark.parametrize("number", range(1, 9))
@@ -162,7 +177,7 @@ def test_no_more_images_are_chosen_than_asked_for_or_there_are(images, number):
     assert len(choose(evaluation([float(n) for n in range(images)]), number)) == min(images, number)
 
 
-def test_the_detail_is_where_network_and_baseline_differ_most():
+def test_the_crop_is_where_network_and_baseline_differ_most():
     flat = np.zeros((200, 300, 3), np.float32)
     restored = flat.copy()
     restored[150:170, 40:60] = 1.0
@@ -209,13 +224,13 @@ SETTINGS = {
         ("gallery_images", 0, "evaluate.gallery_images"),
     ],
 )
-def test_a_mistake_in_the_section_is_named_with_its_place(place, value, message):
+def test_an_error_in_the_section_names_its_place(place, value, message):
     with pytest.raises(ParamsError, match=re.escape(message)):
         validated({**SETTINGS, place: value}, Evaluate, "evaluate")
 
 
 def checkout(folder: Path) -> list[str]:
-    """Lay out what the door reads: params.yaml, test shards, a model."""
+    """Write what the command reads: params.yaml, test shards, a model; return its arguments."""
     rng = np.random.default_rng(0)
     synthesize = yaml.safe_load((PROJECT / "params.yaml").read_text())["denoise"]["synthesize"]
     (folder / "params.yaml").write_text(
@@ -234,11 +249,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_the_door_writes_the_same_report_twice_and_says_which_benchmark_it_skipped(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_same_report_twice_and_prints_which_benchmark_it_skipped(tmp_path, monkeypatch, capsys):
     arguments = checkout(tmp_path)
     monkeypatch.chdir(tmp_path)
     evaluate_command.main(arguments)
-    assert "denoise: benchmark Nowhere skipped: no/such/folder is not there" in capsys.readouterr().out
+    assert "denoise: benchmark Nowhere skipped: no/such/folder is not available" in capsys.readouterr().out
     first = contents(tmp_path / "report")
     assert sorted(first) == [
         "gains.csv", "gains.png", "gallery.html", "metrics.json", "per_image.csv", "stages.csv", "stages.png",
@@ -252,7 +267,7 @@ def test_the_door_writes_the_same_report_twice_and_says_which_benchmark_it_skipp
     assert metrics["benchmarks"] == {}
 
 
-def test_a_door_that_fails_leaves_the_old_report(tmp_path, monkeypatch):
+def test_a_command_that_fails_leaves_the_old_report(tmp_path, monkeypatch):
     arguments = checkout(tmp_path)
     monkeypatch.chdir(tmp_path)
     evaluate_command.main(arguments)
@@ -264,17 +279,17 @@ def test_a_door_that_fails_leaves_the_old_report(tmp_path, monkeypatch):
     assert contents(tmp_path / "report") == first
 
 
-def report(folder: Path, task: str, receipt: dict | None) -> None:
+def report(folder: Path, task: str, promotion: dict | None) -> None:
     (folder / task).mkdir(parents=True)
     numbers = {
         kind: {"psnr": psnr, "ssim": 0.5} for kind, psnr in (("degraded", 20.0), ("baseline", None), ("restored", 29.5))
     }
     (folder / task / "metrics.json").write_text(json.dumps({**numbers, "gain_db": 9.5}))
-    if receipt is not None:
-        (folder / task / "promote.json").write_text(json.dumps(receipt))
+    if promotion is not None:
+        (folder / task / "promote.json").write_text(json.dumps(promotion))
 
 
-def test_the_summary_has_a_line_per_task_and_three_lines_of_what_to_do_next(tmp_path):
+def test_the_summary_has_a_line_per_task_and_three_lines_of_next_commands(tmp_path):
     report(tmp_path, "denoise", {"champion_version": 3, "alias_moved": True, "reason": "better by 1 dB"})
     report(tmp_path, "derain", {"champion_version": None, "alias_moved": False, "reason": "worse than the baseline"})
     report(tmp_path, "deblur", None)
@@ -284,12 +299,12 @@ def test_the_summary_has_a_line_per_task_and_three_lines_of_what_to_do_next(tmp_
         ["denoise", "20.00", "-", "29.50", "+9.50", "3"],
         ["derain", "20.00", "-", "29.50", "+9.50", "none"],
     ]
-    assert lines[5] == "derain: not promoted: worse than the baseline"
+    assert lines[5] == "derain: not the champion: worse than the baseline"
     assert lines[6] == ""
     assert len(lines[7:]) == 3
     assert "models:/denoise@champion" in lines[8]
 
 
-def test_the_summary_of_nothing_says_what_to_run(tmp_path):
+def test_a_summary_without_reports_says_what_to_run(tmp_path):
     with pytest.raises(ValueError, match="make repro"):
         read_results(tmp_path)

@@ -1,10 +1,13 @@
-"""How every door is run: a mistake is told in one line, a fault of ours is traced, a stage does not outlive its DVC."""
+"""How a command runs: one line for an error, a traceback in a file for an unexpected one, no stage without its DVC."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,7 +20,7 @@ from pipeline.config.params import load_section
 from pipeline.runtime import entry_point
 
 
-def test_a_door_tells_a_mistake_in_one_line_and_exits_with_1(tmp_path: Path) -> None:
+def test_a_mistake_of_the_user_is_one_line_and_exits_with_1(tmp_path: Path) -> None:
     params = small_params()
     params["derain"]["train"]["learning_rate"] = -1
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
@@ -29,19 +32,74 @@ def test_a_door_tells_a_mistake_in_one_line_and_exits_with_1(tmp_path: Path) -> 
     assert done.stderr == "error: params.yaml:\n  derain.train.learning_rate: should be greater than 0, not -1\n"
 
 
-def test_an_error_in_the_words_of_a_library_is_traced_in_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory; the command line names `models` in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["command", "--model", "models"])
+    return tmp_path
+
+
+def message(main: Callable[[], Any]) -> str:
+    """The line with which `main` ends as a command."""
+    with pytest.raises(SystemExit) as ended:
+        entry_point.run_command(main)
+    return str(ended.value)
+
+
+def project_code(source: str) -> Callable[[], Any]:
+    """A function that runs `source` as code of a file of the project."""
+    return lambda: exec(compile(source, str(PROJECT / "pipeline" / "some.py"), "exec"), {})
+
+
+@pytest.mark.parametrize(
+    ("main", "start"),
+    [
+        (lambda: np.zeros(2) + np.zeros(3), "error: operands could not be broadcast"),
+        (lambda: list(Path(__file__).iterdir()), "error: [Errno 20] Not a directory"),
+        (lambda: Path("elsewhere").read_text(), "error: [Errno 2] No such file or directory: 'elsewhere'"),
+        (lambda: shutil.copytree("empty/link", "copy"), "error: [Errno 2] No such file"),
+        (lambda: shutil.copytree("empty", "copy"), "error: [Errno 2] No such file"),
+        (project_code("import os; os.mkdir('empty')"), "error: [Errno 17] File exists: 'empty'"),
+    ],
+    ids=["library", "operating system", "absent file", "absent folder", "copy", "system call in project code"],
+)
+def test_the_traceback_of_an_unexpected_error_is_in_a_file(folder: Path, main: Callable[[], Any], start: str) -> None:
+    (folder / "empty").mkdir()
+    (folder / "empty" / "link").symlink_to("nowhere")
+    said = message(main)
+    assert said.startswith(start)
+    assert said.endswith(" (the traceback is in .cache/last-error.txt)")
+    assert said.count("\n") == 0
+    trace = Path(".cache/last-error.txt").read_text()
+    assert trace.startswith("Traceback (most recent call last):\n") and "run_command" in trace
+
+
+@pytest.mark.parametrize(
+    ("main", "expected"),
+    [
+        (lambda: load_section("seed", int), "params.yaml is missing: run from the root of the checkout"),
+        (project_code("raise OSError('the store is gone')"), "the store is gone"),
+        (project_code("raise OSError(13, 'no; not written', 'x.png')"), "[Errno 13] no; not written: 'x.png'"),
+        (lambda: Path("models/a").read_text(), "[Errno 2] No such file or directory: 'models/a'"),
+    ],
+    ids=["ValueError", "OSError", "OSError with a number", "file that the command line names"],
+)
+def test_an_expected_error_is_one_line_without_a_traceback(
+    folder: Path, main: Callable[[], Any], expected: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=r"could not be broadcast.*where it happened is in .cache/last-error.txt"):
-        entry_point.run_command(lambda: np.zeros(2) + np.zeros(3))
-    assert "entry_point.run_command(lambda: np.zeros(2) + np.zeros(3))" in Path(".cache/last-error.txt").read_text()
+    assert message(main) == f"error: {expected}"
+    assert not Path(".cache").exists()
 
 
-def test_an_error_in_words_of_ours_is_not_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=r"run from the root of the checkout[^()]*$"):
-        entry_point.run_command(lambda: load_section("seed", int))
+def test_a_full_disk_is_one_line_with_what_to_do(folder: Path) -> None:
+    def fill() -> None:
+        with Path("/dev/full").open("w") as file:
+            file.write("x")
+
+    assert (
+        message(fill) == "error: [Errno 28] No space left on device: free some space, then run the same command again"
+    )
     assert not Path(".cache").exists()
 
 
@@ -50,31 +108,31 @@ import signal, sys, time
 from pipeline.runtime.entry_point import run_command
 
 def main():
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
-    print("at work", flush=True)
-    time.sleep(100)  # told nothing, it ends by itself
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    print("started", flush=True)
+    time.sleep(100)  # ends by itself if nothing stops it
 
 run_command(main)
 """
 
 
-def test_a_stage_that_was_left_to_a_process_that_is_no_dvc_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[int, int]] = []
-    with started("sleep", "60") as heir, monkeypatch.context() as patched:
-        patched.setattr(os, "kill", lambda *call: told.append(call))
-        patched.setattr(psutil.Process, "ppid", lambda self: heir.pid)
-        entry_point._follow(psutil.Process(), heir.pid)
-    assert told == [(os.getpid(), signal.SIGTERM)]
+def test_a_stage_stops_when_its_parent_is_not_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, int]] = []
+    with started("sleep", "60") as parent, monkeypatch.context() as patched:
+        patched.setattr(os, "kill", lambda *call: sent.append(call))
+        patched.setattr(psutil.Process, "ppid", lambda self: parent.pid)
+        entry_point._stop_after_dvc(psutil.Process(), parent.pid)
+    assert sent == [(os.getpid(), signal.SIGTERM)]
 
 
 @pytest.mark.parametrize("command", ['exec "$0" "$@"', '"$0" "$@"; true'], ids=["replaced", "waiting"])
-def test_a_stage_stops_when_its_dvc_was_killed_and_the_shell_between_them_was_not(command: str) -> None:
+def test_a_stage_stops_when_dvc_was_killed_and_the_shell_between_them_was_not(command: str) -> None:
     dvc = f"""
 import os, subprocess, sys
 subprocess.run(["/bin/sh", "-c", {command!r}, sys.executable, "-c", {STAGE!r}], env=os.environ | {{"DVC_STAGE": "x"}})
 """
     with started(sys.executable, "-c", dvc, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         assert process.stdout
-        assert process.stdout.readline() == "at work\n"
+        assert process.stdout.readline() == "started\n"
         process.kill()
-        assert process.stdout.read() == "told to stop\n"
+        assert process.stdout.read() == "stopped\n"

@@ -1,13 +1,14 @@
-"""The door of promotion, run for real against a SQLite store: who becomes champion, and what is left as it was."""
+"""The command promote against a SQLite store: which version becomes champion, and what stays unchanged."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 import yaml
-from factories import small_params, write_folder
+from factories import PROJECT, small_params, write_folder
 
 from dgunet.checkpoint import load_model, save_model
 from dgunet.network import DGUNet, DGUNetConfig
@@ -16,7 +17,7 @@ from pipeline.config.params import load_section
 from pipeline.dataloader.pairs import pairs
 from pipeline.evaluation.scores import evaluate
 from pipeline.evaluation.settings import Evaluate
-from pipeline.promote import challenge
+from pipeline.promote import compare_with_champion
 from pipeline.runtime.provenance import digest
 from pipeline.shards.format import INDEX, checksum
 from pipeline.tracking import registry
@@ -26,8 +27,8 @@ pytestmark = pytest.mark.filterwarnings(  # MLflow's own, on import
 )
 
 
-class Road:
-    """A checkout that has come as far as promote: params.yaml, test shards, a model folder and its report."""
+class Checkout:
+    """What promote reads: params.yaml, test shards, a model folder and its report."""
 
     def __init__(self) -> None:
         Path("params.yaml").write_text(yaml.safe_dump(small_params()))
@@ -36,13 +37,13 @@ class Road:
         Path("report").mkdir()
 
     def model(self, seed: int, *, channels: int = 3) -> None:
-        """Train, as it were."""
+        """Write a model folder with random weights."""
         sizes = DGUNetConfig(image_channels=channels, width=8, growth=4, head_growth=4, num_stages=2)
         card = {"task": "derain", "provenance": {"commit": "c0", "data": "da"}}
         save_model(DGUNet.with_seed(sizes, seed), Path("model"), card)
 
     def metrics(self, restored: float | None, degraded: float | None = 20.0, baseline: float | None = 22.0) -> None:
-        """Evaluate, as it were: mean PSNRs in dB."""
+        """Write a report with these mean PSNRs in dB."""
         content = {
             **{
                 kind: {"psnr": psnr, "ssim": 0.5}
@@ -61,16 +62,16 @@ class Road:
         return evaluate(load_model("model"), pairs(Path("test")), settings.baseline, settings.protocol).restored.psnr
 
     def promote(self) -> dict[str, Any]:
-        """Run the door and return its receipt."""
-        Path("receipt.json").unlink(missing_ok=True)  # as DVC does
-        given = {"task": "derain", "model": "model", "shards": "test", "report": "report", "receipt": "receipt.json"}
-        promote.main([word for name, value in given.items() for word in (f"--{name}", value)])
+        """Run the command and return the promotion record."""
+        Path("record.json").unlink(missing_ok=True)  # as DVC does
+        options = {"task": "derain", "model": "model", "shards": "test", "report": "report", "record": "record.json"}
+        promote.main([word for name, value in options.items() for word in (f"--{name}", value)])
 
         def refuse(constant: str) -> None:
             raise AssertionError(f"{constant} is no JSON")
 
-        receipt: dict[str, Any] = json.loads(Path("receipt.json").read_text(), parse_constant=refuse)
-        return receipt
+        record: dict[str, Any] = json.loads(Path("record.json").read_text(), parse_constant=refuse)
+        return record
 
     def candidate(self, seed: int, psnr: float | None) -> dict[str, Any]:
         """Promote a model with this result."""
@@ -80,9 +81,9 @@ class Road:
 
 
 @pytest.fixture
-def road(store, tmp_path, monkeypatch) -> Road:
+def checkout(store, tmp_path, monkeypatch) -> Checkout:
     monkeypatch.chdir(tmp_path)
-    return Road()
+    return Checkout()
 
 
 def tags(version: int) -> dict[str, str]:
@@ -93,27 +94,27 @@ def versions() -> int:
     return len(mlflow.MlflowClient().search_model_versions("name = 'derain'"))
 
 
-def test_the_first_model_is_champion_if_it_beats_input_and_baseline(road, capsys):
-    receipt = road.candidate(0, 25.0)
-    assert receipt == {
+def test_the_first_model_becomes_champion_if_it_beats_degraded_images_and_baseline(checkout, capsys):
+    record = checkout.candidate(0, 25.0)
+    assert record == {
         "task": "derain", "version": 1, "champion_version": 1, "alias_moved": True,
-        "reason": "the first, with 25.00 dB where the baseline has 22.00 dB",
+        "reason": "the first champion, with 25.00 dB; the baseline has 22.00 dB",
         "psnr": 25.0, "champion_psnr": 25.0, "margin_db": 0.02,
     }  # fmt: skip
     assert registry.champion("derain").number == 1
-    assert capsys.readouterr().out.startswith("derain: version 1 is the champion: the first")
+    assert capsys.readouterr().out.startswith("derain: version 1 is the champion: the first champion, with")
 
 
-@pytest.mark.parametrize(("psnr", "rival"), [(19.0, "degraded"), (20.0, "degraded"), (21.5, "baseline")])
-def test_a_first_model_that_beats_less_is_registered_only(road, psnr, rival):
-    receipt = road.candidate(0, psnr)
-    assert (receipt["version"], receipt["champion_version"], receipt["alias_moved"]) == (1, None, False)
-    assert f"does not beat the {rival} images" in receipt["reason"]
+@pytest.mark.parametrize(("psnr", "kind"), [(19.0, "degraded"), (20.0, "degraded"), (21.5, "baseline")])
+def test_a_first_model_that_does_not_beat_both_is_registered_only(checkout, psnr, kind):
+    record = checkout.candidate(0, psnr)
+    assert (record["version"], record["champion_version"], record["alias_moved"]) == (1, None, False)
+    assert f"do not beat the {kind} images" in record["reason"]
     assert registry.champion("derain") is None
 
 
-def test_a_version_tells_where_it_comes_from_and_what_it_is_worth(road):
-    road.candidate(0, 25.0)
+def test_a_version_has_its_provenance_and_its_metrics_in_tags(checkout):
+    checkout.candidate(0, 25.0)
     found = tags(1)
     assert found["commit"] == "c0"
     assert found["data"] == "da"
@@ -128,115 +129,136 @@ def test_a_version_tells_where_it_comes_from_and_what_it_is_worth(road):
     assert [file.path for file in files] == ["report/gallery.html", "report/metrics.json"]
 
 
-def test_the_better_takes_the_alias_the_worse_does_not_and_a_rerun_changes_nothing(road):
-    road.candidate(0, 25.0)
-    better = road.candidate(1, 25.03)
+def test_a_better_model_becomes_champion_a_worse_one_does_not_and_a_rerun_changes_nothing(checkout):
+    checkout.candidate(0, 25.0)
+    better = checkout.candidate(1, 25.03)
     assert (better["version"], better["champion_version"], better["champion_psnr"]) == (2, 2, 25.03)
     assert tags(2)["champion_after"] == "1"
-    champion, before = Path("receipt.json").read_bytes(), tags(2)
-    road.promote()
-    assert Path("receipt.json").read_bytes() == champion
+    champion, before = Path("record.json").read_bytes(), tags(2)
+    checkout.promote()
+    assert Path("record.json").read_bytes() == champion
     assert tags(2) == before
 
-    worse = road.candidate(2, 25.04)
+    worse = checkout.candidate(2, 25.04)
     assert (worse["version"], worse["champion_version"], worse["alias_moved"]) == (3, 2, False)
-    assert worse["reason"] == ("does not beat the champion: 25.04 dB against the 25.03 dB of version 2, margin 0.02 dB")
-    receipt = Path("receipt.json").read_bytes()
-    road.promote()
-    assert Path("receipt.json").read_bytes() == receipt
+    assert worse["reason"] == ("does not beat the champion: 25.04 dB against 25.03 dB of version 2, margin 0.02 dB")
+    record = Path("record.json").read_bytes()
+    checkout.promote()
+    assert Path("record.json").read_bytes() == record
     assert versions() == 3
     assert registry.champion("derain").number == 2
 
 
-def test_a_champion_of_another_test_set_is_measured_on_this_one(road):
-    road.model(0)
-    truth = road.measure()
-    road.metrics(99.0)
-    assert road.promote()["alias_moved"]
+def test_a_champion_that_was_measured_on_another_test_set_is_measured_again(checkout):
+    checkout.model(0)
+    truth = checkout.measure()
+    checkout.metrics(99.0)
+    assert checkout.promote()["alias_moved"]
     before = checksum(Path("test") / INDEX)
     for path in Path("test").iterdir():
         path.unlink()
     Path("test").rmdir()
     write_folder(Path("test"), [2])
     assert checksum(Path("test") / INDEX) != before
-    truth = road.measure()
-    receipt = road.candidate(1, truth + 1)
-    assert receipt["alias_moved"], "99 dB were on other images"
-    assert f"against the {truth:.2f} dB of version 1" in receipt["reason"]
+    truth = checkout.measure()
+    record = checkout.candidate(1, truth + 1)
+    assert record["alias_moved"], "99 dB were on other images"
+    assert f"against {truth:.2f} dB of version 1" in record["reason"]
 
 
 @pytest.mark.parametrize("missing", ["test", "test.restored.psnr"])
-def test_a_champion_without_our_tags_is_measured(road, missing):
-    road.candidate(0, 99.0)
-    truth = road.measure()
+def test_a_champion_without_its_tags_is_measured(checkout, missing):
+    checkout.candidate(0, 99.0)
+    truth = checkout.measure()
     mlflow.MlflowClient().delete_model_version_tag("derain", "1", missing)
-    receipt = road.candidate(1, truth - 1)
-    assert (receipt["version"], receipt["champion_version"]) == (2, 1)
-    assert f"against the {truth:.2f} dB" in receipt["reason"]
-    assert receipt["champion_psnr"] == pytest.approx(truth)
+    record = checkout.candidate(1, truth - 1)
+    assert (record["version"], record["champion_version"]) == (2, 1)
+    assert f"against {truth:.2f} dB" in record["reason"]
+    assert record["champion_psnr"] == pytest.approx(truth)
 
 
-def test_an_alias_set_by_hand_is_respected(road):
-    assert not road.candidate(0, 21.0)["alias_moved"]
+def test_an_alias_set_by_hand_is_respected(checkout):
+    assert not checkout.candidate(0, 21.0)["alias_moved"]
     mlflow.MlflowClient().set_registered_model_alias("derain", "champion", "1")
-    receipt = road.promote()
-    assert (receipt["champion_version"], receipt["reason"]) == (1, "made champion by hand")
+    record = checkout.promote()
+    assert (record["champion_version"], record["reason"]) == (1, "made champion by hand")
 
 
-def test_a_champion_that_cannot_be_measured_stops_with_what_to_do(road):
-    road.model(0, channels=1)
-    road.metrics(25.0)
-    road.promote()
+def test_a_champion_that_cannot_be_measured_is_an_error_that_says_what_to_do(checkout):
+    checkout.model(0, channels=1)
+    checkout.metrics(25.0)
+    checkout.promote()
     mlflow.MlflowClient().delete_model_version_tag("derain", "1", "test.restored.psnr")
-    road.model(1)
+    checkout.model(1)
     with pytest.raises(ValueError, match=r"version 1 of derain, cannot be measured on test .*remove the alias"):
-        road.promote()
-    assert not Path("receipt.json").exists()
+        checkout.promote()
+    assert not Path("record.json").exists()
 
 
-def test_after_a_champion_that_was_deleted_the_next_is_the_first(road):
-    road.candidate(0, 30.0)
+def test_without_the_deleted_champion_the_next_model_is_the_first(checkout):
+    checkout.candidate(0, 30.0)
     mlflow.MlflowClient().delete_model_version("derain", "1")
-    receipt = road.candidate(1, 25.0)
-    assert (receipt["champion_version"], receipt["alias_moved"]) == (2, True)
+    record = checkout.candidate(1, 25.0)
+    assert (record["champion_version"], record["alias_moved"]) == (2, True)
 
 
-def test_a_report_without_a_number_promotes_nothing(road):
-    road.model(0)
-    road.metrics(None)
+def test_a_report_without_a_number_promotes_nothing(checkout):
+    checkout.model(0)
+    checkout.metrics(None)
     with pytest.raises(ValueError, match="no PSNR of the restored images"):
-        road.promote()
-    assert not Path("receipt.json").exists()
+        checkout.promote()
+    assert not Path("record.json").exists()
 
 
-def test_a_champion_measured_by_other_code_is_measured_again(road, monkeypatch):
-    road.candidate(0, 90.0)  # by some code that is too kind
-    monkeypatch.setattr(promote, "_measuring_code", lambda: "of today")
-    receipt = road.candidate(1, 60.0)
-    assert "60.00 dB against the 31.69 dB of version 1" in receipt["reason"]
-    assert receipt["alias_moved"]
+def test_a_champion_that_other_code_measured_is_measured_again(checkout, tmp_path, monkeypatch):
+    checkout.candidate(0, 90.0)  # too high, as code with a fault may measure it
+    for path in promote.MEASURING_CODE:
+        (tmp_path / "code" / path).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (PROJECT / path).is_dir() else shutil.copy)(PROJECT / path, tmp_path / "code" / path)
+    monkeypatch.setattr("pipeline.runtime.fingerprint.PROJECT", tmp_path / "code")
+    monkeypatch.setattr(registry, "stored_code_digest", lambda: "as before")
+    same = checkout.candidate(1, 60.0)
+    assert "60.00 dB against 90.00 dB of version 1" in same["reason"]
+    with (tmp_path / "code" / "dgunet" / "network" / "blocks.py").open("a") as file:
+        file.write("# changed")
+    other = checkout.candidate(2, 60.0)
+    assert "60.00 dB against 31.69 dB of version 1" in other["reason"]
+    assert other["alias_moved"]
 
 
-def test_a_number_that_changed_on_the_same_test_is_told_anew(road):
-    road.candidate(0, 25.0)
-    road.metrics(26.0)
-    road.promote()
+def test_newer_code_with_the_weights_of_the_champion_becomes_champion_once(checkout, monkeypatch):
+    checkout.candidate(0, 25.0)
+    monkeypatch.setattr(registry, "stored_code_digest", lambda: "newer")
+    newer = checkout.candidate(0, 25.0)
+    assert (newer["version"], newer["champion_version"]) == (2, 2)
+    assert newer["reason"] == "the weights of version 1, stored with newer code"
+    assert (tags(2)["champion_after"], tags(2)["code"]) == ("1", "newer")
+    mlflow.MlflowClient().set_registered_model_alias("derain", "champion", "1")
+    again = checkout.promote()
+    assert (again["version"], again["champion_version"]) == (2, 1), "an alias that was moved back by hand stays"
+    assert versions() == 2
+
+
+def test_a_psnr_that_changed_is_updated_in_the_tags(checkout):
+    checkout.candidate(0, 25.0)
+    checkout.metrics(26.0)
+    checkout.promote()
     assert tags(1)["test.restored.psnr"] == "26.0"
 
 
-def test_new_numbers_of_the_same_model_are_in_its_tags(road):
-    road.candidate(0, 25.0)
+def test_metrics_of_another_protocol_are_updated_in_the_tags(checkout):
+    checkout.candidate(0, 25.0)
     params = small_params()
     params["derain"]["evaluate"]["protocol"]["colour"] = "rgb"
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    road.metrics(24.0)
-    assert road.promote()["alias_moved"]
+    checkout.metrics(24.0)
+    assert checkout.promote()["alias_moved"]
     assert tags(1)["test.restored.psnr"] == "24.0"
     assert "all channels" in tags(1)["test"]
     assert versions() == 1
 
 
 def test_the_margin_must_be_exceeded():
-    assert not challenge(30.5, 30.0, 0.5, 1).set_champion
-    assert challenge(30.75, 30.0, 0.5, 1).set_champion
-    assert not challenge(30.0, 30.0, 0.0, 1).set_champion
+    assert not compare_with_champion(30.5, 30.0, 0.5, 1).set_champion
+    assert compare_with_champion(30.75, 30.0, 0.5, 1).set_champion
+    assert not compare_with_champion(30.0, 30.0, 0.0, 1).set_champion

@@ -1,15 +1,18 @@
-"""What is registered is safetensors, JSON and code, and restores anywhere; the alias moves with a record of why."""
+"""Registered models hold safetensors, JSON and code, and restore anywhere; tags say why a version became champion."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 from factories import PROJECT
+from packaging.requirements import Requirement
 
 import dgunet
 from dgunet import hub
@@ -47,7 +50,7 @@ def version(store, tmp_path) -> registry.Version:
     return register(model(tmp_path / "model"), "0")
 
 
-def test_what_is_registered_is_safetensors_json_and_code_and_nothing_else(version, tmp_path):
+def test_a_registered_model_holds_safetensors_json_and_code_and_nothing_else(version, tmp_path):
     folder = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=str(tmp_path / "fetched")))
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     package = Path(dgunet.__file__).parent
@@ -61,10 +64,10 @@ def test_what_is_registered_is_safetensors_json_and_code_and_nothing_else(versio
     assert not [path for path in folder.rglob("*") if path.name == "__pycache__"]
 
 
-def test_a_version_says_where_it_comes_from_and_knows_its_run(version):
+def test_a_version_has_its_provenance_and_its_run(version):
     found = mlflow.MlflowClient().get_model_version("derain", str(version.number))
-    assert found.tags == {"content": "0", "commit": "c0ffee"}
-    assert found.run_id == runs.find("derain", {"model": "0"})
+    assert found.tags == {"content": "0", "code": registry.stored_code_digest(), "commit": "c0ffee"}
+    assert found.run_id == runs.find_run("derain", {"model": "0"})
     assert version == registry.Version("derain", 1, found.tags)
 
 
@@ -74,12 +77,49 @@ def test_a_version_is_found_by_its_content(version):
     assert registry.registered("denoise", "0") is None
 
 
-def test_registering_says_nothing(store, tmp_path, capfd):
+def copy_of_stored_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the registry take a copy of the project's code that a test may change."""
+    (folder / "pipeline" / "tracking").mkdir(parents=True)
+    shutil.copytree(PROJECT / "dgunet", folder / "dgunet", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (registry.PYFUNC_MODEL, PROJECT / "pyproject.toml"):
+        shutil.copy(path, folder / path.relative_to(PROJECT))
+    monkeypatch.setattr("pipeline.runtime.fingerprint.PROJECT", folder)
+    monkeypatch.setattr(registry, "PROJECT", folder)
+    monkeypatch.setattr(registry, "PACKAGE", folder / "dgunet")
+    monkeypatch.setattr(registry, "PYFUNC_MODEL", folder / registry.PYFUNC_MODEL.relative_to(PROJECT))
+
+
+@pytest.mark.parametrize(
+    ("path", "edit"),
+    [
+        ("dgunet/inference.py", ("import math", "import math  # changed")),
+        ("pipeline/tracking/pyfunc_model.py", ("import mlflow", "import mlflow  # changed")),
+        ("pyproject.toml", ('"safetensors>=0.5"', '"safetensors>=0.6"')),
+    ],
+)
+def test_a_version_with_older_code_is_not_found(version, tmp_path, monkeypatch, path, edit):
+    copy_of_stored_code(tmp_path / "checkout", monkeypatch)
+    assert registry.registered("derain", "0") == version
+    changed = tmp_path / "checkout" / path
+    changed.write_text(changed.read_text().replace(*edit))
+    assert registry.registered("derain", "0") is None
+
+
+def test_the_requirements_are_those_of_the_package(version, tmp_path):
+    folder = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=str(tmp_path / "fetched")))
+    stored = {Requirement(line) for line in (folder / "requirements.txt").read_text().splitlines()}
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    assert {one.name for one in stored} >= {"torch", "numpy", "opencv-python", "pillow", "safetensors", "jaxtyping"}
+    assert stored >= {Requirement(line) for line in project["dependencies"]}
+    assert {one.name for one in stored} - {Requirement(line).name for line in project["dependencies"]} <= {"mlflow"}
+
+
+def test_registering_prints_nothing(store, tmp_path, capfd):
     register(model(tmp_path / "model"), "0")
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_alias_moves_and_the_versions_tell_when_why_and_after_whom(version, tmp_path):
+def test_the_alias_moves_and_tags_say_when_why_and_which_version_was_champion_before(version, tmp_path):
     assert registry.champion("derain") is None
     registry.set_champion(version, "the first", None)
     first = registry.champion("derain")
@@ -92,13 +132,13 @@ def test_the_alias_moves_and_the_versions_tell_when_why_and_after_whom(version, 
     assert all(tag["champion_since"].endswith("+00:00") for tag in tags)
 
 
-def test_a_champion_that_was_deleted_is_none(version):
+def test_without_its_version_the_alias_names_no_champion(version):
     registry.set_champion(version, "the first", None)
     mlflow.MlflowClient().delete_model_version("derain", "1")
     assert registry.champion("derain") is None
 
 
-def test_a_registry_that_fails_is_no_registry_without_champion(store, monkeypatch):
+def test_a_registry_that_fails_is_not_taken_for_one_without_champion(store, monkeypatch):
     def fail(*_: object) -> None:
         raise mlflow.exceptions.MlflowException("the database is locked")
 
@@ -107,7 +147,7 @@ def test_a_registry_that_fails_is_no_registry_without_champion(store, monkeypatc
         registry.champion("derain")
 
 
-def test_the_champion_pulled_is_the_model_that_was_registered(version, tmp_path):
+def test_the_model_that_is_pulled_is_the_one_that_was_registered(version, tmp_path):
     registry.set_champion(version, "the first", None)
     image = np.random.default_rng(0).random((20, 31, 3), np.float32)
     folder = hub.pull("models:/derain@champion")
@@ -118,7 +158,7 @@ def test_the_champion_pulled_is_the_model_that_was_registered(version, tmp_path)
 
 
 @pytest.mark.slow
-def test_the_champion_is_served_from_anywhere_without_this_project_and_without_pickle(version, store, tmp_path):
+def test_a_registered_model_restores_without_this_project_and_without_pickle(version, store, tmp_path):
     registry.set_champion(version, "the first", None)
     images = np.random.default_rng(0).random((2, 20, 31, 3), np.float32)
     np.save(tmp_path / "in.npy", images)
@@ -130,7 +170,7 @@ def test_the_champion_is_served_from_anywhere_without_this_project_and_without_p
         cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert not Path(done.stdout.splitlines()[-1]).is_relative_to(PROJECT), "it brings its own code"
+    assert not Path(done.stdout.splitlines()[-1]).is_relative_to(PROJECT), "the code comes with the model"
     expected = [dgunet.restore(dgunet.load_model(tmp_path / "model"), image) for image in images]
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
 

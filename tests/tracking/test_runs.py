@@ -1,4 +1,4 @@
-"""Runs in MLflow: against a real SQLite store, and a real server that is stopped in the middle and comes back."""
+"""Runs in MLflow, against a real SQLite store and a real server that is killed and started again."""
 
 import math
 import os
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from factories import PROJECT
 from mlflow.exceptions import MlflowException
 from processes import until
 
@@ -38,6 +39,25 @@ def curve(run_id: str, name: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in mlflow.MlflowClient().get_metric_history(run_id, name))
 
 
+def test_the_environment_is_as_before_when_mlflow_is_no_longer_connected(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
+    before = dict(os.environ)
+    with runs.connected():
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7", "what the user has set stays"
+        assert os.environ["MLFLOW_TRACKING_URI"] == store
+    assert dict(os.environ) == before
+
+
+def test_importing_the_package_does_not_change_the_environment():
+    code = (
+        "import os, mlflow, mlflow.pyfunc; before = dict(os.environ)\n"
+        "import pipeline.tracking.registry, pipeline.tracking.runs, pipeline.tracking.trials\n"
+        "assert dict(os.environ) == before"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=PROJECT, check=True)
+
+
 def test_a_run_holds_its_params_curves_tags_and_files(store, tmp_path):
     (tmp_path / "report" / "tune").mkdir(parents=True)
     (tmp_path / "report" / "gallery.html").write_text("before, after")
@@ -46,7 +66,7 @@ def test_a_run_holds_its_params_curves_tags_and_files(store, tmp_path):
         for step in (100, 200):
             current.log({"loss": 1 / step, "val_psnr": 30 + step / 100}, step)
         current.tag({"data": "abc"})
-        current.files(tmp_path / "report", "report")
+        current.log_files(tmp_path / "report", "report")
     found = written(current.id)
     assert found.info.status == "FINISHED"
     assert found.data.params == {"train.learning_rate": "0.002", "train.network.width": "16", "seed": "1"}
@@ -55,13 +75,13 @@ def test_a_run_holds_its_params_curves_tags_and_files(store, tmp_path):
     assert curve(current.id, "val_psnr") == [(100, 31), (200, 32)]
     listed = mlflow.MlflowClient().list_artifacts(current.id, "report")
     assert [file.path for file in listed] == ["report/gallery.html"]
-    assert (tmp_path / "mlartifacts").is_dir(), "files lie beside the database, not where one happens to be"
+    assert (tmp_path / "mlartifacts").is_dir(), "files lie beside the database, not in the current directory"
 
 
-def test_equal_runs_share_one_and_what_was_cut_off_goes_on(store):
+def test_equal_runs_share_one_and_a_run_that_failed_is_continued(store):
     with pytest.raises(RuntimeError), run() as first:
         first.log({"loss": 0.5}, 10)
-        raise RuntimeError("the machine is on fire")
+        raise RuntimeError("something failed")
     assert written(first.id).info.status == "FAILED"
     with run(params={**PARAMS, "evaluate": "changed since"}) as second:
         second.log({"loss": 0.4}, 20)
@@ -84,15 +104,15 @@ def test_a_step_that_is_reported_again_is_logged_once(store):
     assert curve(second.id, "val_psnr") == [(10, 30.0), (20, 31.0)]
 
 
-def test_reports_that_nobody_heard_are_filled_in_from_the_history(store):
+def test_lost_reports_are_filled_in_from_the_history(store):
     with run() as current:
         current.log({"step": 10, "loss": 0.5}, 10)
         current.log({"step": 30, "loss": 0.3}, 30)
-        current.complete([{"step": step, "loss": 1 - step / 20} for step in (10, 20, 30)])
+        current.log_history([{"step": step, "loss": 1 - step / 20} for step in (10, 20, 30)])
     assert curve(current.id, "loss") == [(10, 0.5), (20, 0.0), (30, 0.3)]
 
 
-def test_parameters_that_were_not_written_before_a_crash_are_written_by_the_next(store):
+def test_parameters_that_a_crashed_run_lacks_are_logged_when_it_is_continued(store):
     with run(params={}) as first:
         pass
     with run() as second:
@@ -101,7 +121,7 @@ def test_parameters_that_were_not_written_before_a_crash_are_written_by_the_next
     assert written(first.id).data.params["seed"] == "1"
 
 
-def test_any_number_of_params_and_metrics_goes_through_and_nan_is_kept(store):
+def test_any_number_of_params_and_metrics_is_logged_and_nan_is_kept(store):
     params = {"long": "x" * 10_000, **{f"p{number}": number for number in range(250)}}
     with run(params=params) as current:
         current.log({f"m{number}": float(number) for number in range(2500)}, 1)
@@ -115,14 +135,14 @@ def test_any_number_of_params_and_metrics_goes_through_and_nan_is_kept(store):
 @pytest.mark.parametrize(
     ("error", "status"), [(ValueError, "FAILED"), (SystemExit, "FAILED"), (KeyboardInterrupt, "KILLED")]
 )
-def test_a_run_tells_how_it_ended(store, error, status):
+def test_a_run_has_the_status_of_its_end(store, error, status):
     with pytest.raises(error), run() as current:
         raise error
     assert written(current.id).info.status == status
     assert mlflow.active_run() is None
 
 
-def test_an_experiment_that_was_deleted_comes_back(store):
+def test_an_experiment_that_was_deleted_is_restored(store):
     with run() as first:
         pass
     client = mlflow.MlflowClient()
@@ -138,84 +158,83 @@ def test_system_metrics_are_in_the_run(store, monkeypatch):
         until(lambda: set(written(current.id).data.metrics) >= SYSTEM_METRICS)
 
 
-class Weather:
-    """Makes MLflow's answers to metrics fail, or hang, as long as one likes."""
+class UnreliableServer:
+    """Makes MLflow's requests that log metrics fail or hang."""
 
     def __init__(self, monkeypatch) -> None:
-        self.storm, self.failures = False, 0
-        self.calm = threading.Event()
-        self.calm.set()
+        self.fails, self.failures = False, 0
+        self.answers = threading.Event()
+        self.answers.set()
         original = mlflow.MlflowClient.log_batch
 
-        def log_batch(client, *given, **named):
-            self.calm.wait()
-            if self.storm:
+        def log_batch(client, *arguments, **named):
+            self.answers.wait()
+            if self.fails:
                 self.failures += 1
-                raise MlflowException("no answer\nand more that nobody reads")
-            return original(client, *given, **named)
+                raise MlflowException("no answer\nand a second line")
+            return original(client, *arguments, **named)
 
         monkeypatch.setattr(mlflow.MlflowClient, "log_batch", log_batch)
         monkeypatch.setattr(runs, "SECONDS_BETWEEN_TRIES", 0.05)
         monkeypatch.setattr(runs, "SECONDS_TO_WAIT", 0.5)
 
 
-def test_what_a_server_missed_is_sent_when_it_is_back_and_both_are_told_once(store, monkeypatch, capsys):
-    weather = Weather(monkeypatch)
+def test_metrics_wait_for_a_server_that_does_not_answer_and_two_lines_say_so(store, monkeypatch, capsys):
+    server = UnreliableServer(monkeypatch)
     with run() as current:
         current.log({"loss": 1.0}, 1)
-        weather.storm = True
+        server.fails = True
         for step in (2, 3, 4):
             current.log({"loss": 1 / step}, step)
         current.tag({"data": "abc"})
-        until(lambda: weather.failures)
-        weather.storm = False
+        until(lambda: server.failures)
+        server.fails = False
         current.log({"loss": 1 / 5}, 5)
     assert curve(current.id, "loss") == [(step, 1 / step) for step in (1, 2, 3, 4, 5)]
     assert written(current.id).data.tags["data"] == "abc"
-    told = capsys.readouterr().err.splitlines()
-    assert told == [
-        "MLflow does not answer, metrics are kept until it does (no answer)",
-        "MLflow answers again; what it missed is sent",
+    assert capsys.readouterr().err.splitlines() == [
+        "MLflow does not answer; metrics are sent when it does (no answer)",
+        "MLflow answers again; all metrics are sent",
     ]
 
 
-def test_a_server_that_hangs_holds_up_nobody(store, monkeypatch):
-    weather = Weather(monkeypatch)
+def test_a_server_that_hangs_delays_nothing(store, monkeypatch):
+    server = UnreliableServer(monkeypatch)
     monkeypatch.setattr(runs, "SECONDS_TO_WAIT", 0.01)
     with run() as current:
-        weather.calm.clear()
+        server.answers.clear()
         for step in range(5):
             current.log({"loss": float(step)}, step)
         assert curve(current.id, "loss") == []
-        weather.calm.set()
+        server.answers.set()
     assert len(curve(current.id, "loss")) == 5
 
 
-def test_a_server_that_stays_away_does_not_fail_the_work(store, monkeypatch, capsys):
-    weather = Weather(monkeypatch)
+def test_a_server_that_never_answers_does_not_fail_the_body_of_a_run(store, monkeypatch, capsys):
+    server = UnreliableServer(monkeypatch)
     with run() as current:
-        weather.storm = True
+        server.fails = True
         current.log({"loss": 1.0}, 1)
         current.tag({"data": "abc"})
-    assert "it lacks the last metrics" in capsys.readouterr().err
+    assert "the run lacks its last metrics" in capsys.readouterr().err
 
 
-def test_what_mlflow_refuses_is_one_line_with_its_address(store):
+def test_a_request_that_mlflow_refuses_is_one_line_with_its_address(store):
     with pytest.raises(ValueError, match=r"^MLflow at sqlite:///.*mlflow.db: no such thing$"), run():
         raise MlflowException("no such thing\ntraceback")
 
 
-def test_nobody_at_the_address_is_said_at_once(monkeypatch):
-    monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", lambda *given, **named: pytest.fail("asked MLflow"))
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+def test_an_address_without_a_server_is_reported_at_once(monkeypatch):
+    monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", lambda *_, **__: pytest.fail("asked MLflow"))
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed.getsockname()[1]}")
         unanswered = r"^MLflow at http://127.* does not answer .*refused.* set MLFLOW_TRACKING_URI$"
         with pytest.raises(ValueError, match=unanswered), run():
             pass
 
 
-def test_a_server_that_takes_calls_but_never_answers_is_given_up(monkeypatch):
+def test_a_server_that_accepts_connections_but_never_answers_is_reported(monkeypatch):
     monkeypatch.setattr(runs, "SECONDS_TO_ANSWER", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -224,13 +243,13 @@ def test_a_server_that_takes_calls_but_never_answers_is_given_up(monkeypatch):
 
 
 class Server:
-    """`mlflow server` over a SQLite file and a folder, which can be stopped and started again."""
+    """`mlflow server` over a SQLite file and a folder, which can be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.process = folder, None
 
     def start(self, port: int = 0) -> None:
-        """Start it, at a port that it chooses, or at the one it had."""
+        """Start it at `port`, or at a port that it chooses."""
         command = [
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
             "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
@@ -243,10 +262,10 @@ class Server:
         urllib.request.urlopen(f"{self.address}/health").close()
 
     def listening(self) -> re.Match[str] | None:
-        """What it says of its port, once it listens and has started."""
-        said = (self.folder / "server.log").read_text()
-        assert self.process.poll() is None, said
-        return re.search(r"running on http://127\.0\.0\.1:(\d+)", said)
+        """The port in its log, once it has started."""
+        log = (self.folder / "server.log").read_text()
+        assert self.process.poll() is None, log
+        return re.search(r"running on http://127\.0\.0\.1:(\d+)", log)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -268,7 +287,7 @@ def server(tmp_path, empty_store, monkeypatch) -> Iterator[Server]:
 
 
 @pytest.mark.slow
-def test_a_real_server_killed_in_the_middle_has_everything_in_the_end(server, monkeypatch, capsys):
+def test_a_server_that_is_killed_and_started_again_has_all_metrics_in_the_end(server, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.5")
     monkeypatch.setattr(runs, "SECONDS_BETWEEN_TRIES", 1.0)
 
@@ -281,14 +300,14 @@ def test_a_real_server_killed_in_the_middle_has_everything_in_the_end(server, mo
         before = until(count)
         server.kill()
         for step in range(5, 10):
-            current.log({"loss": 1 / (1 + step)}, step)  # training goes on meanwhile
+            current.log({"loss": 1 / (1 + step)}, step)  # training goes on without it
         server.start(server.port)
         current.log({"loss": 1 / 11}, 10)
         current.tag({"data": "abc"})
-        until(lambda: count() > before)  # system metrics go on as well
+        until(lambda: count() > before)  # system metrics are logged again, too
         (server.folder / "report").mkdir()
         (server.folder / "report" / "gallery.html").write_text("before, after")
-        current.files(server.folder / "report", "report")
+        current.log_files(server.folder / "report", "report")
     assert curve(current.id, "loss") == [(step, 1 / (1 + step)) for step in range(11)]
     assert written(current.id).info.status == "FINISHED"
     assert written(current.id).data.tags["data"] == "abc"
