@@ -184,7 +184,7 @@ def wait_for_checkpoint(process: subprocess.Popen[bytes], checkout: Path, step: 
         assert process.poll() is None, "the run has ended before it could be killed"
         for path in (checkout / ".cache" / "runs").glob("*/checkpoint_*/checksums.json"):
             if path.parent.name not in newest:
-                with suppress(FileNotFoundError):  # Ray has deleted it meanwhile
+                with suppress(OSError, RuntimeError):  # Ray is still copying it, or has deleted it
                     state = torch.load(path.with_name("state.pt"), weights_only=True)
                     newest[path.parent.name] = int(state["progress"]["step"])
         time.sleep(0.02)

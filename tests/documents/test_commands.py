@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from factories import PROJECT
-from fenced_blocks import Block, blocks, documents, tracked_files
+from checkout import Checkout
+from fenced_blocks import Block, blocks, documents
 from mlflow import MlflowClient
 from test_documents import merge
 
@@ -24,9 +24,9 @@ from pipeline.sources.listing import STARTER_PHOTOS
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 RUN = [document for document in documents() if any(block.language in ("bash", "python") for block in blocks(document))]
-TINY_SYNTHESIZE = {"tile_size": 64, "stride": 256, "held_out_tile_size": 160, "copies": 1}
-TINY_TRAIN = {
-    "network": {"width": 8, "growth": 4, "head_growth": 4, "num_stages": 3},
+SYNTHESIZE = {"tile_size": 64, "stride": 256, "held_out_tile_size": 160, "copies": 1}
+TRAIN = {
+    "network": {"width": 8, "growth": 4, "head_growth": 4},
     "num_steps": 12,
     "warmup_steps": 2,
     "validate_every": 6,
@@ -35,80 +35,41 @@ TINY_TRAIN = {
 }
 
 
-class Checkout:
-    """A copy of the tracked files, as of a reader who has run `make setup` and has some photographs."""
+def shrink(params: dict[str, Any]) -> None:
+    """Tiny values for all tasks, and the photographs in the folder that the documents name."""
+    merge(params, {"tasks": ["denoise"], "prepare": {"sources": [{"kind": "folder", "path": "~/photos"}]}})
+    for section in (params["defaults"], params["denoise"]):
+        merge(section, {"synthesize": SYNTHESIZE, "train": TRAIN})
+
+
+class Reader:
+    """Someone with a checkout in which `make setup` has run, some photographs, and a terminal to answer questions."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.home = folder / "checkout of the project", folder / "home"
-        for name in tracked_files():
-            if name != "dvc.lock":
-                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(PROJECT / name, self.folder / name)
-        params = self.read_params()
-        sources = [{"kind": "folder", "path": "~/photos"}]  # as the documents ask
-        merge(
-            params,
-            {
-                "prepare": {"sources": sources},
-                "tasks": ["denoise"],
-                "defaults": {"synthesize": TINY_SYNTHESIZE, "train": TINY_TRAIN},
-            },
-        )
-        merge(params, {"denoise": {"synthesize": TINY_SYNTHESIZE, "train": TINY_TRAIN}})
-        self.write_params(params)
-        self._install()
-        self._add_photographs()
-        variables = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DGUNET_", "RAY_", "GIT_"))}
-        self.environment = variables | {
-            "HOME": str(self.home),
-            "PATH": f"{self.folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(self.folder),
-            "MPLBACKEND": "Agg",
-            "DVC_NO_ANALYTICS": "true",
-        }
-        for command in (
-            "git init --quiet",
-            "git add .",
-            "git -c user.name=t -c user.email=t@t commit --quiet -m start",
-        ):
-            subprocess.run(command.split(), cwd=self.folder, env=self.environment, check=True)
-
-    def read_params(self) -> dict[str, Any]:
-        read: dict[str, Any] = yaml.safe_load((self.folder / "params.yaml").read_text())
-        return read
-
-    def write_params(self, params: dict[str, Any]) -> None:
-        text = yaml.safe_dump(params, sort_keys=False, allow_unicode=True)
-        (self.folder / "params.yaml").write_text(text)
-
-    def _install(self) -> None:
-        """The environment that runs the tests, as `make setup` leaves it: nothing is to be installed."""
-        environment = self.folder / ".venv"
+        home = folder / "home"
+        variables = {"HOME": str(home), "MPLBACKEND": "Agg", "PYTHONPATH": str(folder / "checkout")}
+        self.checkout = Checkout(folder / "checkout", shrink, variables)
+        environment = self.checkout.folder / ".venv"
         environment.mkdir()
         for path in Path(sys.prefix).iterdir():
             if path.name != ".ready":
                 (environment / path.name).symlink_to(path)
-        (environment / ".ready").touch()
-
-    def _add_photographs(self) -> None:
-        """photo.jpg, scans/ and real pairs in the checkout, and the default photographs as files in ~/photos."""
-        (self.home / "photos").mkdir(parents=True)
+        (environment / ".ready").touch()  # nothing is to be installed
+        (home / "photos").mkdir(parents=True)
         for package, names in STARTER_PHOTOS.items():
             spec = find_spec(package)
             assert spec is not None and spec.origin is not None
             for name in names:
-                shutil.copy(Path(spec.origin).parent / name, self.home / "photos")
-        shutil.copy(self.home / "photos" / "rocket.jpg", self.folder / "photo.jpg")
-        for folder in ("scans", "rain/target", "rain/input"):
-            (self.folder / folder).mkdir(parents=True)
-            shutil.copy(self.home / "photos" / "chelsea.png", self.folder / folder)
+                shutil.copy(Path(spec.origin).parent / name, home / "photos")
+        shutil.copy(home / "photos" / "rocket.jpg", self.checkout.folder / "photo.jpg")
+        for name in ("scans", "rain/target", "rain/input"):
+            (self.checkout.folder / name).mkdir(parents=True)
+            shutil.copy(home / "photos" / "chelsea.png", self.checkout.folder / name)
 
-    def run(self, block: Block) -> None:
-        """Run one block; a failure shows the document, the line, and what was printed."""
+    def follow(self, block: Block) -> None:
+        """Do what a block says; a failure shows the document, the line, and what was printed."""
         if block.language == "yaml":
-            params = self.read_params()
-            merge(params, yaml.safe_load(block.code))
-            self.write_params(params)
+            self.checkout.change(lambda params: merge(params, yaml.safe_load(block.code)))
             return
         command = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
         reader, terminal = os.openpty()
@@ -116,8 +77,8 @@ class Checkout:
         try:
             done = subprocess.run(
                 [*command, block.code],
-                cwd=self.folder,
-                env=self.environment,
+                cwd=self.checkout.folder,
+                env=self.checkout.environment,
                 stdin=terminal,
                 capture_output=True,
                 text=True,
@@ -132,27 +93,27 @@ class Checkout:
 
     def _set_champions(self) -> None:
         """Give each new model the alias `champion`: after so few steps none is better than its baseline."""
-        client = MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
+        client = MlflowClient(f"sqlite:///{self.checkout.folder}/mlflow.db")
         for model in client.search_registered_models():
             if "champion" not in model.aliases:
                 client.set_registered_model_alias(model.name, "champion", "1")
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    made = Checkout(tmp_path_factory.mktemp("documents"))
-    made.run(Block("make repro", 0, "bash", "make repro"))
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    made = Reader(tmp_path_factory.mktemp("documents"))
+    made.follow(Block("make repro", 0, "bash", "make repro"))
     return made
 
 
 @pytest.mark.parametrize("document", RUN)
-def test_the_commands_of_a_document_work(checkout: Checkout, document: str) -> None:
+def test_the_commands_of_a_document_work(reader: Reader, document: str) -> None:
     for block in blocks(document):
         if block.language in ("bash", "python", "yaml"):
-            checkout.run(block)
+            reader.follow(block)
 
 
-def test_a_block_that_fails_is_noticed(checkout: Checkout) -> None:
+def test_a_block_that_fails_is_noticed(reader: Reader) -> None:
     for block in (Block("x.md", 1, "bash", "make no-such-target"), Block("x.md", 1, "python", "import no_such_module")):
         with pytest.raises(AssertionError, match=re.escape("x.md:1")):
-            checkout.run(block)
+            reader.follow(block)
