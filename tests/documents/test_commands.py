@@ -69,7 +69,11 @@ class Reader:
     def follow(self, block: Block) -> None:
         """Do what a block says; a failure shows the document, the line, and what was printed."""
         if block.language == "yaml":
-            self.checkout.change(lambda params: merge(params, yaml.safe_load(block.code)))
+            changes = yaml.safe_load(block.code)
+            for section in changes.values():
+                if isinstance(section, dict) and "train" in section:  # the small defaults are to hold
+                    section["train"] = {name: value for name, value in section["train"].items() if name not in TRAIN}
+            self.checkout.change(lambda params: merge(params, changes))
             return
         command = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
         reader, terminal = os.openpty()
