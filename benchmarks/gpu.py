@@ -21,7 +21,7 @@ import torch
 
 from dgunet import published
 from dgunet.losses import stage_loss
-from pipeline.config.params import load_section
+from pipeline.config.params import load_task_section
 from pipeline.dataloader.loader import Batch
 from pipeline.training.settings import Compute, Train
 from pipeline.training.trainer import Training
@@ -133,7 +133,7 @@ def step_of(name: str, sizes: dict[str, int | bool], device: torch.device, batch
             optimiser.step()
 
         return step
-    recipe = load_section("derain.train", Train).model_copy(
+    recipe = load_task_section("derain", "train", Train).model_copy(
         update={
             "compute": Compute.model_validate(PLAIN | WAYS[name]),
             "batch_size": len(batch.keys),

@@ -25,7 +25,7 @@ import torch
 
 from dgunet.images import read_photo, to_float, write_image
 from dgunet.network import DGUNet, DGUNetConfig
-from pipeline.config.params import load_section, read_params
+from pipeline.config.params import load_task_section, merged_section, read_params
 from pipeline.dataloader import dataset, loader
 from pipeline.degradations import degrade
 from pipeline.preparation.inspection import inspect_image
@@ -53,7 +53,7 @@ def main() -> None:
     pixels = statistics.mean(image.height * image.width for image in images) / 1e6
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        patch = load_section("derain.train", Train).patch_size
+        patch = load_task_section("derain", "train", Train).patch_size
         lay_pngs(images, place / "png")
         lay_shards("derain", images, place / "derain")
         lay_shards("denoise", images, place / "denoise")
@@ -97,7 +97,9 @@ def main() -> None:
 
 
 def manifest() -> list[Entry]:
-    return tiles.chosen(read_manifest(Path("data/manifest.jsonl")), load_section("denoise.synthesize", Synthesize))
+    return tiles.chosen(
+        read_manifest(Path("data/manifest.jsonl")), load_task_section("denoise", "synthesize", Synthesize)
+    )
 
 
 def of_folder(path: str) -> list[Entry]:
@@ -113,7 +115,7 @@ def of_folder(path: str) -> list[Entry]:
 
 
 def lay_pngs(images: list[Entry], folder: Path) -> None:
-    degradation = load_section("derain.synthesize", Synthesize).degradation
+    degradation = load_task_section("derain", "synthesize", Synthesize).degradation
     for side in ("clean", "degraded"):
         (folder / side).mkdir(parents=True)
     for number, image in enumerate(images):
@@ -123,13 +125,13 @@ def lay_pngs(images: list[Entry], folder: Path) -> None:
 
 
 def lay_shards(task: str, images: list[Entry], folder: Path) -> None:
-    settings = load_section(f"{task}.synthesize", Synthesize).model_copy(update={"copies": 1})
+    settings = load_task_section(task, "synthesize", Synthesize).model_copy(update={"copies": 1})
     folder.mkdir()
     entries = [
         write_shard(folder / f"{number:06d}.tar", tiles.pairs(stretch, settings, 1))
         for number, stretch in enumerate(tiles.plan(images, settings))
     ]
-    write_index(folder, Index({**read_params()[task]["synthesize"], "seed": 1}, entries))
+    write_index(folder, Index({**merged_section(read_params(), task, "synthesize"), "seed": 1}, entries))
 
 
 def samples_of_shards(folder: Path, patch: int) -> Iterator[object]:
@@ -195,7 +197,7 @@ def batches_of_recipe(folder: Path) -> Iterator[object]:
 
 def share_of_a_step(folder: Path) -> tuple[float, float, float]:
     """Seconds to make a batch and to take a step (processor), and those a step waits for its batch (clock)."""
-    recipe = load_section("denoise.train", Train)
+    recipe = load_task_section("denoise", "train", Train)
     patches = dataset.PatchDataset(folder, recipe.batch_size, recipe.patch_size, seed=1)
     steps = {"rank": 0, "world_size": 1, "num_steps": 10**6, "num_loader_processes": 0, "pin_memory": False}
     training = Training(DGUNet.with_seed(DGUNetConfig(**recipe.network.model_dump()), 0), recipe, torch.device("cpu"))

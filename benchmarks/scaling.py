@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline.cluster import resources, session, training_run
 from pipeline.cluster.channel import RunListener
-from pipeline.config.params import load_section
+from pipeline.config.params import load_task_section
 from pipeline.dataloader.loader import Batch
 from pipeline.runtime import files
 from pipeline.training import collectives, context
@@ -103,7 +103,7 @@ def on_nodes(count: int, steps: int) -> dict[str, float]:
             "PYTHONPATH": str(files.PROJECT),
         }  # fmt: skip
         with session.session():
-            work = partial(timed, steps, load_section("derain.train", Train))
+            work = partial(timed, steps, load_task_section("derain", "train", Train))
             share = resources.Share(count, 1.0, 0.0)
             training_run.fit(
                 work, name="scaling", into=Path(folder) / "out", ears=RunListener(heard.append), share=share

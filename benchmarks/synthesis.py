@@ -31,7 +31,7 @@ import ray
 from dgunet.images import quantise, read_photo, to_float
 from pipeline import synthesize
 from pipeline.cluster import session, tasks
-from pipeline.config.params import load_section
+from pipeline.config.params import load_task_section
 from pipeline.degradations import degrade
 from pipeline.shards.format import Pair, ShardEntry, write_shard
 from pipeline.sources.hashing import pixel_hash
@@ -64,7 +64,7 @@ def main() -> None:
         f"worker, {number} shards": peak("worker", number) for number in (0, 1, 16)
     }
     whole = sum(stages.values())
-    settings = load_section(f"{TASK}.synthesize", Synthesize)
+    settings = load_task_section(TASK, "synthesize", Synthesize)
     report = [
         "# Synthesis",
         "",
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def sources() -> tuple[list[Entry], Synthesize]:
-    settings = load_section(f"{TASK}.synthesize", Synthesize)
+    settings = load_task_section(TASK, "synthesize", Synthesize)
     images = tiles.chosen(read_manifest(Path("data/manifest.jsonl")), settings)
     return [image for image in images if image.split == "train"], settings
 
@@ -111,7 +111,7 @@ def orders(number: int) -> list[synthesize.ShardJob]:
 
 def where_time_goes() -> dict[str, float]:
     """Seconds of processor time per pair of each part of making a shard."""
-    settings = load_section(f"{TASK}.synthesize", Synthesize)
+    settings = load_task_section(TASK, "synthesize", Synthesize)
     spent = dict.fromkeys(("decode the image", "check its hash", "degrade", "write the shard"), 0.0)
     count = 0
     for order in orders(TIMED):
@@ -185,7 +185,7 @@ def measure_driver(number: int) -> None:
     """The door itself, with workers that claim to have made what they are asked for."""
     if number == 0:
         return
-    settings = load_section(f"{TASK}.synthesize", Synthesize)
+    settings = load_task_section(TASK, "synthesize", Synthesize)
     params = Path("params.yaml").read_text()
     entry = Entry(uri="", sha256="", split="train", scene="", source="listed", **MEMORY)
     images = math.ceil(number / tiles.num_tiles(entry, settings))

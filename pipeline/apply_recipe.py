@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import io
+import json
 import os
 import sys
 import tempfile
@@ -19,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarfloat import ScalarFloat
 
-from pipeline.config.params import PARAMS_FILE, ParamsError
+from pipeline.config.params import GENERAL, PARAMS_FILE, STAGES, ParamsError, default_section, is_same_kind
 from pipeline.runtime.entry_point import run_command
 from pipeline.validate import check
 
 RECIPES = Path("infra") / "recipes"
+LINE_LENGTH = 100
 COLOURS = {"+": "\033[32m", "-": "\033[31m", "@": "\033[36m"}
 PLAIN = "\033[0m"
 
@@ -40,7 +42,7 @@ def main() -> None:
     given = parser.parse_args()
     path = PARAMS_FILE.resolve()
     before = path.read_text(encoding="utf-8")
-    after = adopted(before, _text(given.recipe))
+    after = apply_recipe(before, _text(given.recipe))
     if after == before:
         raise ValueError(f"nothing to do: {PARAMS_FILE} has all values of {given.recipe}")
     checked = _checked(path, after, given.recipe)
@@ -56,8 +58,18 @@ def main() -> None:
     print(f"{PARAMS_FILE}: {given.recipe} is adopted; `git diff {PARAMS_FILE}` shows it, `make repro` builds it")
 
 
-def adopted(params: str, recipe: str) -> str:
-    """Return the text `params` with the values of `recipe`, its comments and layout kept; ValueError if no mapping."""
+def apply_recipe(params: str, recipe: str) -> str:
+    """Return the text of params.yaml with the values of a recipe; comments and layout stay.
+
+    A value that the defaults have as well is left out of the task's section.
+
+    Args:
+        params: Text of params.yaml.
+        recipe: Text of the recipe.
+
+    Raises:
+        ValueError: The recipe is not YAML, or not a mapping of sections.
+    """
     yaml = _yaml()
     try:
         content, changes = yaml.load(params), yaml.load(recipe)
@@ -65,8 +77,17 @@ def adopted(params: str, recipe: str) -> str:
         raise ValueError(f"not YAML: {error}") from None
     if not isinstance(changes, CommentedMap) or not all(isinstance(section, str) for section in changes):
         raise ValueError("a recipe is a mapping of sections, as params.yaml: `derain: {train: {...}}`")
+    before = json.dumps(content)
     added = [name for name in changes if name not in content]
-    if not _merge(content, changes):
+    _merge(content, changes)
+    for task in changes.keys() - set(GENERAL):
+        for stage in STAGES:
+            if _are_mappings(content[task], changes[task]) and _are_mappings(
+                section := content[task].get(stage), changed := changes[task].get(stage)
+            ):
+                _leave_out_defaults(section, changed, default_section(content, stage).value)
+                _break_long_line(yaml, section)
+    if json.dumps(content) == before:
         return params
     for name in added:
         content.yaml_set_comment_before_after_key(name, before="\n")
@@ -84,23 +105,40 @@ def difference(before: str, after: str, *, coloured: bool) -> str:
     return "".join(f"{COLOURS[line[0]]}{line.rstrip()}{PLAIN}\n" if line[0] in COLOURS else line for line in lines)
 
 
-def _merge(content: CommentedMap, changes: CommentedMap) -> bool:
-    """Write `changes` into `content`; return whether anything became another."""
-    changed = False
+def _merge(content: CommentedMap, changes: CommentedMap) -> None:
+    """Write `changes` into `content`, mapping by mapping."""
     for name, value in changes.items():
-        there = content.get(name)
-        if isinstance(there, CommentedMap) and isinstance(value, CommentedMap) and _of_one_kind(there, value):
-            changed |= _merge(there, value)
-        elif name not in content or not _equal(there, value):
+        old = content.get(name)
+        if isinstance(old, CommentedMap) and isinstance(value, CommentedMap) and is_same_kind(old, value):
+            _merge(old, value)
+        elif name not in content or not _equal(old, value):
             if name not in content and name in changes.ca.items:
                 content.ca.items[name] = changes.ca.items[name]  # the comment behind the key
             content[name] = _readable(value)
-            changed = True
-    return changed
 
 
-def _of_one_kind(there: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
-    return "kind" not in value or there.get("kind") == value["kind"]
+def _leave_out_defaults(section: CommentedMap, changes: CommentedMap, defaults: Mapping[str, Any]) -> None:
+    """Remove from `section` what `changes` has just written and `defaults` has as well."""
+    for name in changes.keys() & section.keys() & defaults.keys():
+        value, default = section[name], defaults[name]
+        if _are_mappings(value, changes[name]) and isinstance(default, Mapping) and is_same_kind(default, value):
+            _leave_out_defaults(value, changes[name], default)
+            if not value:
+                del section[name]
+        elif _equal(value, default):
+            del section[name]
+
+
+def _break_long_line(yaml: YAML, section: CommentedMap) -> None:
+    """Write a section one key a line where it would be longer than a line as `{...}`."""
+    text = io.StringIO()
+    yaml.dump(section, text)
+    if section.fa.flow_style() and len(text.getvalue()) > LINE_LENGTH:
+        section.fa.set_block_style()
+
+
+def _are_mappings(one: Any, other: Any) -> bool:
+    return isinstance(one, CommentedMap) and isinstance(other, CommentedMap)
 
 
 def _equal(there: Any, value: Any) -> bool:
@@ -108,15 +146,20 @@ def _equal(there: Any, value: Any) -> bool:
 
 
 def _readable(value: Any) -> Any:
-    """Return `value` with its floats to be written plainly: 1e-6 is a number to YAML 1.2, a string to 1.1."""
+    """Return a copy of `value` without YAML anchors, its floats written plainly: YAML 1.1 takes 1e-6 for a string."""
     if isinstance(value, ScalarFloat):
         return float(value)
-    if isinstance(value, dict):
-        for name in value:
-            value[name] = _readable(value[name])
-    elif isinstance(value, list):
-        value[:] = [_readable(item) for item in value]
-    return value
+    if isinstance(value, CommentedMap):
+        copy: CommentedMap | CommentedSeq = CommentedMap((name, _readable(item)) for name, item in value.items())
+        copy.ca.items.update(value.ca.items)
+    elif isinstance(value, CommentedSeq):
+        copy = CommentedSeq(_readable(item) for item in value)
+        copy.ca.items.update(value.ca.items)
+    else:
+        return value
+    if value.fa.flow_style():
+        copy.fa.set_flow_style()
+    return copy
 
 
 def _yaml() -> YAML:

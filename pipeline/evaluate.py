@@ -10,9 +10,10 @@ import torch
 from tqdm import tqdm
 
 from dgunet.checkpoint import load_model
-from pipeline.config.params import load_section
+from pipeline.config.params import load_section, load_task_section, read_params
 from pipeline.dataloader.pairs import EvaluationPair, pairs
 from pipeline.degradations.parsing import parse_degradation
+from pipeline.evaluation.benchmarks import load_benchmark
 from pipeline.evaluation.scores import Evaluation, evaluate, restore_pair
 from pipeline.evaluation.settings import Evaluate
 from pipeline.reporting.gallery import GalleryItem, Page, choose, render
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder of the report to write")
     args = parser.parse_args(arguments)
 
-    settings: Evaluate = load_section(f"{args.task}.evaluate", Evaluate)
+    settings: Evaluate = load_task_section(args.task, "evaluate", Evaluate)
     seed: int = load_section("seed", int)
     model = load_model(args.model).to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -41,10 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = _with_progress(pairs(args.shards), f"evaluate {args.task}", index.samples)
     evaluation = evaluate(model, images, settings.baseline, settings.protocol)
     benchmarks: dict[str, Evaluation] = {}
-    for benchmark in settings.benchmarks:
+    params = read_params()
+    for benchmark in (load_benchmark(params, name) for name in settings.benchmarks):
         if (missing := benchmark.absent()) is not None:
             print(
-                f"{args.task}: benchmark {benchmark.name} skipped: {missing} is not available. When it is, run "
+                f"{args.task}: benchmark {benchmark.name} skipped: {missing} is not available. Put "
+                "the images there, or set DGUNET_DATA to the folder that holds them (docs/datasets.md); then run "
                 f".venv/bin/dvc repro --force --single-item evaluate@{args.task}",
                 flush=True,
             )

@@ -20,7 +20,7 @@ from jaxtyping import Float32, UInt8
 from dgunet.images import Photo, quantise, to_float, write_image, write_photo
 from dgunet.network import DGUNet, DGUNetConfig
 from dgunet.tensors import to_tensor
-from pipeline.config.params import load_section
+from pipeline.config.params import load_section, load_task_section
 from pipeline.dataloader.pairs import online_degradation, online_pair
 from pipeline.degradations import degrade
 from pipeline.degradations.compose import Degradation
@@ -35,7 +35,7 @@ from pipeline.shards.format import INDEX, Shard, read_index
 from pipeline.sources.listing import Pairs, RejectedImage, list_images, read_source_image
 from pipeline.synthesis.settings import Synthesize
 from pipeline.synthesis.tiles import read_channels
-from pipeline.training.settings import Network
+from pipeline.training.settings import Train
 
 PREVIEW = Path("preview")
 EXAMPLES = Path("infra/degradations.yaml")
@@ -125,8 +125,8 @@ def task_sheet(task: str) -> UInt8[np.ndarray, "H W 3"]:
     For a random choice of degradations, the rows show as many different ones as possible. For compressive sensing the
     degraded image is Φᵀy, where the network starts; before training the rows of Φ are orthonormal.
     """
-    settings = load_section(f"{task}.synthesize", Synthesize)
-    network = load_section(f"{task}.train.network", Network)
+    settings = load_task_section(task, "synthesize", Synthesize)
+    network = load_task_section(task, "train", Train).network
     seed = load_section("seed", int)
     photos = list(islice(photographs(settings), NUM_ROWS))
     if not photos:

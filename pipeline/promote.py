@@ -13,7 +13,7 @@ import torch
 
 from dgunet.checkpoint import load_model, read_card
 from dgunet.hub import pull
-from pipeline.config.params import load_section
+from pipeline.config.params import load_section, load_task_section
 from pipeline.dataloader.pairs import pairs
 from pipeline.evaluation.baselines import NoBaseline
 from pipeline.evaluation.protocol import Protocol
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--report", required=True, type=Path, help="folder that evaluate wrote")
     parser.add_argument("--record", required=True, type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
-    margin_db = load_section(f"{args.task}.promote", Promote).margin_db
-    protocol = load_section(f"{args.task}.evaluate", Evaluate).protocol
+    margin_db = load_section("promote", Promote).margin_db
+    protocol = load_task_section(args.task, "evaluate", Evaluate).protocol
     metrics = json.loads((args.report / "metrics.json").read_text())
     test = f"{metrics['test_index_sha256']} {protocol} Measured by {_measuring_code()[:12]}."
     psnr = _psnr(metrics, "restored")

@@ -23,7 +23,7 @@ import cv2
 from tqdm import tqdm
 
 from pipeline.cluster import session, tasks
-from pipeline.config.params import load_section, read_params
+from pipeline.config.params import load_section, load_task_section, merged_section, read_params
 from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.shards import store
@@ -52,10 +52,10 @@ def main() -> None:
     parser.add_argument("--manifest", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path, help="folder for train/, val/ and test/")
     given = parser.parse_args()
-    settings = load_section(f"{given.task}.synthesize", Synthesize)
+    settings = load_task_section(given.task, "synthesize", Synthesize)
     seed = load_section("seed", int)
     images = chosen(read_manifest(given.manifest), settings)
-    recipe = {**read_params()[given.task]["synthesize"], "seed": seed}
+    recipe = {**merged_section(read_params(), given.task, "synthesize"), "seed": seed}
     work_dir = (WORK_DIR / fingerprint("synthesize", given.task, recipe, _digest(images), store.in_use())).resolve()
     by_split = {split: [image for image in images if image.split == split] for split in SPLITS}
     num_pairs = {split: sum(num_tiles(image, settings) for image in by_split[split]) for split in SPLITS}

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pipeline.cluster import run_lock, session, training_run
 from pipeline.cluster.channel import RunListener
-from pipeline.config.params import load_section, read_params
+from pipeline.config.params import load_section, load_task_section, merged_task, read_params
 from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.provenance import commit, digest
@@ -38,14 +38,14 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=Path, help="model folder to write")
     parser.add_argument("--curve", required=True, type=Path, help="CSV of the training curve to write")
     given = parser.parse_args()
-    recipe = load_section(f"{given.task}.train", Train)
+    recipe = load_task_section(given.task, "train", Train)
     seed = load_section("seed", int)
     data = {split: checksum(given.shards / split / INDEX) for split in ("train", "val")}
     indices = {split: read_index(given.shards / split) for split in ("train", "val")}
     job = TrainingJob(recipe, int(indices["train"].recipe["channels"]), given.shards.resolve(), indices, seed)
     card = {"task": given.task, "provenance": {"commit": commit(), "data": data["train"]}}
     name = f"{given.task}-{fingerprint('train', recipe.model_dump(), data, seed)}"
-    params = {**read_params()[given.task], "seed": seed}
+    params = {**merged_task(read_params(), given.task), "seed": seed}
 
     with (
         run_lock.alone(name),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster import run_lock, session
-from pipeline.config.params import load_section
+from pipeline.config.params import load_section, load_task_section
 from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.shards.format import INDEX, checksum, read_index
@@ -46,14 +46,14 @@ def main() -> None:
     parser.add_argument("--shards", required=True, type=Path, help="folder with train/ and val/")
     parser.add_argument("--out", required=True, type=Path, help="folder for table, figure and proposal")
     given = parser.parse_args()
-    recipe = load_section(f"{given.task}.train", Train)
+    recipe = load_task_section(given.task, "train", Train)
     settings, seed = load_section("tune", tuning_settings.Tune), load_section("seed", int)
     space.check(settings, recipe, given.task)
     data = {split: checksum(given.shards / split / INDEX) for split in ("train", "val")}
     indices = {split: read_index(given.shards / split) for split in ("train", "val")}
     work = Work(TrainingJob(recipe, int(indices["train"].recipe["channels"]), given.shards.resolve(), indices, seed))
     name = f"tune-{given.task}-{fingerprint('train', settings.model_dump(), recipe.model_dump(), data, seed)}"
-    problem = Search(name, settings, recipe.num_steps, seed, work, first=space.current(recipe, settings.space))
+    problem = Search(name, settings, recipe.num_steps, seed, work, first=space.current(recipe, settings.search_space))
     params = {"tune": settings.model_dump(), "train": recipe.model_dump(), "seed": seed}
 
     with (
@@ -89,7 +89,7 @@ class _Watch:
 
     def hear(self, number: int, trial: str, values: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
         if trial not in self.runs:
-            tried = space.rounded(self.problem.settings.space, values)
+            tried = space.rounded(self.problem.settings.search_space, values)
             self.runs[trial] = TrialRun(self.task, self.parent, f"{self.problem.name}-{trial}", tried)
         known = {name: metrics[name] for name in LOGGED if math.isfinite(metrics.get(name, math.nan))}
         self.runs[trial].log(known, int(metrics[STEP]))

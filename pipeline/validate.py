@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt
 
-from pipeline.config.params import PARAMS_FILE, ParamsError, Section, read_params, validated
+from pipeline.config.params import (
+    GENERAL,
+    PARAMS_FILE,
+    STAGES,
+    WITHOUT_DEFAULT,
+    ParamsError,
+    Place,
+    Section,
+    default_section,
+    invalid_values,
+    merge,
+    read_params,
+    validated,
+    validated_merge,
+)
+from pipeline.evaluation.benchmarks import BENCHMARKS, load_benchmark
 from pipeline.evaluation.settings import Evaluate
 from pipeline.preparation.settings import Prepare
 from pipeline.runtime.entry_point import run_command
@@ -17,45 +33,97 @@ from pipeline.tracking.settings import Promote
 from pipeline.training.settings import Train
 from pipeline.tuning.settings import Tune
 
-
-class Task(Section):
-    """One task's values, a section for each DVC stage that is built per task."""
-
-    synthesize: Synthesize
-    train: Train
-    evaluate: Evaluate
-    promote: Promote
+KINDS: dict[str, type[Section]] = {"synthesize": Synthesize, "train": Train, "evaluate": Evaluate}
 
 
 class General(Section):
-    """What all tasks share; `tasks` are the sections to be built."""
+    """The sections that all tasks share; `tasks` are those to be built."""
 
     tasks: Annotated[list[str], Field(min_length=1)]
     seed: NonNegativeInt
     prepare: Prepare
+    promote: Promote
     tune: Tune
+    defaults: dict[str, dict[str, Any]]
+    benchmarks: dict[str, dict[str, Any]]
 
 
 def check(path: Path = PARAMS_FILE) -> None:
-    """Read all sections, also those that are not built; ParamsError names every mistake in the file, one a line."""
-    content = read_params(path)
-    general = {name: content.pop(name) for name in General.model_fields if name in content}
-    mistakes = []
-    sections: list[tuple[Any, type[Section], str]] = [(general, General, "")]
-    sections += [(section, Task, name) for name, section in content.items()]
-    for value, kind, name in sections:
-        try:
-            validated(value, kind, name)
-        except ParamsError as error:
-            mistakes.append(str(error))
-    named = general.get("tasks") or []
-    mistakes += [
-        f"tasks: {task} has no section; there is: {', '.join(content)}" for task in named if task not in content
-    ]
-    if len(set(named)) != len(named):
-        mistakes.append("tasks: a task is named twice")
+    """Validate all sections, also those of tasks that are not built.
+
+    Raises:
+        ParamsError: params.yaml is not valid; one line for every mistake in the file.
+    """
+    params = read_params(path)
+    mistakes = list(dict.fromkeys(_mistakes(params)))
     if mistakes:
-        raise ParamsError(f"{path}:\n  " + "\n".join(mistakes).replace("\n", "\n  "))
+        raise ParamsError(f"{path}:\n  " + "\n  ".join(mistakes))
+
+
+def _mistakes(params: Mapping[str, Any]) -> Iterator[str]:
+    yield from _errors(validated, {name: params[name] for name in GENERAL if name in params}, General)
+    tasks = {name: section for name, section in params.items() if name not in GENERAL}
+    listed = params.get("tasks")
+    listed = listed if isinstance(listed, list) else []
+    for task in listed:
+        if task not in tasks:
+            yield f"tasks: {task} has no section; there is: {', '.join(tasks)}"
+    if len(set(map(str, listed))) != len(listed):
+        yield "tasks: a task is named twice"
+    yield from _mistakes_in_defaults(params)
+    benchmarks = params.get(BENCHMARKS)
+    names = list(benchmarks) if isinstance(benchmarks, dict) else []
+    for name in names:
+        yield from _errors(load_benchmark, params, name)
+    for task, section in tasks.items():
+        yield from _mistakes_in_task(params, task, section)
+        for name in _named_benchmarks(params, section):
+            if name not in names:
+                yield f"{task}.evaluate.benchmarks: there is no benchmark `{name}`; there is: {', '.join(names)}"
+
+
+def _mistakes_in_defaults(params: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong in `defaults`, also where every task states another value."""
+    defaults = params.get("defaults")
+    for stage in defaults if isinstance(defaults, dict) else ():
+        if stage not in KINDS:
+            yield f"defaults.{stage}: no such key; there is: {', '.join(KINDS)}"
+            continue
+        section = default_section(params, stage)
+        for name in WITHOUT_DEFAULT[stage]:
+            if name in section.value:
+                yield f"{section.name}.{name}: has no default; state it in each task"
+        yield from invalid_values(section, KINDS[stage])
+
+
+def _mistakes_in_task(params: Mapping[str, Any], task: str, section: Any) -> Iterator[str]:
+    if not isinstance(section, dict):
+        yield f"{task}: should be a mapping of {', '.join(STAGES)}, not {section!r}"
+        return
+    for stage in section:
+        if stage not in KINDS:
+            yield f"{task}.{stage}: no such key; check the spelling, or remove it"
+    for stage, kind in KINDS.items():
+        if stage not in section:
+            yield f"{task}.{stage}: missing; write `{stage}: {{}}` to take all values from `defaults`"
+            continue
+        own = Place(f"{task}.{stage}", section[stage])
+        yield from _errors(validated_merge, own, default_section(params, stage), kind, WITHOUT_DEFAULT[stage])
+
+
+def _named_benchmarks(params: Mapping[str, Any], section: Any) -> list[str]:
+    evaluate = section.get("evaluate") if isinstance(section, dict) else None
+    merged = merge(default_section(params, "evaluate").value, evaluate)
+    named = merged.get(BENCHMARKS) if isinstance(merged, dict) else None
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+
+
+def _errors(function: Any, *arguments: Any) -> list[str]:
+    try:
+        function(*arguments)
+    except ParamsError as error:
+        return str(error).split("\n")
+    return []
 
 
 def main() -> None:

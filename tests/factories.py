@@ -1,7 +1,9 @@
 """Small recipes, pairs, shards and image files for tests, and where published images lie."""
 
+import copy
 import io
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from pipeline.config.params import is_same_kind, task_names
 from pipeline.shards.format import Index, Pair, write_index, write_shard
 from pipeline.training.context import Worker
 from pipeline.training.settings import Train
@@ -70,8 +73,32 @@ def write_folder(folder: Path, sizes: list[int], *, online: bool = False) -> Ind
 
 def small_params() -> dict[str, Any]:
     """params.yaml as it is committed."""
+    return copy.deepcopy(_read_params())
+
+
+@cache
+def _read_params() -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load((PROJECT / "params.yaml").read_text())
     return content
+
+
+def repeated_defaults(params: dict[str, Any]) -> list[str]:
+    """The keys that a task states although the defaults have the same value."""
+
+    def repeated(name: str, own: Any, default: Any) -> list[str]:
+        if isinstance(own, dict) and isinstance(default, dict) and is_same_kind(default, own):
+            return [
+                found for key in own if key in default for found in repeated(f"{name}.{key}", own[key], default[key])
+            ]
+        return [name] if own == default and type(own) is type(default) else []
+
+    defaults = params["defaults"]
+    return [
+        found
+        for task in task_names(params)
+        for stage, own in params[task].items()
+        for found in repeated(f"{task}.{stage}", own, defaults[stage])
+    ]
 
 
 def png(value: int = 0) -> bytes:

@@ -1,22 +1,30 @@
-"""Named folders of test images beside the test split: read from anywhere, absent ones are not an error."""
+"""Test sets of the field: named in the section `benchmarks` of params.yaml, their images in the folder DGUNET_DATA.
+
+A benchmark whose images are absent is not an error: `evaluate` skips it with a message.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from dgunet.images import UnreadableImage, in_channels, read_photo, to_float
+from pipeline.config.params import ParamsError, Place, default_section, validated_merge
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.degradations import degrade
 from pipeline.degradations.compose import Degradation
 from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.settings import BenchmarkSettings
+from pipeline.runtime import environment
 from pipeline.sources import listing, patterns, places, storage
 
+BENCHMARKS = "benchmarks"  # section of params.yaml
 Image = Float32[np.ndarray, "H W C"]
 
 
@@ -24,9 +32,11 @@ Image = Float32[np.ndarray, "H W C"]
 class Benchmark:
     """A test set of the field.
 
-    clean, degraded: folders (relative to where the pipeline runs), archives, URLs, or patterns of names, as
-    `sources.Pairs` takes them. With `degraded` null the clean images are degraded by `degradation`, with a seed that
-    depends on the image's name alone; with both null by the task's own degradation.
+    name: as in params.yaml.
+    clean, degraded: folders, archives, URLs, or patterns of names, as `sources.listing.Pairs` takes them. Without
+        `degraded`, the clean images are degraded by `degradation`, with a seed that depends only on the image's name;
+        without both, by the task's own degradation.
+    protocol: how restored images are measured.
     """
 
     name: str
@@ -35,19 +45,13 @@ class Benchmark:
     degradation: Degradation | None
     protocol: Protocol
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self) -> None:
-        if self.degraded is not None and self.degradation is not None:
-            raise ValueError(f"benchmark {self.name}: give degraded or degradation, not both")
-
     def absent(self) -> str | None:
         """Return the folder, archive or URL that is missing or empty (an unmounted disk), None if all is there.
 
         Raises StorageError if an archive is damaged.
         """
-        sides = (side for side in (self.clean, self.degraded) if side)
-        return next((missing for side in sides if (missing := _missing(patterns.place_of(side)))), None)
+        sides = (patterns.place_of(side) for side in (self.clean, self.degraded) if side)
+        return next((missing for place in dict.fromkeys(sides) if (missing := _missing(place))), None)
 
     def pairs(self, task_degradation: Degradation, channels: int, seed: int) -> Iterator[EvaluationPair]:
         """Yield the pairs in the order of their names, as RGB (`channels` 3) or as gray (1).
@@ -82,6 +86,24 @@ class Benchmark:
                 one, two = other.degraded or other.uri, image.degraded or image.uri
                 raise ValueError(f"benchmark {self.name}: {one} and {two} differ in their suffix alone: remove one")
         return named
+
+
+def load_benchmark(params: Mapping[str, Any], name: str) -> Benchmark:
+    """Return a benchmark of params.yaml; ParamsError if there is none of that name, or it is not valid."""
+    benchmarks = params.get(BENCHMARKS)
+    if not isinstance(benchmarks, dict) or name not in benchmarks:
+        there = ", ".join(map(str, benchmarks)) if isinstance(benchmarks, dict) else "none"
+        raise ParamsError(f"there is no benchmark `{name}` in params.yaml; there is: {there}")
+    defaults = default_section(params, "evaluate")
+    shared = Place(defaults.name, {"protocol": defaults.value.get("protocol")})
+    settings = validated_merge(Place(f"{BENCHMARKS}.{name}", benchmarks[name]), shared, BenchmarkSettings, ("clean",))
+    degraded = settings.degraded and _located(settings.degraded)
+    return Benchmark(name, _located(settings.clean), degraded, settings.degradation, settings.protocol)
+
+
+def _located(place: str) -> str:
+    """Return a place of params.yaml as one to read from: relative ones are below DGUNET_DATA."""
+    return place if "://" in place or Path(place).is_absolute() else f"{environment.data_folder()}/{place}"
 
 
 def _missing(place: str) -> str | None:

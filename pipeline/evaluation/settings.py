@@ -1,21 +1,48 @@
-"""The section `evaluate` of params.yaml."""
+"""The sections `evaluate` and `benchmarks` of params.yaml."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from pipeline.config.params import Section
+from pipeline.degradations.compose import Degradation
 from pipeline.evaluation.baselines import Baseline
-from pipeline.evaluation.benchmarks import Benchmark
 from pipeline.evaluation.protocol import Protocol
 
 
 class Evaluate(Section):
-    """How a task's model is judged: on its own test split, and on benchmarks that are skipped where they are absent."""
+    """How a task's model is measured: on its own test split, and on benchmarks, named as in `benchmarks`."""
 
     protocol: Protocol
     baseline: Annotated[Baseline, Field(discriminator="kind")]
     gallery_images: PositiveInt
-    benchmarks: list[Benchmark]
+    benchmarks: list[str]
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _are_named_once(cls, names: list[str]) -> list[str]:
+        if len(set(names)) != len(names):
+            raise ValueError("a benchmark is named twice")
+        return names
+
+
+class BenchmarkSettings(Section):
+    """One benchmark of the section `benchmarks`; its `protocol` is merged with `defaults.evaluate.protocol`.
+
+    clean, degraded: folders or archives below DGUNET_DATA, absolute paths, URLs, or patterns of names as a source of
+    kind `pairs` takes them. Without `degraded` the clean images are degraded by `degradation`; without both, by the
+    task's own degradation.
+    """
+
+    clean: str
+    degraded: str | None = None
+    degradation: Degradation | None = None
+    protocol: Protocol
+
+    @model_validator(mode="after")
+    def _degraded_images_come_from_one_source(self) -> BenchmarkSettings:
+        if self.degraded is not None and self.degradation is not None:
+            raise ValueError("give degraded or degradation, not both")
+        return self

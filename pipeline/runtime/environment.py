@@ -27,3 +27,8 @@ def number(name: str, default: Number) -> Number:
 def max_failures() -> int:
     """Return how many deaths of workers a run survives without a new checkpoint: DGUNET_MAX_FAILURES."""
     return number("DGUNET_MAX_FAILURES", 3)
+
+
+def data_folder() -> str:
+    """Return the folder, or URL, that holds the images of benchmarks: DGUNET_DATA."""
+    return (os.environ.get("DGUNET_DATA") or "data/sets").rstrip("/")

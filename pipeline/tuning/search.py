@@ -122,7 +122,7 @@ def _tuner(problem: Search, trainable: Any, at_once: int, heard: _Heard) -> tune
     settings = problem.settings
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = OptunaSearch(
-        {name: _distribution(dimension) for name, dimension in settings.space.items()},
+        {name: _distribution(dimension) for name, dimension in settings.search_space.items()},
         metric=METRIC, mode="max", sampler=optuna.samplers.TPESampler(seed=problem.seed),
         points_to_evaluate=[dict(problem.first)] if problem.first else None,
     )  # fmt: skip
@@ -167,7 +167,7 @@ class _Driver:
             heard.append(metrics[STEP])
             tune.report(dict(metrics))
 
-        work = self.problem.work_of(rounded(self.problem.settings.space, sampled))
+        work = self.problem.work_of(rounded(self.problem.settings.search_space, sampled))
         run = f"{self.name}-{tune.get_context().get_trial_id()}"
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -238,7 +238,7 @@ def _trial(result: Any, reports: Reports, problem: Search) -> Trial:
     return Trial(
         number=int(number),
         id=name,
-        values=rounded(problem.settings.space, result.config),
+        values=rounded(problem.settings.search_space, result.config),
         outcome="diverged" if failure else "failed" if result.error else finished,
         best_psnr=max((report[METRIC] for report in measured), default=math.nan),
         steps=steps,

@@ -69,17 +69,17 @@ class Tune(Section):
     time_budget_minutes: PositiveFloat
     cpus_per_trial: PositiveFloat
     gpus_per_trial: Annotated[float, Field(ge=0)]
-    space: Annotated[dict[str, Dimension], Field(min_length=1)]
+    search_space: Annotated[dict[str, Dimension], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _can_be_searched(self) -> Tune:
         if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
             raise ValueError(f"gpus_per_trial ({self.gpus_per_trial}) must be a whole number, or a fraction of one")
-        for name in self.space:
+        for name in self.search_space:
             if name in FIXED:
-                raise ValueError(f"space.{name}: trials with unequal {' or '.join(FIXED)} cannot be compared")
+                raise ValueError(f"search_space.{name}: trials with unequal {' or '.join(FIXED)} cannot be compared")
             if not _is_a_value(name):
-                raise ValueError(f"space.{name}: a task's `train` section has no such value")
+                raise ValueError(f"search_space.{name}: a task's `train` section has no such value")
         return self
 
 

@@ -54,12 +54,12 @@ def check(tune: Tune, train: Train, task: str) -> None:
     """Raise ParamsError unless every pair of extreme values of the space is a valid recipe of `task`."""
     if tune.grace_steps > train.num_steps:
         raise ParamsError(f"tune.grace_steps ({tune.grace_steps}) must not exceed {task}.train.num_steps")
-    for values in _corners(tune.space):
+    for values in _corners(tune.search_space):
         try:
             changed(train, values)
         except ParamsError as error:
             tried = ", ".join(f"{name}={value}" for name, value in values.items())
-            raise ParamsError(f"tune.space: with {tried} the recipe of {task} is not valid: {error}") from None
+            raise ParamsError(f"tune.search_space: with {tried} the recipe of {task} is not valid: {error}") from None
 
 
 def _corners(space: Mapping[str, Dimension]) -> Iterator[dict[str, Any]]:

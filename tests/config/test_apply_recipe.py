@@ -9,7 +9,8 @@ import pytest
 import yaml
 from factories import PROJECT, small_params
 
-from pipeline.apply_recipe import adopted, difference, main
+from pipeline.apply_recipe import apply_recipe, difference, main
+from pipeline.config.params import merged_section
 from pipeline.runtime.entry_point import run_command
 from pipeline.validate import check
 
@@ -58,46 +59,90 @@ def changed_lines(before: str, after: str) -> list[str]:
 
 
 def test_one_value_changes_one_line() -> None:
-    after = adopted(PARAMS, "derain: {train: {learning_rate: 0.00071}}")
-    assert changed_lines(PARAMS, after) == ["-    learning_rate: 0.002", "+    learning_rate: 0.00071"]
+    after = apply_recipe(PARAMS, "mixed: {train: {num_steps: 2000}}")
+    assert changed_lines(PARAMS, after) == [
+        "-  train: {num_steps: 1000, validate_every: 250}",
+        "+  train: {num_steps: 2000, validate_every: 250}",
+    ]
+
+
+def test_a_value_that_the_task_takes_from_the_defaults_is_written_into_the_task() -> None:
+    after = apply_recipe(PARAMS, "derain: {train: {learning_rate: 0.00071, network: {width: 40}}}")
+    assert changed_lines(PARAMS, after) == [
+        "-  train: {}", "+  train:", "+    learning_rate: 0.00071", "+    network: {width: 40}",
+    ]  # fmt: skip
+
+
+def test_a_value_that_the_defaults_have_is_left_out_of_the_task() -> None:
+    recipe = "denoise: {train: {loss: charbonnier_edge, compute: {accumulate: 1}, network: {width: 16, growth: 9}}}"
+    before, after = yaml.safe_load(PARAMS), yaml.safe_load(apply_recipe(PARAMS, recipe))
+    assert "loss" not in after["denoise"]["train"]
+    assert "compute" not in after["denoise"]["train"]
+    assert after["denoise"]["train"]["network"] == {"growth": 9}
+    assert merged_section(after, "denoise", "train")["loss"] == before["defaults"]["train"]["loss"]
+
+
+def test_what_the_recipe_does_not_name_stays_though_the_defaults_have_it() -> None:
+    params = apply_recipe(PARAMS, "derain: {train: {num_steps: 9}}").replace("num_steps: 9", "loss: charbonnier_edge")
+    after = apply_recipe(params, "derain: {train: {num_steps: 10}}")
+    assert yaml.safe_load(after)["derain"]["train"] == {"loss": "charbonnier_edge", "num_steps": 10}
+
+
+def test_a_long_line_is_broken_into_one_key_a_line() -> None:
+    after = apply_recipe(PARAMS, "camera_noise: {train: {num_steps: 480000, warmup_steps: 18000, patch_size: 128}}")
+    lines = changed_lines(PARAMS, after)
+    assert lines[0] == "-  train: {loss: charbonnier_clamped, mixup_alpha: 0.6}  # as published for SIDD"
+    assert lines[1].split() == ["+", "train:", "#", "as", "published", "for", "SIDD"]
+    assert lines[2:] == [
+        "+    loss: charbonnier_clamped", "+    mixup_alpha: 0.6", "+    num_steps: 480000", "+    warmup_steps: 18000",
+        "+    patch_size: 128",
+    ]  # fmt: skip
 
 
 def test_comments_and_layout_of_changed_mappings_stay() -> None:
-    after = adopted(PARAMS, "denoise: {synthesize: {degradation: {kind: gaussian_noise, sigma: [15, 50]}}}")
+    after = apply_recipe(PARAMS, "prepare: {split: {val: 0.25}}")
     (line,) = [line for line in changed_lines(PARAMS, after) if line[0] == "+"]
-    assert line.startswith("+    degradation: {kind: gaussian_noise, sigma: [15, 50], per_channel: true}")
-    assert line.endswith("# grey levels of 8 bit")
+    assert line.startswith("+  split: {val: 0.25, test: 0.2}")
+    assert line.endswith("# shares of the scenes")
+
+
+def test_anchors_of_a_recipe_are_written_out() -> None:
+    recipe = "x: &x {kind: median, size: 5}\nderain: {evaluate: {baseline: *x}}\ndeblur: {evaluate: {baseline: *x}}\n"
+    after = apply_recipe(PARAMS, recipe)
+    assert "*" not in after.partition("derain:")[2].partition("evaluate")[2].partition("\n")[0]
+    assert yaml.safe_load(after)["deblur"]["evaluate"]["baseline"] == {"kind": "median", "size": 5}
+    assert "&" not in after
 
 
 def test_a_mapping_of_another_kind_is_replaced_whole() -> None:
-    after = adopted(PARAMS, "denoise: {evaluate: {baseline: {kind: opening, width: 5}}}")
+    after = apply_recipe(PARAMS, "denoise: {evaluate: {baseline: {kind: opening, width: 5}}}")
     assert yaml.safe_load(after)["denoise"]["evaluate"]["baseline"] == {"kind": "opening", "width": 5}
 
 
 @pytest.mark.parametrize("value", ["1e-6", "1.0e-06", "0.000001", "2.5e+1"])
 def test_a_number_is_a_number_to_every_reader_of_yaml(value: str) -> None:
-    after = adopted(PARAMS, f"derain: {{train: {{gradient_clip: {value}}}}}")
+    after = apply_recipe(PARAMS, f"derain: {{train: {{gradient_clip: {value}}}}}")
     assert yaml.safe_load(after)["derain"]["train"]["gradient_clip"] == float(value)
 
 
 def test_null_is_written_as_null() -> None:
-    after = adopted(PARAMS, "denoise: {evaluate: {protocol: {crop: 4}}}")
-    assert "{colour: rgb, quantise: false, crop: 4, border: 0, self_ensemble: false}" in after
-    assert adopted(after, "denoise: {evaluate: {protocol: {crop: null}}}") == PARAMS
+    after = apply_recipe(PARAMS, "defaults: {evaluate: {protocol: {crop: 4}}}")
+    assert "{colour: rgb, quantise: true, crop: 4, border: 0, self_ensemble: false}" in after
+    assert apply_recipe(after, "defaults: {evaluate: {protocol: {crop: null}}}") == PARAMS
 
 
 def test_equal_values_change_nothing() -> None:
-    assert adopted(PARAMS, "derain: {train: {learning_rate: 2.0e-3, compute: {precision: bfloat16}}}") == PARAMS
+    assert apply_recipe(PARAMS, "derain: {train: {learning_rate: 2.0e-3, compute: {precision: bfloat16}}}") == PARAMS
 
 
 def test_zero_becomes_false_and_not_nothing() -> None:
     text = "a: 0\n"
-    assert adopted(text, "a: false") == "a: false\n"
+    assert apply_recipe(text, "a: false") == "a: false\n"
 
 
 def test_a_new_task_is_added_with_its_comments_and_is_valid(tmp_path: Path) -> None:
     section = DERAIN.replace("derain:", "storm:  # heavier", 1)
-    after = adopted(PARAMS, section)
+    after = apply_recipe(PARAMS, section)
     assert after.startswith(PARAMS)
     assert "\n\nstorm:  # heavier\n" in after
     (tmp_path / "params.yaml").write_text(after)
@@ -108,7 +153,7 @@ def test_a_new_task_is_added_with_its_comments_and_is_valid(tmp_path: Path) -> N
 @pytest.mark.parametrize("recipe", ["- derain", "derain", "", "1: {a: 2}", "a: ["])
 def test_what_is_no_recipe_is_refused(recipe: str) -> None:
     with pytest.raises(ValueError, match=r"mapping of sections|not YAML"):
-        adopted(PARAMS, recipe)
+        apply_recipe(PARAMS, recipe)
 
 
 def test_the_diff_is_coloured_for_a_terminal_only() -> None:

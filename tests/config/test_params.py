@@ -1,19 +1,26 @@
-"""params.yaml: every mistake is told with its place, all at once, and nothing is guessed."""
+"""params.yaml: defaults are merged; every mistake is reported with the place to edit, all at once."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from factories import small_params
+from factories import repeated_defaults, small_params
 
-from pipeline.config.params import ParamsError, load_section
+from pipeline.config.params import (
+    GENERAL,
+    ParamsError,
+    load_section,
+    load_task_section,
+    merge,
+    merged_section,
+    merged_task,
+    task_names,
+)
 from pipeline.preparation.settings import Prepare
 from pipeline.synthesis.settings import Synthesize
-from pipeline.tracking.settings import Promote
 from pipeline.training.settings import Train
-from pipeline.validate import check
+from pipeline.validate import General, check
 
 
 def write(folder: Path, params: dict[str, Any]) -> Path:
@@ -22,13 +29,13 @@ def write(folder: Path, params: dict[str, Any]) -> Path:
     return path
 
 
-def changed(place: str, value: Any) -> dict[str, Any]:
-    """The committed values with one changed, or removed if `value` is None."""
-    params = copy.deepcopy(small_params())
+def changed(place: str, value: Any, params: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The committed values of two tasks with one changed, or removed if `value` is None."""
+    params = params or {name: small_params()[name] for name in (*GENERAL, "denoise", "derain")}
     *path, last = place.split(".")
     section: Any = params
     for part in path:
-        section = section[part]
+        section = section.setdefault(part, {})
     if value is None:
         del section[last]
     else:
@@ -37,7 +44,7 @@ def changed(place: str, value: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "told"),
+    ("place", "value", "says"),
     [
         ("seed", "one", "seed: should be a valid integer, not 'one'"),
         ("seed", None, "seed: missing"),
@@ -53,29 +60,140 @@ def changed(place: str, value: Any) -> dict[str, Any]:
         ("derain.train.warmup_steps", 10**9, "derain.train: warmup_steps (1000000000) must be smaller than num_steps"),
         ("derain.train.network.num_stages", 1, "derain.train.network.num_stages: should be greater than or equal to 2"),
         ("derain.evaluate.protocol.colour", "rbg", "derain.evaluate.protocol.colour: should be 'rgb' or 'luma'"),
-        ("derain.promote.margin_db", "much", "derain.promote.margin_db: should be a valid number, not 'much'"),
-        ("derain.promote", None, "derain.promote: missing"),
+        ("promote.margin_db", "much", "promote.margin_db: should be a valid number, not 'much'"),
+        ("promote", None, "promote: missing"),
+        ("derain.promote", {"margin_db": 0.1}, "derain.promote: no such key"),
+        ("derain.train", None, "derain.train: missing; write `train: {}` to take all values from `defaults`"),
+        ("derain.train", 3, "derain.train: should be a mapping, not 3"),
+        ("derain", 3, "derain: should be a mapping of synthesize, train, evaluate, not 3"),
+        ("tune.search_space.learning_rate.low", 1, "tune.search_space.learning_rate: low (1.0) must be smaller"),
+        ("tune.space", {}, "tune.space: no such key"),
+        ("defaults", None, "defaults: missing"),
+        ("defaults", 3, "defaults: should be a mapping, not 3"),
+        ("defaults.train", 3, "defaults.train: should be a mapping, not 3"),
+        ("defaults.trian", {}, "defaults.trian: no such key; there is: synthesize, train, evaluate"),
+        ("defaults.train.learning_rates", 1, "defaults.train.learning_rates: no such key"),
+        ("defaults.train.learning_rate", -1, "defaults.train.learning_rate: should be greater than 0, not -1"),
+        ("defaults.train.loss", None, "defaults.train.loss: missing"),
+        ("defaults.train.network.width", None, "defaults.train.network.width: missing"),
+        ("defaults.evaluate.protocol.crop", None, "defaults.evaluate.protocol.crop: missing"),
+        ("defaults.synthesize.degradation", {"kind": "none"}, "defaults.synthesize.degradation: has no default"),
+        ("defaults.evaluate.baseline", {"kind": "none"}, "defaults.evaluate.baseline: has no default"),
+        ("derain.synthesize.degradation", None, "derain.synthesize.degradation: missing"),
+        ("derain.evaluate.baseline", None, "derain.evaluate.baseline: missing"),
+        ("derain.evaluate.benchmarks", ["Rain"], "derain.evaluate.benchmarks: there is no benchmark `Rain`"),
+        ("derain.evaluate.benchmarks", ["Set11", "Set11"], "derain.evaluate.benchmarks: a benchmark is named twice"),
+        ("benchmarks", None, "benchmarks: missing"),
+        ("benchmarks.Set11.clean", None, "benchmarks.Set11.clean: missing"),
+        ("benchmarks.Set11.clear", "x", "benchmarks.Set11.clear: no such key"),
+        ("benchmarks.Set11.protocol.color", "luma", "benchmarks.Set11.protocol.color: no such key"),
+        ("benchmarks.Rain100H.degradation", {"kind": "none"}, "benchmarks.Rain100H: give degraded or degradation"),
+        ("benchmarks.Set5 x2.degradation.scale", "two", "benchmarks.Set5 x2.degradation.scale: "),
         ("derain.trian", {}, "derain.trian: no such key"),
         ("tasks", ["deran"], "tasks: deran has no section; there is: denoise, derain"),
         ("tasks", ["derain", "derain"], "tasks: a task is named twice"),
         ("tasks", [], "tasks: list should have at least 1 item"),
     ],
 )
-def test_a_mistake_is_told_with_its_place(tmp_path: Path, place: str, value: Any, told: str) -> None:
+def test_a_mistake_is_reported_with_its_place(tmp_path: Path, place: str, value: Any, says: str) -> None:
     with pytest.raises(ParamsError) as error:
         check(write(tmp_path, changed(place, value)))
-    assert told.lower() in str(error.value).lower()
+    assert says.lower() in str(error.value).lower()
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     params = changed("derain.train.learning_rate", -1)
-    params["denoise"]["promote"]["margin_db"] = -1
-    with pytest.raises(ParamsError, match=r"denoise\.promote\.margin_db") as error:
+    params["promote"]["margin_db"] = -1
+    params["defaults"]["train"]["average_decay"] = 2
+    with pytest.raises(ParamsError) as error:
         check(write(tmp_path, params))
-    assert "derain.train.learning_rate" in str(error.value)
+    assert str(error.value).splitlines()[1:] == [
+        "  promote.margin_db: should be greater than or equal to 0, not -1",
+        "  defaults.train.average_decay: should be less than 1, not 2",
+        "  derain.train.learning_rate: should be greater than 0, not -1",
+    ]
 
 
-def test_a_file_that_is_missing_or_no_yaml_is_told(tmp_path: Path) -> None:
+def test_a_wrong_default_is_found_also_where_every_task_states_another_value(tmp_path: Path) -> None:
+    params = changed("defaults.train.loss", "l7")
+    for task in task_names(params):
+        params[task]["train"]["loss"] = "charbonnier"
+    with pytest.raises(ParamsError, match=r"defaults\.train\.loss: should be"):
+        check(write(tmp_path, params))
+
+
+def test_a_task_takes_from_the_defaults_what_it_does_not_state(tmp_path: Path) -> None:
+    params = small_params()
+    params["defaults"]["train"] |= {"learning_rate": 0.5, "mixup_alpha": 0.25}
+    params["defaults"]["train"]["network"]["growth"] = 3
+    params["derain"]["train"] = {"mixup_alpha": 0.75, "network": {"width": 12}}
+    train = load_task_section("derain", "train", Train, write(tmp_path, params))
+    assert (train.learning_rate, train.mixup_alpha) == (0.5, 0.75)
+    assert (train.network.width, train.network.growth) == (12, 3)
+    assert merged_section(params, "derain", "train") == train.model_dump()
+
+
+def test_a_mapping_of_another_kind_takes_nothing_from_the_defaults() -> None:
+    default = {"baseline": {"kind": "median", "size": 3}, "other": 1}
+    assert merge(default, {"baseline": {"kind": "opening", "width": 5}}) == {
+        "baseline": {"kind": "opening", "width": 5}, "other": 1,
+    }  # fmt: skip
+    assert merge(default, {"baseline": {"size": 5}})["baseline"] == {"kind": "median", "size": 5}
+    assert merge(default, {"baseline": {"kind": "median"}})["baseline"] == {"kind": "median", "size": 3}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        ("derain.train.network.width", 0, "derain.train.network.width: "),
+        ("defaults.train.network.width", 0, "defaults.train.network.width: "),
+        ("defaults.train.network.wide", 0, "defaults.train.network.wide: no such key"),
+        ("defaults.train.patch_size", None, "defaults.train.patch_size: missing"),
+    ],
+)
+def test_one_section_reports_a_mistake_where_it_is_to_be_edited(
+    tmp_path: Path, place: str, value: Any, says: str
+) -> None:
+    params = small_params()
+    params["derain"]["train"]["network"] = {"width": 16}
+    if place.startswith("defaults"):
+        del params["derain"]["train"]["network"]
+    path = write(tmp_path, changed(place, value, params))
+    with pytest.raises(ParamsError) as error:
+        load_task_section("derain", "train", Train, path)
+    assert str(error.value).startswith(says)
+
+
+def test_the_committed_defaults_are_all_used_and_no_task_repeats_one() -> None:
+    params = small_params()
+    assert not repeated_defaults(params)
+    for stage, defaults in params["defaults"].items():
+        for name in defaults:
+            sections = [params[task][stage] for task in task_names(params)]
+            states_all = [section.get(name) for section in sections if not isinstance(section.get(name), dict)]
+            assert None in states_all, f"every task states {stage}.{name}: its default is of no use"
+
+
+def test_a_repeated_default_is_found() -> None:
+    params = small_params()
+    params["derain"]["train"] = {"loss": params["defaults"]["train"]["loss"], "network": {"width": 16, "growth": 9}}
+    assert repeated_defaults(params) == ["derain.train.loss", "derain.train.network.width"]
+
+
+def test_every_value_of_a_task_is_recorded_with_a_run() -> None:
+    params = small_params()
+    recorded = merged_task(params, "derain")
+    assert recorded["promote"] == params["promote"]
+    assert recorded["evaluate"]["protocol"]["colour"] == "luma"
+    assert recorded["evaluate"]["protocol"]["quantise"] is True
+    assert recorded["train"].keys() == Train.model_fields.keys()
+
+
+def test_sections_that_are_no_tasks_are_those_that_are_validated_as_such() -> None:
+    assert set(General.model_fields) == set(GENERAL)
+
+
+def test_a_file_that_is_missing_or_no_yaml_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="run from the root of the checkout"):
         check(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("tasks: [denoise\nseed: 1")
@@ -88,9 +206,13 @@ def test_a_file_that_is_missing_or_no_yaml_is_told(tmp_path: Path) -> None:
 
 def test_a_section_is_read_by_its_dotted_name(tmp_path: Path) -> None:
     path = write(tmp_path, small_params())
-    assert load_section("derain.train", Train, path).loss == "charbonnier_edge"
-    assert load_section("denoise.synthesize", Synthesize, path).online
+    assert load_task_section("derain", "train", Train, path).loss == "charbonnier_edge"
+    assert load_task_section("denoise", "synthesize", Synthesize, path).online
     assert load_section("prepare", Prepare, path).sources[0].kind == "starter"
     assert load_section("seed", int, path) == small_params()["seed"]
-    with pytest.raises(ParamsError, match="derain has no `tarin`; there is: synthesize, train, evaluate, promote"):
-        load_section("derain.tarin", Promote, path)
+    with pytest.raises(ParamsError, match=r"prepare\.split has no `vla`; there is: val, test"):
+        load_section("prepare.split.vla", float, path)
+    with pytest.raises(ParamsError, match=r"params\.yaml has no task `deran`; there is: denoise, derain, denoise_gray"):
+        load_task_section("deran", "train", Train, path)
+    with pytest.raises(ParamsError, match="has no task `prepare`"):
+        load_task_section("prepare", "train", Train, path)

@@ -152,7 +152,7 @@ def test_training_killed_in_the_middle_goes_on_from_its_checkpoint(checkout: Che
 
 def test_a_typo_stops_before_anything_is_built_and_loses_nothing(checkout: Checkout) -> None:
     before = checkout.digests()
-    checkout.change(lambda params: params["denoise"]["promote"].update(margindb=1))
+    checkout.change(lambda params: params["promote"].update(margindb=1))
     said = checkout.run("dvc", "repro", fails=True)
-    assert "denoise.promote.margindb: no such key" in said
+    assert "promote.margindb: no such key" in said
     assert checkout.digests() == before

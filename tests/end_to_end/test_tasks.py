@@ -10,18 +10,26 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from factories import PROJECT
-from pydantic import TypeAdapter
+from factories import PROJECT, repeated_defaults
 
 from dgunet.checkpoint import load_model
 from dgunet.images import read_image, write_image
 from dgunet.inference import restore
 from dgunet.network import DGUNet, DGUNetConfig
 from dgunet.published import _unused
-from pipeline.apply_recipe import adopted
-from pipeline.config.params import ParamsError, load_section, validated
+from pipeline.apply_recipe import apply_recipe
+from pipeline.config.params import (
+    ParamsError,
+    load_section,
+    load_task_section,
+    merge,
+    merged_section,
+    task_names,
+    validated,
+)
 from pipeline.dataloader import dataset, loader, pairs
 from pipeline.degradations.noise import GaussianNoise
+from pipeline.evaluation.benchmarks import load_benchmark
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.scores import evaluate
 from pipeline.evaluation.settings import Evaluate
@@ -35,11 +43,11 @@ from pipeline.synthesis import tiles
 from pipeline.synthesis.settings import Synthesize
 from pipeline.training import loop, trainer
 from pipeline.training.settings import Train
-from pipeline.validate import General, check
+from pipeline.validate import check
 
 PARAMS_FILE = PROJECT / "params.yaml"
 PARAMS: dict[str, Any] = yaml.safe_load(PARAMS_FILE.read_text())
-SECTIONS = [name for name in PARAMS if name not in General.model_fields]
+SECTIONS = task_names(PARAMS)
 RECIPES = sorted((PROJECT / "infra" / "recipes").glob("*.yaml"))
 SMALL_TILES = {"tile_size": 64, "stride": 64, "held_out_tile_size": 64, "copies": 1}
 SMALL_RUN = {"patch_size": 32, "batch_size": 1, "num_steps": 2, "warmup_steps": 1, "validate_every": 2}
@@ -142,12 +150,12 @@ def train(settings: Train, channels: int, shards: Path, model: Path) -> list[flo
 
 @pytest.mark.parametrize("task", SECTIONS)
 def test_every_section_is_synthesized_trained_measured_and_restores(tmp_path: Path, task: str) -> None:
-    made = load_section(f"{task}.synthesize", Synthesize, PARAMS_FILE).model_copy(update=SMALL_TILES)
-    run = load_section(f"{task}.train", Train, PARAMS_FILE)
+    made = load_task_section(task, "synthesize", Synthesize, PARAMS_FILE).model_copy(update=SMALL_TILES)
+    run = load_task_section(task, "train", Train, PARAMS_FILE)
     run = run.model_copy(update={**SMALL_RUN, "network": run.network.model_copy(update=SMALL_NETWORK)})
-    judged = load_section(f"{task}.evaluate", Evaluate, PARAMS_FILE)
+    judged = load_task_section(task, "evaluate", Evaluate, PARAMS_FILE)
 
-    synthesize(photographs(tmp_path), made, PARAMS[task]["synthesize"], tmp_path / "shards")
+    synthesize(photographs(tmp_path), made, merged_section(PARAMS, task, "synthesize"), tmp_path / "shards")
     losses = train(run, made.channels, tmp_path / "shards", tmp_path / "model")
     assert all(math.isfinite(loss) for loss in losses)
 
@@ -164,63 +172,49 @@ def test_every_section_is_synthesized_trained_measured_and_restores(tmp_path: Pa
 
 @pytest.mark.parametrize("task", SECTIONS)
 def test_patches_fit_into_tiles_and_blocks_into_patches(task: str) -> None:
-    made = load_section(f"{task}.synthesize", Synthesize, PARAMS_FILE)
-    run = load_section(f"{task}.train", Train, PARAMS_FILE)
+    made = load_task_section(task, "synthesize", Synthesize, PARAMS_FILE)
+    run = load_task_section(task, "train", Train, PARAMS_FILE)
     assert run.patch_size <= made.tile_size
     if run.network.sensing_ratio_percent is not None:
         assert run.patch_size % 32 == 0
         assert (made.channels, made.degradation.kind, run.loss) == (1, "none", "mse_clamped")
 
 
-@pytest.mark.parametrize("task", SECTIONS)
-def test_benchmarks_are_told_apart_by_name_and_lie_outside_of_the_checkout(task: str) -> None:
-    benchmarks = load_section(f"{task}.evaluate", Evaluate, PARAMS_FILE).benchmarks
-    assert len({benchmark.name for benchmark in benchmarks}) == len(benchmarks)
-    assert all(not Path(benchmark.clean).is_absolute() for benchmark in benchmarks)
-
-
-def merged(ours: Any, theirs: Any) -> Any:
-    """`theirs` over `ours`, mapping by mapping."""
-    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
-        return theirs
-    return {**ours, **{key: merged(ours.get(key), value) for key, value in theirs.items()}}
-
-
 def test_the_usual_benchmarks_are_measured_as_the_field_does() -> None:
     """The default tasks name theirs in the recipe: they would take longer than all the rest of `make repro`."""
-    named = {task: load_section(f"{task}.evaluate", Evaluate, PARAMS_FILE).benchmarks for task in SECTIONS}
+    named = {task: load_task_section(task, "evaluate", Evaluate, PARAMS_FILE).benchmarks for task in SECTIONS}
     for task in ("denoise", "derain"):
         assert not named[task]
         recipe = yaml.safe_load((PROJECT / "infra" / "recipes" / f"{task}.yaml").read_text())
-        settings = merged(PARAMS[task]["evaluate"], recipe[task]["evaluate"])
-        named[task] = TypeAdapter(Evaluate).validate_python(settings).benchmarks
+        named[task] = recipe[task]["evaluate"]["benchmarks"]
     assert all(named.values()), "every task has a test set of the field beside its own"
-    rain = [benchmark for those in named.values() for benchmark in those if benchmark.name == "Rain100L"]
-    assert len(rain) == 2
-    assert all(
-        one.protocol == Protocol("luma", quantise=True, crop=(320, 480), border=0, self_ensemble=False) for one in rain
-    )
+    assert "Rain100L" in named["derain"] and "Rain100L" in named["mixed"]
+    rain = load_benchmark(PARAMS, "Rain100L")
+    assert rain.protocol == Protocol("luma", quantise=True, crop=(320, 480), border=0, self_ensemble=False)
+    unclipped = Protocol("rgb", quantise=False, crop=None, border=0, self_ensemble=False)
     for task in ("denoise", "denoise_gray"):
-        sigmas = [one.degradation.sigma for one in named[task] if isinstance(one.degradation, GaussianNoise)]
+        benchmarks = [load_benchmark(PARAMS, name) for name in named[task]]
+        sigmas = [one.degradation.sigma for one in benchmarks if isinstance(one.degradation, GaussianNoise)]
         assert sigmas == [(15, 15), (25, 25), (50, 50)]
-        assert all(
-            one.protocol == Protocol("rgb", quantise=False, crop=None, border=0, self_ensemble=False)
-            for one in named[task]
-        )
+        assert all(one.protocol == unclipped for one in benchmarks)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_fits_params_yaml_and_has_the_published_number_of_parameters(tmp_path: Path, path: Path) -> None:
     recipe = yaml.safe_load(path.read_text())
-    (tmp_path / "params.yaml").write_text(adopted(PARAMS_FILE.read_text(), path.read_text()))
-    assert yaml.safe_load((tmp_path / "params.yaml").read_text()) == merged(PARAMS, recipe)
+    (tmp_path / "params.yaml").write_text(text := apply_recipe(PARAMS_FILE.read_text(), path.read_text()))
     check(tmp_path / "params.yaml")
+    after = yaml.safe_load(text)
+    for task, section in recipe.items():
+        for stage in section if task in SECTIONS else ():
+            expected = merge(merged_section(PARAMS, task, stage), section[stage])
+            assert merged_section(after, task, stage) == expected
+    assert not repeated_defaults(after)
     min_side = load_section("prepare", Prepare, tmp_path / "params.yaml").min_side
     assert min_side >= PARAMS["prepare"]["min_side"]
     for task in recipe.keys() - {"prepare"}:
-        made = load_section(f"{task}.synthesize", Synthesize, tmp_path / "params.yaml")
-        run = load_section(f"{task}.train", Train, tmp_path / "params.yaml")
-        assert set(recipe[task]["train"]) == set(Train.model_fields), "a recipe leaves nothing of training to chance"
+        made = load_task_section(task, "synthesize", Synthesize, tmp_path / "params.yaml")
+        run = load_task_section(task, "train", Train, tmp_path / "params.yaml")
         assert run.patch_size <= min(made.tile_size, min_side)
         assert run.compute.precision == "bfloat16"
         with torch.device("meta"):
@@ -242,6 +236,24 @@ def test_there_is_a_recipe_for_every_published_network_and_every_task() -> None:
         assert tasks == expected, "a recipe bears the name of the task that it changes"
 
 
+def stated(section: Any, name: str = "") -> set[str]:
+    """The dotted keys of a section that hold values."""
+    if not isinstance(section, dict):
+        return {name}
+    return {found for key, value in section.items() for found in stated(value, f"{name}.{key}")}
+
+
+def test_recipes_of_a_task_state_the_same_keys_so_that_one_replaces_the_other_completely() -> None:
+    keys: dict[str, list[set[str]]] = {}
+    for path in RECIPES:
+        recipe = yaml.safe_load(path.read_text())
+        for task in recipe.keys() - {"prepare"}:
+            keys.setdefault(task, []).append(stated({stage: recipe[task][stage] for stage in ("synthesize", "train")}))
+    assert max(map(len, keys.values())) == 3
+    for task, recipes in keys.items():
+        assert all(recipe == recipes[0] for recipe in recipes), task
+
+
 def real_pairs(folder: Path) -> list[Entry]:
     """Eight scenes with a degraded partner, the first with two, as prepare lists them; and photographs without."""
     for place in ("clean", "rainy"):
@@ -260,7 +272,7 @@ def test_a_task_of_real_pairs_is_built_from_their_partners_as_they_came(tmp_path
     entries = real_pairs(tmp_path)
     assert Counter(entry.split for entry in entries).keys() == set(SPLITS)
     names = {"degradation": {"kind": "none"}, "real_pairs": [str(tmp_path / "clean/{}.png")]}
-    content = {**PARAMS["derain"]["synthesize"], **SMALL_TILES, **names}
+    content = {**merged_section(PARAMS, "derain", "synthesize"), **SMALL_TILES, **names}
     settings = validated(content, Synthesize)
     synthesize(entries, settings, content, tmp_path / "shards")
     found = [pair for split in SPLITS for pair in pairs.pairs(tmp_path / "shards" / split)]
@@ -276,14 +288,14 @@ def test_a_task_of_real_pairs_is_built_from_their_partners_as_they_came(tmp_path
 
 def test_other_tasks_take_the_clean_side_of_real_pairs_once(tmp_path: Path) -> None:
     entries = real_pairs(tmp_path)
-    settings = load_section("denoise.synthesize", Synthesize, PARAMS_FILE)
+    settings = load_task_section("denoise", "synthesize", Synthesize, PARAMS_FILE)
     images = tiles.chosen(entries, settings)
     assert len(images) == len({image.sha256 for image in images}) == 8
     assert all(image.degraded is None for image in images)
 
 
 def test_real_pairs_that_are_not_there_or_would_be_degraded_again_are_refused(tmp_path: Path) -> None:
-    content = {**PARAMS["derain"]["synthesize"], "real_pairs": ["rain/target"]}
+    content = {**merged_section(PARAMS, "derain", "synthesize"), "real_pairs": ["rain/target"]}
     with pytest.raises(ParamsError, match="taken as they came"):
         validated(content, Synthesize)
     settings = validated({**content, "degradation": {"kind": "none"}, "copies": 1}, Synthesize)

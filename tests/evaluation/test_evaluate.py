@@ -18,10 +18,11 @@ from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.degradations.noise import GaussianNoise
 from pipeline.evaluation import scores
 from pipeline.evaluation.baselines import Median, NoBaseline, PseudoInverse
-from pipeline.evaluation.benchmarks import Benchmark
+from pipeline.evaluation.benchmarks import Benchmark, load_benchmark
 from pipeline.evaluation.protocol import Protocol, Quality, gain
 from pipeline.evaluation.scores import Evaluation, ImageScores, evaluate, restore_pair
 from pipeline.reporting.tables import metrics, read_curve, replacing, write_tables
+from pipeline.sources import storage
 
 RGB = Protocol("rgb", quantise=False, crop=None, border=0, self_ensemble=False)
 NOISE = GaussianNoise(sigma=(25.0, 25.0), per_channel=True)
@@ -386,9 +387,33 @@ def test_two_images_of_a_benchmark_that_differ_in_their_suffix_alone_are_refused
         list(folder.pairs(NOISE, 3, 0))
 
 
-def test_a_benchmark_has_one_kind_of_degraded_images():
-    with pytest.raises(ValueError, match="not both"):
-        Benchmark("set", "clean", "degraded", NOISE, RGB)
+def test_images_of_a_benchmark_lie_in_the_folder_that_the_environment_names(tmp_path, monkeypatch):
+    content = {"protocol": {"colour": "luma"}, "clean": "set/target", "degraded": "set/input"}
+    shared = {"colour": "rgb", "quantise": True, "crop": None, "border": 0, "self_ensemble": False}
+    params = {"defaults": {"evaluate": {"protocol": shared}}, "benchmarks": {"set": content}}
+    monkeypatch.delenv("DGUNET_DATA", raising=False)
+    found = load_benchmark(params, "set")
+    assert (found.clean, found.degraded) == ("data/sets/set/target", "data/sets/set/input")
+    assert found.protocol == Protocol("luma", quantise=True, crop=None, border=0, self_ensemble=False)
+    monkeypatch.setenv("DGUNET_DATA", f"{tmp_path}/")
+    assert load_benchmark(params, "set").clean == f"{tmp_path}/set/target"
+    monkeypatch.setenv("DGUNET_DATA", "s3://bucket/sets")
+    assert load_benchmark(params, "set").clean == "s3://bucket/sets/set/target"
+    for place in ("/mnt/set/target", "https://example.org/set.zip!target"):
+        content["clean"] = place
+        assert load_benchmark(params, "set").clean == place
+    with pytest.raises(ValueError, match=r"no benchmark `sett` in params\.yaml; there is: set"):
+        load_benchmark(params, "sett")
+
+
+def test_a_place_that_holds_both_sides_of_a_benchmark_is_listed_once(tmp_path, monkeypatch):
+    write_benchmark(tmp_path / "set", "rain-1.png", "norain-1.png")
+    listed = []
+    list_files = storage.list_files
+    monkeypatch.setattr(storage, "list_files", lambda place: listed.append(place) or list_files(place))
+    root = f"{tmp_path}/set/"
+    assert Benchmark("set", root + "norain-{}.png", root + "rain-{}.png", None, RGB).absent() is None
+    assert listed == [f"{tmp_path}/set"]
 
 
 @pytest.mark.slow

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from factories import PROJECT
+from factories import small_params
 
 from dgunet.checkpoint import save_model
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline import evaluate as evaluate_command
-from pipeline.config.params import ParamsError, validated
+from pipeline.config.params import ParamsError, merged_section, validated
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.evaluation.baselines import NonLocalMeans
 from pipeline.evaluation.protocol import Protocol, Quality
@@ -193,15 +193,14 @@ SETTINGS = {
     "protocol": {"colour": "rgb", "quantise": False, "crop": [16, 16], "border": 0, "self_ensemble": False},
     "baseline": {"kind": "non_local_means", "strength_per_sigma": 0.9},
     "gallery_images": 3,
-    "benchmarks": [
-        {
-            "name": "Nowhere",
-            "clean": "no/such/folder",
-            "degraded": None,
-            "degradation": {"kind": "gaussian_noise", "sigma": [25, 25], "per_channel": True},
-            "protocol": {"colour": "luma", "quantise": True, "crop": None, "border": 0, "self_ensemble": False},
-        }
-    ],
+    "benchmarks": ["Nowhere"],
+}
+BENCHMARKS = {
+    "Nowhere": {
+        "clean": "no/such/folder",
+        "degradation": {"kind": "gaussian_noise", "sigma": [25, 25], "per_channel": True},
+        "protocol": {"colour": "luma", "quantise": True, "crop": None, "border": 0, "self_ensemble": False},
+    }
 }  # fmt: skip
 
 
@@ -219,7 +218,7 @@ SETTINGS = {
             {"colour": "rgb", "quantise": False, "crop": None, "border": 0, "shave": 4},
             "evaluate.protocol.shave: no such",
         ),
-        ("baseline", {"kind": "median", "size": 4}, "evaluate.baseline.median.size"),
+        ("baseline", {"kind": "median", "size": 4}, "evaluate.baseline.size"),
         ("baseline", {"kind": "bm3d"}, "evaluate.baseline"),
         ("gallery_images", 0, "evaluate.gallery_images"),
     ],
@@ -232,9 +231,11 @@ def test_an_error_in_the_section_names_its_place(place, value, message):
 def checkout(folder: Path) -> list[str]:
     """Write what the command reads: params.yaml, test shards, a model; return its arguments."""
     rng = np.random.default_rng(0)
-    synthesize = yaml.safe_load((PROJECT / "params.yaml").read_text())["denoise"]["synthesize"]
+    synthesize = merged_section(small_params(), "denoise", "synthesize")
     (folder / "params.yaml").write_text(
-        yaml.safe_dump({"seed": 1, "denoise": {"synthesize": synthesize, "evaluate": SETTINGS}})
+        yaml.safe_dump(
+            {"seed": 1, "benchmarks": BENCHMARKS, "denoise": {"synthesize": synthesize, "evaluate": SETTINGS}}
+        )
     )
     (folder / "test").mkdir()
     pairs = [Pair(f"key{n}", rng.integers(0, 256, (32, 32, 3), np.uint8), None, {"degradation": {}}) for n in range(4)]
@@ -252,8 +253,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_command_writes_the_same_report_twice_and_prints_which_benchmark_it_skipped(tmp_path, monkeypatch, capsys):
     arguments = checkout(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DGUNET_DATA", raising=False)
     evaluate_command.main(arguments)
-    assert "denoise: benchmark Nowhere skipped: no/such/folder is not available" in capsys.readouterr().out
+    assert "denoise: benchmark Nowhere skipped: data/sets/no/such/folder is not available" in capsys.readouterr().out
     first = contents(tmp_path / "report")
     assert sorted(first) == [
         "gains.csv", "gains.png", "gallery.html", "metrics.json", "per_image.csv", "stages.csv", "stages.png",

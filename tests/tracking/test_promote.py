@@ -13,7 +13,7 @@ from factories import PROJECT, small_params, write_folder
 from dgunet.checkpoint import load_model, save_model
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline import promote
-from pipeline.config.params import load_section
+from pipeline.config.params import load_task_section
 from pipeline.dataloader.pairs import pairs
 from pipeline.evaluation.scores import evaluate
 from pipeline.evaluation.settings import Evaluate
@@ -58,7 +58,7 @@ class Checkout:
 
     def measure(self) -> float:
         """Return the mean PSNR in dB of the model as promote would measure it."""
-        settings = load_section("derain.evaluate", Evaluate)
+        settings = load_task_section("derain", "evaluate", Evaluate)
         return evaluate(load_model("model"), pairs(Path("test")), settings.baseline, settings.protocol).restored.psnr
 
     def promote(self) -> dict[str, Any]:

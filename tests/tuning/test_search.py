@@ -31,7 +31,7 @@ from pipeline.tuning.trial import Trial
 RATE = {"kind": "log_uniform", "low": 1e-6, "high": 1e-2}
 TUNE: dict[str, Any] = {
     "num_trials": 4, "grace_steps": 10, "reduction_factor": 2, "time_budget_minutes": 60.0, "cpus_per_trial": 1.0,
-    "gpus_per_trial": 0.0, "space": {"learning_rate": RATE},
+    "gpus_per_trial": 0.0, "search_space": {"learning_rate": RATE},
 }  # fmt: skip
 
 
@@ -49,9 +49,9 @@ def trial(number: int, rate: float, psnr: float, outcome: str = "finished") -> T
 @pytest.mark.parametrize(
     ("dimensions", "says"),
     [
-        ({"learning_rat": RATE}, r"space\.learning_rat: .* no such value"),
-        ({"network": RATE}, r"space\.network: .* no such value"),
-        ({"network.depth": RATE}, r"space\.network\.depth: .* no such value"),
+        ({"learning_rat": RATE}, r"search_space\.learning_rat: .* no such value"),
+        ({"network": RATE}, r"search_space\.network: .* no such value"),
+        ({"network.depth": RATE}, r"search_space\.network\.depth: .* no such value"),
         ({"num_steps": {"kind": "integer", "low": 1, "high": 2}}, "cannot be compared"),
         ({"learning_rate": {**RATE, "low": 0.1}}, r"low \(0\.1\) must be smaller than high"),
         ({"learning_rate": {**RATE, "low": 0.0}}, "greater than 0"),
@@ -62,7 +62,7 @@ def trial(number: int, rate: float, psnr: float, outcome: str = "finished") -> T
 )
 def test_a_space_that_makes_no_sense_is_refused_with_its_place(dimensions: dict[str, Any], says: str) -> None:
     with pytest.raises(ParamsError, match=says):
-        settings(space=dimensions)
+        settings(search_space=dimensions)
 
 
 def test_part_of_a_second_gpu_is_refused() -> None:
@@ -76,10 +76,10 @@ def test_values_go_to_their_places_and_the_rest_stays() -> None:
 
 
 def test_a_space_with_an_invalid_corner_is_refused_before_anything_is_trained() -> None:
-    wide = settings(grace_steps=4, space={"learning_rate": RATE, "final_learning_rate": {**RATE, "low": 1e-8}})
+    wide = settings(grace_steps=4, search_space={"learning_rate": RATE, "final_learning_rate": {**RATE, "low": 1e-8}})
     with pytest.raises(ParamsError, match=r"learning_rate=1e-06, final_learning_rate=0\.01 .*must not exceed"):
         space.check(wide, recipe(), "denoise")
-    kind = settings(grace_steps=4, space={"loss": {"kind": "choice", "values": ["charbonnier", "l1"]}})
+    kind = settings(grace_steps=4, search_space={"loss": {"kind": "choice", "values": ["charbonnier", "l1"]}})
     with pytest.raises(ParamsError, match="loss=l1"):
         space.check(kind, recipe(), "denoise")
     space.check(settings(grace_steps=4), recipe(), "denoise")
@@ -93,7 +93,9 @@ def test_grace_beyond_the_training_is_refused() -> None:
 def test_tried_values_have_three_digits_and_stay_inside() -> None:
     uniform, integer = {"kind": "uniform", "low": -1.0, "high": 1.0}, {"kind": "integer", "low": 8, "high": 1000}
     low = {**RATE, "low": 0.00123456}
-    dimensions = settings(space={"learning_rate": low, "weight_decay": uniform, "network.width": integer}).space
+    dimensions = settings(
+        search_space={"learning_rate": low, "weight_decay": uniform, "network.width": integer}
+    ).search_space
     sampled = {"learning_rate": 0.001234567, "weight_decay": 0.123456, "network.width": 999}
     assert space.rounded(dimensions, sampled) == {
         "learning_rate": 0.00123456, "weight_decay": 0.123, "network.width": 999,
@@ -101,9 +103,9 @@ def test_tried_values_have_three_digits_and_stay_inside() -> None:
 
 
 def test_the_present_values_are_tried_first_only_where_the_space_holds_them() -> None:
-    assert space.current(recipe(learning_rate=1e-6), settings().space) == {"learning_rate": 1e-6}
-    assert space.current(recipe(learning_rate=0.1), settings().space) is None
-    losses = settings(space={"loss": {"kind": "choice", "values": ["charbonnier", "mse_clamped"]}}).space
+    assert space.current(recipe(learning_rate=1e-6), settings().search_space) == {"learning_rate": 1e-6}
+    assert space.current(recipe(learning_rate=0.1), settings().search_space) is None
+    losses = settings(search_space={"loss": {"kind": "choice", "values": ["charbonnier", "mse_clamped"]}}).search_space
     assert space.current(recipe(), losses) == {"loss": "charbonnier"}
 
 
