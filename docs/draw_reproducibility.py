@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -182,11 +183,14 @@ def wait_for_checkpoint(process: subprocess.Popen[bytes], checkout: Path, step: 
     newest: dict[str, int] = {}
     while max(newest.values(), default=0) < step:
         assert process.poll() is None, "the run has ended before it could be killed"
-        for path in (checkout / ".cache" / "runs").glob("*/checkpoint_*/checksums.json"):
-            if path.parent.name not in newest:
-                with suppress(OSError, RuntimeError):  # Ray is still copying it, or has deleted it
-                    state = torch.load(path.with_name("state.pt"), weights_only=True)
-                    newest[path.parent.name] = int(state["progress"]["step"])
+        for sums in (checkout / ".cache" / "runs").glob("*/checkpoint_*/checksums.json"):
+            name = sums.parent.name
+            if name in newest:
+                continue
+            with suppress(OSError, ValueError):  # Ray is still copying it, or has deleted it
+                state = sums.with_name("state.pt").read_bytes()
+                if json.loads(sums.read_text())["state.pt"] == hashlib.sha256(state).hexdigest():
+                    newest[name] = int(torch.load(io.BytesIO(state), weights_only=True)["progress"]["step"])
         time.sleep(0.02)
 
 
