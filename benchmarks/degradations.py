@@ -1,8 +1,8 @@
-"""How fast each degradation is, beside the decoding and encoding that go with it and the PNG that a pair would cost.
+"""Speed of each degradation, beside decoding, encoding and the PNG compression of a tile.
 
-`python -m benchmarks.degradations` writes benchmarks/results/degradations.md. Times of one core are processor time,
-rounds of all degradations alternate, and each one's best round counts, so that a neighbour's load falls on all alike.
-Those of two workers are clock time, two processes against one in turn.
+`python -m benchmarks.degradations` writes benchmarks/results/degradations.md. The times of one core are processor time.
+Rounds of all degradations alternate and the best round of each counts, so that other load on the machine affects all
+alike. The ratios of two workers are clock time of two processes and of one, in turn.
 """
 
 import math
@@ -34,8 +34,8 @@ PAIRS_PER_WORKER, TURNS = 24, 3
 PNG_LEVEL = 1
 PNG = "PNG encoding of the clean tile"
 DECODE, ENCODE = "decoding: a JPEG photograph, per tile of it", "encoding: the pair into a shard"
-WHY = {  # what a degradation may take longer for than PNG
-    "camera_noise": "a camera taken back and developed twice: tone curve and gamma of 3 · 256² values, both ways",
+REASONS = {  # why a degradation may take longer than PNG
+    "camera_noise": "tone curve and gamma of 3 · 256² values, to linear light and back, twice",
     "camera_noise_bayer": "the same, and demosaicing twice",
     "camera_shake": "linear light and back around a kernel of up to 61²",
     "defocus": "linear light and back around a kernel of up to 13²",
@@ -79,7 +79,7 @@ def main() -> None:
             )
             seconds[ENCODE] = min(seconds[ENCODE], (time.process_time() - started) / PAIRS_PER_ROUND)
     seconds[DECODE] /= tiles_per_photo
-    scaling = by_two_workers(list(examples))
+    scaling = speed_of_two_workers(list(examples))
 
     around = seconds[DECODE] + seconds[ENCODE]
     lines = [
@@ -88,7 +88,7 @@ def main() -> None:
         f"`python -m benchmarks.degradations`, {platform.machine()}, numpy {np.__version__}, cv2 {cv2.__version__}.",
         f"Tiles of {TILE}² RGB, the same {PAIRS_PER_ROUND} seeds for all, processor time of one core, best of {ROUNDS}",
         "alternating rounds. MB/s counts the 8 bit pixels of the clean tile. Share: of decoding, degrading and",
-        "encoding together. Two workers: pairs per second of two processes, of one's, clock time.",
+        "encoding together. Two workers: pairs per second of two processes as a multiple of one process, clock time.",
         "",
         "| degradation (infra/degradations.yaml) | ms per pair | pairs/s | MB/s | share | times PNG encoding "
         "| two workers |",
@@ -105,9 +105,9 @@ def main() -> None:
     slow = [name for name in examples if seconds[name] > seconds[PNG]]
     lines += [
         "",
-        "Slower than PNG encoding, and why:",
+        "Slower than PNG encoding, with the reason:",
         "",
-        *(f"- {name}: {WHY.get(name, 'not known')}" for name in slow),
+        *(f"- {name}: {REASONS.get(name, 'not known')}" for name in slow),
     ]
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text("\n".join(lines) + "\n")
@@ -123,11 +123,11 @@ def degradations() -> dict[str, Degradation]:
     return {name: adapter.validate_python(text) for name, text in yaml.safe_load(EXAMPLES.read_text()).items()}
 
 
-def by_two_workers(names: list[str]) -> dict[str, float]:
-    """Pairs per second of two processes, of one's, by degradation."""
-    found = {}
+def speed_of_two_workers(names: list[str]) -> dict[str, float]:
+    """Return the pairs per second of two processes as a multiple of one process, by degradation."""
+    ratios = {}
     with ProcessPoolExecutor(2, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        list(pool.map(make, [(name, 1) for name in names] * 2))  # all is imported and loaded
+        list(pool.map(make, [(name, 1) for name in names] * 2))  # so that all is imported
         for name in names:
             rates: dict[int, float] = {}
             for _ in range(TURNS):
@@ -136,13 +136,13 @@ def by_two_workers(names: list[str]) -> dict[str, float]:
                     list(pool.map(make, [(name, PAIRS_PER_WORKER)] * workers))
                     rate = workers * PAIRS_PER_WORKER / (time.perf_counter() - started)
                     rates[workers] = max(rate, rates.get(workers, 0.0))
-            found[name] = rates[2] / rates[1]
-    return found
+            ratios[name] = rates[2] / rates[1]
+    return ratios
 
 
-def make(order: tuple[str, int]) -> None:
-    """Make so many pairs."""
-    name, count = order
+def make(work: tuple[str, int]) -> None:
+    """Make a number of pairs of a degradation."""
+    name, count = work
     clean, degradation = to_float(tile()), degradations()[name]
     for seed in range(count):
         degrade(clean, degradation, [seed])

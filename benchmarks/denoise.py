@@ -1,9 +1,10 @@
-"""The default denoiser on CBSD68 (σ 25, noise neither clipped nor quantised), as it is or trained longer on CBSD400.
+"""PSNR of the default denoiser on CBSD68 (σ 25, noise neither clipped nor quantised), or of one trained on CBSD400.
 
-    python -m benchmarks.denoise --model models/denoise            what `make repro` left, on CBSD68
-    python -m benchmarks.denoise --steps 10000                     first train it that long on CBSD400, for σ 25 alone
+    python -m benchmarks.denoise --model models/denoise     measures the model that `make repro` trained
+    python -m benchmarks.denoise --steps 10000              trains the default recipe for σ 25 on CBSD400, then measures
 
-Needs ../shared/data beside the checkout. Published: CBM3D 30.71 dB, DnCNN 31.24 dB, Restormer 31.75 dB.
+Needs the folders CBSD68 and CBSD400 where DGUNET_DATA says (default: data/sets); docs/datasets.md says where to get
+them. Adds a line to benchmarks/results/denoise.md. Published: CBM3D 30.71 dB, DnCNN 31.24 dB, Restormer 31.75 dB.
 """
 
 from __future__ import annotations
@@ -21,32 +22,34 @@ import torch
 import yaml
 
 from dgunet.checkpoint import load_model, read_card
-from dgunet.images import GREY_LEVELS, read_image
+from dgunet.images import MAX_GREY_LEVEL, read_image
 from dgunet.metrics import psnr
 from dgunet.network import DGUNet
 from dgunet.tensors import to_tensor
 
 PROJECT = Path(__file__).parents[1]
-DATA = PROJECT.parent / "shared" / "data"
+DATA = Path(os.environ.get("DGUNET_DATA") or PROJECT / "data" / "sets").absolute()
 SIGMA = 25.0
 RESULT = PROJECT / "benchmarks" / "results" / "denoise.md"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="model folder to measure")
-    parser.add_argument("--steps", type=int, help="train the default recipe so many steps on CBSD400 first")
-    given = parser.parse_args()
-    if not DATA.is_dir():
-        sys.exit(f"skipped: needs {DATA}")
-    with tempfile.TemporaryDirectory() as folder:
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", type=Path, help="model folder to measure")
+    what.add_argument("--steps", type=int, help="number of steps to train the default recipe on CBSD400 first")
+    args = parser.parse_args()
+    for folder in ("CBSD68",) if args.model else ("CBSD68", "CBSD400"):
+        if not (DATA / folder).is_dir():
+            sys.exit(f"no images in {DATA / folder}: set DGUNET_DATA; docs/datasets.md says where to get them")
+    with tempfile.TemporaryDirectory() as work_folder:
         started = time.monotonic()
-        model = given.model or trained(Path(folder), given.steps)
+        model = args.model or train(Path(work_folder), args.steps)
         minutes = (time.monotonic() - started) / 60
-        degraded, restored = measured(load_model(model))
+        degraded, restored = mean_psnr(load_model(model))
         val = read_card(model)["provenance"]["metrics"]["val_psnr"]
-        what = f"{given.steps} steps on CBSD400, {minutes:.1f} minutes" if given.steps else f"{model}"
-        line = f"| {what} | {val:.2f} | {degraded:.2f} | {restored:.2f} |"
+        trained = f"{args.steps} steps on CBSD400, {minutes:.1f} minutes" if args.steps else f"{model}"
+        line = f"| {trained} | {val:.2f} | {degraded:.2f} | {restored:.2f} |"
     print(line)
     if not RESULT.exists():
         head = "# The default denoiser on CBSD68, colour, σ 25, mean PSNR in dB\n\n"
@@ -55,8 +58,8 @@ def main() -> None:
         file.write(line + "\n")
 
 
-def trained(folder: Path, steps: int) -> Path:
-    """Run the doors in a folder of their own, with the committed recipe but for sources and length."""
+def train(folder: Path, steps: int) -> Path:
+    """Run prepare, synthesize and train in `folder`, with params.yaml but for the images, σ and the number of steps."""
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     params["tasks"] = ["denoise"]
     params["prepare"]["sources"] = [
@@ -71,25 +74,25 @@ def trained(folder: Path, steps: int) -> Path:
         "DGUNET_STORAGE": str(folder / "runs"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
     }
-    for run_command in (
+    for stage in (
         "prepare --manifest manifest.jsonl --report report.json",
         "synthesize --task denoise --manifest manifest.jsonl --out shards",
         "train --task denoise --shards shards --model model --curve train.csv",
     ):
-        name, *arguments = run_command.split()
+        name, *arguments = stage.split()
         command = [sys.executable, "-m", f"pipeline.{name}", *arguments]
         subprocess.run(command, cwd=folder, env=environment, check=True)
     return folder / "model"
 
 
 @torch.inference_mode()
-def measured(network: DGUNet) -> tuple[float, float]:
-    """Mean PSNR of noisy and restored; the noise of an image depends on its place in the list alone."""
+def mean_psnr(network: DGUNet) -> tuple[float, float]:
+    """Return the mean PSNR in dB of noisy and restored images; an image's position in the list is its noise's seed."""
     degraded, restored = [], []
     for number, path in enumerate(sorted((DATA / "CBSD68").glob("*.png"))):
         clean = to_tensor(read_image(path))
         noise = np.random.default_rng(number).standard_normal(clean.shape, dtype=np.float32) * np.float32(
-            SIGMA / GREY_LEVELS
+            SIGMA / MAX_GREY_LEVEL
         )
         noisy = clean + torch.from_numpy(noise)
         degraded.append(float(psnr(noisy, clean)))

@@ -1,13 +1,18 @@
-"""One training step and one restoration of the derain DGUNet (width 40) beside the most direct eager implementation.
+"""One training step and two restorations of the derain DGUNet (width 40) beside the most direct eager implementation.
 
-    python -m benchmarks.network [--threads 2] [--repeats 15] [--size 64] [--batch 2]
+    python -m benchmarks.network [--isa native avx2] [--threads 1] [--repeats 15] [--size 64] [--batch 2]
 
-Both sides do the same work on the same weights, taking turns; what counts is the ratio within a turn, its median is
-told, because other work on the machine then weighs on both alike. The answer goes to benchmarks/results/network.md.
+Both sides do the same work on the same weights, taking turns; what counts is the ratio of their CPU time within a turn:
+other work on the machine then weighs on both alike. `avx2` holds torch, oneDNN and MKL to what a CPU without AVX-512
+has; each kind is measured in a process of its own, as they read this when they are loaded. Writes
+benchmarks/results/network.md.
 """
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +30,10 @@ import reference_network  # noqa: E402 - the baseline lives with the tests, whic
 
 DERAIN = {"width": 40, "growth": 20, "head_growth": 16, "num_stages": 7, "share_stages": True}
 RESULTS = HERE / "results" / "network.md"
+KINDS = {
+    "native": {},
+    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+}
 
 
 def cases(batch: int, size: int) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
@@ -34,7 +43,7 @@ def cases(batch: int, size: int) -> dict[str, tuple[Callable[[], object], Callab
     learned = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
     network = published.from_state_dict(weights)
     clean, degraded = torch.rand(2, batch, 3, size, size, generator=generator)
-    photo = torch.rand(1, 3, 2 * size, 2 * size, generator=generator)
+    photos = [torch.rand(1, 3, side, side, generator=generator) for side in (2 * size, 4 * size)]
     ours_optimiser = torch.optim.Adam(network.parameters(), lr=0.0)
     direct_optimiser = torch.optim.Adam(learned.values(), lr=0.0)
 
@@ -53,29 +62,31 @@ def cases(batch: int, size: int) -> dict[str, tuple[Callable[[], object], Callab
             lambda: step(lambda: network(degraded), ours_optimiser),
             lambda: step(lambda: reference_network.blind(learned, degraded, num_stages), direct_optimiser),
         ),
-        f"restoration, 3 × {2 * size} × {2 * size}": (
-            lambda: untracked(lambda: network(photo)),
-            lambda: untracked(lambda: reference_network.blind(weights, photo, num_stages)),
-        ),
+        **{
+            f"restoration, {' × '.join(map(str, photo.shape))}": (
+                lambda photo=photo: untracked(lambda: network(photo)),
+                lambda photo=photo: untracked(lambda: reference_network.blind(weights, photo, num_stages)),
+            )
+            for photo in photos
+        },
     }
 
 
-def ratios(ours: Callable[[], object], other: Callable[[], object], repeats: int) -> tuple[list[float], list[float]]:
-    """Ours over the other, turn by turn after a first that does not count: wall clock, and time on the CPU."""
-    wall, busy = [], []
+def speeds(ours: Callable[[], object], other: Callable[[], object], repeats: int) -> list[float]:
+    """CPU time of the other over ours, turn by turn after a first that does not count."""
+    found = []
     for turn in range(repeats + 1):
         # Who goes first alternates, so that neither always meets the other's warm or cold caches.
-        spent = {function: measured(function) for function in ((ours, other) if turn % 2 else (other, ours))}
+        spent = {function: cpu_time(function) for function in ((ours, other) if turn % 2 else (other, ours))}
         if turn:
-            wall.append(spent[ours][0] / spent[other][0])
-            busy.append(spent[ours][1] / spent[other][1])
-    return wall, busy
+            found.append(spent[other] / spent[ours])
+    return found
 
 
-def measured(function: Callable[[], object]) -> tuple[float, float]:
-    wall, busy = time.perf_counter(), time.process_time()
+def cpu_time(function: Callable[[], object]) -> float:
+    start = time.process_time()
     function()
-    return time.perf_counter() - wall, time.process_time() - busy
+    return time.process_time() - start
 
 
 def cell(values: Sequence[float]) -> str:
@@ -83,24 +94,47 @@ def cell(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.2f} ({low:.2f}–{high:.2f})"
 
 
+def measure(options: argparse.Namespace) -> dict[str, object]:
+    """Return what torch finds in this CPU, and per case the speeds of the turns."""
+    torch.set_num_threads(options.threads)
+    found = {
+        name: speeds(ours, other, options.repeats) for name, (ours, other) in cases(options.batch, options.size).items()
+    }
+    return {"capability": torch.backends.cpu.get_cpu_capability(), "speeds": found}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("threads", 2), ("repeats", 15), ("size", 64), ("batch", 2)):
+    for name, default in (("threads", 1), ("repeats", 15), ("size", 64), ("batch", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--isa", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    if options.child:
+        print(json.dumps(measure(options)))
+        return
+    columns = {}
+    for kind in options.isa:
+        command = [sys.executable, "-m", "benchmarks.network", "--child"]
+        for name in ("threads", "repeats", "size", "batch"):
+            command += [f"--{name}", str(getattr(options, name))]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), **KINDS[kind]}
+        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        found = json.loads(done.stdout)
+        columns[f"{found['capability']}{'' if kind == 'native' else ', held to it'}"] = found["speeds"]
     lines = [
         "# The derain DGUNet on the CPU, beside the most direct eager implementation",
         "",
-        f"Time of ours / time of the direct one, float32, {options.threads} threads, torch {torch.__version__}: median "
-        f"(quartiles) of {options.repeats} turns. Below 1: ours is faster.",
+        f"CPU time of the direct one / CPU time of ours, float32, threads: {options.threads}, "
+        f"torch {torch.__version__}: median (quartiles) of {options.repeats} turns. Above 1: ours is faster.",
         "",
-        "| | wall clock | time on the CPU |",
-        "|---|---|---|",
+        "| | " + " | ".join(columns) + " |",
+        "|---|" + "---|" * len(columns),
     ]
-    for name, (ours, other) in cases(options.batch, options.size).items():
-        wall, busy = ratios(ours, other, options.repeats)
-        lines.append(f"| {name} | {cell(wall)} | {cell(busy)} |")
+    lines += [
+        f"| {name} | " + " | ".join(cell(found[name]) for found in columns.values()) + " |"
+        for name in next(iter(columns.values()))
+    ]
     text = "\n".join(lines) + "\n"
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(text, encoding="utf-8")

@@ -1,6 +1,6 @@
-"""DGUNet, deep generalized unfolding networks for image restoration.
+"""DGUNet: deep generalized unfolding networks for image restoration.
 
-Names are imported on first use, so that `dgunet --help` does not import torch.
+The public names are imported on first use, so that `dgunet --help` and `dgunet.images` do not import torch.
 """
 
 import importlib

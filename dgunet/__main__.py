@@ -1,12 +1,13 @@
 """The command line: dgunet restore, dgunet import, dgunet info.
 
-Exit status: 0 all done, 1 something failed (one line on stderr says what), 2 wrong usage, 130 interrupted. Each action
-imports what it needs, so that help and wrong arguments answer at once.
+Exit status: 0 success, 1 failure (one line on stderr says why), 2 wrong usage, 130 interrupted. Each action imports
+what it needs, so that help and wrong arguments answer without importing torch.
 """
 
 import argparse
 import hashlib
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -20,12 +21,13 @@ MODEL_HELP = "a model folder, or a registered model: models:/NAME@ALIAS or model
 
 
 class UsageError(ValueError):
-    """Arguments that contradict each other or the files."""
+    """The arguments contradict each other or the existing files."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command and return the exit status."""
     arguments = _parser().parse_args(argv)
+    _let_threads_sleep()
     try:
         status: int = arguments.action(arguments)
     except KeyboardInterrupt:
@@ -37,43 +39,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _let_threads_sleep() -> None:
+    """Have OpenMP threads sleep while they wait, unless the user has set otherwise; read when torch is loaded.
+
+    They spin by default: beside other processes, for the most part while the thread that they wait for does not run.
+    """
+    if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dgunet", description="Restore photographs with unfolding networks.")
+    parser = argparse.ArgumentParser(prog="dgunet", description="Restore photographs with deep unfolding networks.")
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
 
     restore = actions.add_parser(
         "restore",
         help="restore photos into a folder",
-        description="Restore photos into a folder, under their names and in their formats, with alpha, colour profile "
-        "and EXIF. A photo that fails is reported, and the others are done.",
+        description="Restore photos into a folder, with the same names and formats, and with alpha, colour profile and "
+        "EXIF. If a photo fails, the command reports it and restores the others.",
     )
     restore.add_argument(
-        "photos", nargs="+", type=Path, metavar="PHOTO", help="a file, or a folder of them (recursive)"
+        "photos",
+        nargs="+",
+        type=Path,
+        metavar="PHOTO",
+        help="a photo, or a folder that is searched for photos with all subfolders",
     )
-    restore.add_argument("out", type=Path, metavar="OUT", help="the folder to write to; made if it is missing")
+    restore.add_argument("out", type=Path, metavar="OUT", help="folder to write to; created if it does not exist")
     restore.add_argument("--model", required=True, help=MODEL_HELP)
     restore.add_argument(
-        "--tile", type=_tile, help="side of the tiles (default: 512 for photos above 1024x1024 pixels)"
+        "--tile",
+        type=_tile,
+        help="side of the tiles in pixels (default: 512 for photos of more than 1024x1024 pixels, else no tiles)",
     )
-    restore.add_argument("--self-ensemble", action="store_true", help="average over flips and turns; 8 times the work")
     restore.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: faster on GPUs, less exact"
+        "--self-ensemble", action="store_true", help="average over 8 flips and rotations; takes 8 times as long"
     )
-    restore.add_argument("--device", help="as torch names it: cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    restore.add_argument("--overwrite", action="store_true", help="replace photos that are in OUT already")
+    restore.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="bfloat16 is faster on GPUs and less exact (default: float32)",
+    )
+    restore.add_argument("--device", help="torch device: cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    restore.add_argument("--overwrite", action="store_true", help="replace photos that already exist in OUT")
     restore.set_defaults(action=_restore)
 
     importing = actions.add_parser(
-        "import", help="turn a published checkpoint into a model folder", description="Never runs code from the file."
+        "import",
+        help="convert a published checkpoint to a model folder",
+        description="Convert a published checkpoint to a model folder. Code in the file is never run.",
     )
-    importing.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .pth file of the published code")
-    importing.add_argument("folder", type=Path, metavar="MODEL_FOLDER", help="the model folder to make")
-    importing.add_argument("--num-stages", type=int, help="number of stages, where the file does not tell (default: 7)")
-    importing.add_argument("--blockwise", action="store_true", help="sensing: every 32x32 block is restored on its own")
-    importing.add_argument("--task", help="what it was trained for, as derain; kept in config.json")
+    importing.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=".pth file of the published code")
+    importing.add_argument("folder", type=Path, metavar="MODEL_FOLDER", help="model folder to create")
+    importing.add_argument(
+        "--num-stages", type=int, help="number of stages of a network with shared stages (default: 7)"
+    )
+    importing.add_argument(
+        "--blockwise", action="store_true", help="compressive sensing: restore every 32x32 block separately"
+    )
+    importing.add_argument("--task", help="task of the network, such as derain; written to config.json")
     importing.set_defaults(action=_import)
 
-    info = actions.add_parser("info", help="show what a model is and where it comes from")
+    info = actions.add_parser("info", help="show sizes, task and provenance of a model")
     info.add_argument("model", help=MODEL_HELP)
     info.set_defaults(action=_info)
     return parser
@@ -94,14 +122,14 @@ def _restore(arguments: argparse.Namespace) -> int:
         started = time.perf_counter()
         try:
             if target.exists() and not arguments.overwrite:
-                raise ValueError(f"{target} is there already; --overwrite replaces it")
+                raise ValueError(f"{target} exists; replace it with --overwrite")
             if target.suffix.lower() not in SUFFIXES:
-                raise ValueError(f"not the name of a photo; known are {', '.join(SUFFIXES)}")
+                raise ValueError(f"unknown suffix; photos end in {', '.join(SUFFIXES)}")
             photo = read_photo(source)
-            restored = restore(model, photo.pixels, progress=_show_tiles, **options)
+            restored = restore(model, photo.pixels, progress=_show_progress, **options)
             target.parent.mkdir(parents=True, exist_ok=True)
             write_photo(target, replace(photo, pixels=restored))
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # RuntimeError: torch has no memory left
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # RuntimeError: torch is out of memory
             num_failed += 1
             print(
                 f"{label} {source}: failed: {_reason(error).removeprefix(f'{source}: ')}", file=sys.stderr, flush=True
@@ -115,11 +143,11 @@ def _restore(arguments: argparse.Namespace) -> int:
 
 
 def _jobs(photos: Iterable[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Which photo goes where: under its name, and for folders under its path inside the folder."""
+    """Return (photo, target) pairs; the target has the name of the photo, or its path inside a given folder."""
     from dgunet.images import SUFFIXES
 
     if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: the last argument is the folder to write to, this is a file")
+        raise UsageError(f"{out}: the last argument must be a folder to write to, but is a file")
     targets: dict[Path, Path] = {}
     for photo in photos:
         sources, root = [photo], photo.parent
@@ -127,22 +155,24 @@ def _jobs(photos: Iterable[Path], out: Path) -> list[tuple[Path, Path]]:
             found = (path for path in photo.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
             sources, root = sorted(path for path in found if out.resolve() not in path.resolve().parents), photo
             if not sources:
-                raise UsageError(f"{photo}: no photos in this folder ({', '.join(SUFFIXES)})")
+                raise UsageError(f"{photo}: no photos in this folder; photos end in {', '.join(SUFFIXES)}")
         for source in sources:
             target = out / source.relative_to(root)
             other = targets.setdefault(target, source)
             if other.resolve() != source.resolve():
-                raise UsageError(f"{other} and {source} would both become {target}; restore them into two folders")
+                raise UsageError(
+                    f"{other} and {source} would both be written to {target}; restore them into two folders"
+                )
     originals = {source.resolve() for source in targets.values()}
     for target in targets:
         if target.resolve() in originals:
-            raise UsageError(f"{target} is one of the photos and would be overwritten; choose another folder")
+            raise UsageError(f"{target} is one of the photos and would be overwritten; choose another output folder")
     return [(source, target) for target, source in targets.items()]
 
 
 def _import(arguments: argparse.Namespace) -> int:
     if arguments.folder.exists():
-        raise UsageError(f"{arguments.folder}: is there already; remove it or choose another name")
+        raise UsageError(f"{arguments.folder}: exists; remove it or choose another name")
     from dgunet.checkpoint import save_model
     from dgunet.published import load
 
@@ -187,7 +217,7 @@ def _lines(value: dict[str, Any], indent: str = "") -> Iterable[str]:
 
 def _tile(text: str) -> int:
     if not text.isdigit() or int(text) % 32 or int(text) < 192:
-        raise argparse.ArgumentTypeError(f"{text}: give a multiple of 32, at least 192")
+        raise argparse.ArgumentTypeError(f"{text}: must be a multiple of 32 and at least 192")
     return int(text)
 
 
@@ -203,7 +233,7 @@ def _device(name: str | None) -> str:
     return name
 
 
-def _show_tiles(num_done: int, num_all: int) -> None:
+def _show_progress(num_done: int, num_all: int) -> None:
     if num_all > 1 and sys.stderr.isatty():
         end = "\r" + " " * 30 + "\r" if num_done == num_all else ""
         print(f"\r  tile {num_done} of {num_all}", end=end, file=sys.stderr, flush=True)
@@ -213,8 +243,8 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError) or ("memory" in str(error) and isinstance(error, RuntimeError)):
-        return "not enough memory; try smaller tiles, as --tile 256"
-    if isinstance(error, RuntimeError | AssertionError):  # torch adds pages
+        return "not enough memory; try smaller tiles, such as --tile 256"
+    if isinstance(error, RuntimeError | AssertionError):  # the first line, as torch adds a stack trace
         return (str(error).splitlines() or [type(error).__name__])[0]
     return str(error)
 

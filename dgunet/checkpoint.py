@@ -1,4 +1,4 @@
-"""A model folder: model.safetensors (the weights) and config.json (sizes, task, provenance). Save, load.
+"""Save and load a model folder: model.safetensors (the weights) and config.json (sizes, task, provenance).
 
 config.json = {"model_type": "dgunet", "config": {the fields of DGUNetConfig}, "task": …, "provenance": …}
 """
@@ -25,23 +25,26 @@ CARD_FILE = "config.json"
 
 
 def save_model(network: DGUNet, folder: str | Path, card: Mapping[str, Any]) -> None:
-    """Write the network and its card (`task`, `provenance`: commit, data, metrics) into `folder`.
+    """Write the network and its card into a model folder. The same network and card give the same bytes.
 
-    The same network and card give the same bytes. A new folder appears complete or not at all; in one that is there,
-    each file is replaced at once.
+    Args:
+        network: its weights and sizes are written.
+        folder: a new folder is written as a whole; in an existing one each file is replaced as a whole.
+        card: further content of config.json: `task`, and `provenance` with commit, data and metrics.
 
     Raises:
-        ValueError: the card has a key of ours or something that JSON cannot hold, or the folder cannot be written.
+        ValueError: the card has a key that save_model writes itself, or a value that JSON cannot hold; or the folder
+            cannot be written.
     """
     folder = Path(folder)
     reserved = {"model_type", "config"} & set(card)
     if reserved:
-        raise ValueError(f"card: {', '.join(sorted(reserved))} is written by save_model itself, leave it out")
+        raise ValueError(f"card: {', '.join(sorted(reserved))} is written by save_model itself; leave it out")
     document = {"model_type": MODEL_TYPE, "config": asdict(network.config), **card}
     try:
         text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
-        raise ValueError(f"card: not plain JSON ({error})") from error
+        raise ValueError(f"card: JSON cannot hold it ({error})") from error
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
@@ -60,35 +63,40 @@ def save_model(network: DGUNet, folder: str | Path, card: Mapping[str, Any]) -> 
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:
-    """The whole config.json of a model folder.
+    """Return the content of config.json of a model folder.
 
     Raises:
-        ValueError: the file is missing, no JSON, or not of a DGUNet.
+        ValueError: the file is missing, not valid JSON, or not of a DGUNet.
     """
     path = Path(folder) / CARD_FILE
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(
-            f"{folder}: no model folder, {CARD_FILE} cannot be read ({error.strerror}); a model folder holds "
-            f"{WEIGHTS_FILE} and {CARD_FILE}, as training and `dgunet import` write them"
+            f"{folder}: not a model folder, {CARD_FILE} cannot be read ({error.strerror}). Training or `dgunet import` "
+            f"write model folders, with {WEIGHTS_FILE} and {CARD_FILE}"
         ) from error
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(card, dict) or card.get("model_type") != MODEL_TYPE or not isinstance(card.get("config"), dict):
-        raise ValueError(f'{path}: not of a DGUNet, it needs "model_type": "{MODEL_TYPE}" and "config": {{…}}')
+        raise ValueError(
+            f'{path}: not the card of a DGUNet, which has "model_type": "{MODEL_TYPE}" and "config": {{…}}'
+        )
     return card
 
 
 def load_model(source: str | Path) -> DGUNet:
-    """The network in a model folder, or in a registry (`models:/derain@champion`), on the CPU and in evaluation mode.
+    """Load a network from a model folder or a registry, on the CPU and in evaluation mode.
+
+    Args:
+        source: a model folder, or the address of a registered model such as `models:/derain@champion`.
 
     Raises:
-        ValueError: the folder lacks a file, a file is damaged, or weights and sizes disagree; the registry has no such.
-        ConnectionError: the registry gives no answer. ImportError: it needs MLflow, which is not installed.
+        ValueError: a file is missing or damaged, weights and sizes do not fit, or the registry has no such model.
+        ImportError: `source` is an address, and MLflow is not installed.
     """
     if isinstance(source, str) and source.startswith("models:/"):
-        from dgunet.hub import pull  # MLflow is an optional dependency
+        from dgunet.hub import pull  # for the optional dependency MLflow
 
         source = pull(source)
     folder = Path(source)
@@ -102,10 +110,15 @@ def load_model(source: str | Path) -> DGUNet:
 
 
 def build_network(config: DGUNetConfig, weights: Mapping[str, Tensor], origin: str) -> DGUNet:
-    """A network of these sizes that holds exactly these weights, in evaluation mode; draws no random numbers.
+    """Return a network of these sizes with these weights, in evaluation mode; uses no random numbers.
+
+    Args:
+        config: the sizes.
+        weights: a state dict with all names and no others.
+        origin: where the weights come from, for the error message.
 
     Raises:
-        ValueError: names or shapes disagree; `origin` says in the message where the weights come from.
+        ValueError: names or shapes do not fit; the message lists all of them.
     """
     with torch.device("meta"):
         network = DGUNet(config)

@@ -1,7 +1,7 @@
-"""A registered model -> a local model folder: "models:/derain@champion", or "models:/derain/3".
+"""Fetch a registered model from an MLflow registry: "models:/derain@champion" or "models:/derain/3".
 
-The one place in the package that knows MLflow, which is imported on use. What was fetched once is kept in the user's
-cache folder, one folder per model version, and is used when the registry cannot be reached.
+The only module of the package that knows MLflow, an optional dependency. Model versions are cached in the user's cache
+folder, one folder each. When the registry cannot be reached, the cached version of the last answer is used.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 PREFIX = "models:/"
 LOCAL_STORE = "mlflow.db"
-_IN_REQUEST = {  # MLflow's own patience with a dead server is minutes; the progress bar would be for 3 MB
+_MLFLOW_DEFAULTS = {  # MLflow itself tries for minutes to reach a server, and shows a progress bar for 3 MB
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -25,32 +25,35 @@ _IN_REQUEST = {  # MLflow's own patience with a dead server is minutes; the prog
 
 
 def pull(uri: str) -> Path:
-    """The local folder with `model.safetensors` and `config.json` of a registered model; treat it as read-only.
+    """Return the local model folder of a registered model; it is part of the cache, so do not change it.
 
-    The registry is MLFLOW_TRACKING_URI, else the `mlflow.db` in the current directory. The cache is `dgunet` in
-    XDG_CACHE_HOME, else in ~/.cache.
+    The registry is MLFLOW_TRACKING_URI, or else `mlflow.db` in the current directory. The cache is the folder `dgunet`
+    in XDG_CACHE_HOME, or else in ~/.cache.
 
     Raises:
-        ValueError: no such model (says which there are), no registry known or reached, or no model folder in it.
+        ValueError: there is no such model (the message lists the registered ones), no registry is configured or
+            reached, or the version holds no model folder.
         ImportError: MLflow is not installed.
     """
     match = re.fullmatch(r"models:/([^/@:]+)(?:@([^/@:]+)|/(\d+))", uri)
     if match is None:
-        raise ValueError(f'{uri}: write "models:/NAME@ALIAS", as models:/denoise@champion, or "models:/NAME/VERSION"')
+        raise ValueError(
+            f'{uri}: write "models:/NAME@ALIAS", such as models:/denoise@champion, or "models:/NAME/VERSION"'
+        )
     name, alias, number = match.groups()
     registry = _registry()
     cache = _cache()
     answers = cache / "answers" / _digest(registry, uri)
-    with _environment(_IN_REQUEST):
+    with _environment_defaults(_MLFLOW_DEFAULTS):
         try:
-            version = _ask(registry, uri, name, alias, number)
+            version = _find_version(registry, uri, name, alias, number)
         except ConnectionError as error:
-            kept = cache / answers.read_text() if answers.is_file() else None
-            if kept is None or not kept.is_dir():
-                raise ValueError(f"{uri}: {error}, and the model was not fetched before") from error
-            print(f"{uri}: {error}; using the copy fetched before", file=sys.stderr)
-            return kept
-        # The source is unique where the number is not: a registry may be deleted and begin again at 1.
+            cached = cache / answers.read_text() if answers.is_file() else None
+            if cached is None or not cached.is_dir():
+                raise ValueError(f"{uri}: {error}, and the model is not in the cache") from error
+            print(f"{uri}: {error}; using the cached model", file=sys.stderr)
+            return cached
+        # The source is unique, the number is not: a new registry in place of a deleted one starts at 1 again.
         folder = cache / f"{quote(name)}-{version.version}-{_digest(registry, str(version.source))}"
         if not folder.is_dir():
             _fetch(registry, f"{PREFIX}{name}/{version.version}", folder)
@@ -59,19 +62,19 @@ def pull(uri: str) -> Path:
 
 
 def _registry() -> str:
-    """The address, checked so that MLflow never creates an empty store."""
+    """Return the address of the registry; raises ValueError for a missing file, which MLflow would create."""
     configured = os.environ.get("MLFLOW_TRACKING_URI")
     if not configured:
         if not Path(LOCAL_STORE).is_file():
             raise ValueError(
-                f"no model registry is known: set MLFLOW_TRACKING_URI to its address, or run this where "
-                f"{LOCAL_STORE} lies, or give a model folder instead of {PREFIX}..."
+                f"no model registry is configured: set MLFLOW_TRACKING_URI to its address, or run this in the folder "
+                f"of {LOCAL_STORE}, or give a model folder instead of {PREFIX}..."
             )
         return f"sqlite:///{Path(LOCAL_STORE).absolute()}"
     if configured.startswith("sqlite:///"):
         path = Path(configured.removeprefix("sqlite:///"))
         if not path.is_file():
-            raise ValueError(f"MLFLOW_TRACKING_URI={configured}: there is no file {path.absolute()}")
+            raise ValueError(f"MLFLOW_TRACKING_URI={configured}: the file {path.absolute()} does not exist")
         return f"sqlite:///{path.absolute()}"
     return configured
 
@@ -80,8 +83,8 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgunet"
 
 
-def _ask(registry: str, uri: str, name: str, alias: str | None, number: str | None) -> Any:
-    """The registered version. Raises ConnectionError if the registry gives no answer, ValueError if it has none."""
+def _find_version(registry: str, uri: str, name: str, alias: str | None, number: str | None) -> Any:
+    """Return the registered version. Raises ConnectionError without an answer, ValueError if there is none."""
     try:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
@@ -93,11 +96,11 @@ def _ask(registry: str, uri: str, name: str, alias: str | None, number: str | No
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise ConnectionError(f"the registry {registry} cannot be read ({_first_line(error)})") from error
-        there_is = ", ".join(_names(model) for model in client.search_registered_models()) or "nothing yet"
-        raise ValueError(f"{uri}: not in the registry {registry}; there is: {there_is}") from error
+        registered = ", ".join(_describe(model) for model in client.search_registered_models()) or "no model"
+        raise ValueError(f"{uri}: not in the registry {registry}; it holds: {registered}") from error
 
 
-def _names(model: Any) -> str:
+def _describe(model: Any) -> str:
     latest = max((int(version.version) for version in model.latest_versions or []), default=0)
     aliases = "".join(f", @{alias} is {version}" for alias, version in sorted(model.aliases.items()))
     return f"{model.name} (newest version {latest}{aliases})"
@@ -118,17 +121,17 @@ def _fetch(registry: str, uri: str, folder: Path) -> None:
         found = [path.parent for path in Path(temporary).rglob("config.json")]
         found = [path for path in found if (path / "model.safetensors").is_file()]
         if len(found) != 1:
-            raise ValueError(f"{uri}: has {len(found)} folders with config.json and model.safetensors instead of one")
+            raise ValueError(f"{uri}: holds {len(found)} folders with config.json and model.safetensors instead of one")
         try:
             found[0].rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster
+            if not folder.is_dir():  # otherwise another process has fetched it meanwhile
                 raise
 
 
 @contextmanager
-def _environment(defaults: dict[str, str]) -> Iterator[None]:
-    """MLflow reads these at every request. What the user has set stays."""
+def _environment_defaults(defaults: dict[str, str]) -> Iterator[None]:
+    """Set environment variables that MLflow reads at every request, unless the user has set them."""
     added = [name for name in defaults if name not in os.environ]
     os.environ.update({name: defaults[name] for name in added})
     try:

@@ -1,12 +1,12 @@
-"""One image in, one restored image of the same shape and type out; the caller never thinks of padding, tiles or device.
+"""Restore one image: an array of any size in, an array of the same shape and type out.
 
-A large image is cut into overlapping tiles. Neighbours are blended in the middle of what they share,
+A large image is cut into overlapping tiles. Neighbouring tiles are blended in the middle of their overlap,
 
     joined = left + w·(right − left),    w from 0 to 1 over the ramp,
 
-which leaves the image as it is, to the last bit, where both agree. The outer part of every overlap is thrown away:
-there a tile knows only the padding. Tiles change the statistics that the network takes over the whole of what it sees
-(half instance norm, channel attention, subspace projection); it was trained on patches smaller than the tiles here.
+which is exact, to the last bit, where both agree. The outer part of every overlap is discarded: there a tile sees only
+padding. Tiles change the statistics that the network computes over its whole input (half instance norm, channel
+attention, subspace projection); the training patches are smaller than the tiles.
 """
 
 import math
@@ -25,7 +25,7 @@ from dgunet.tensors import to_array, to_tensor
 WHOLE_IMAGE_PIXELS = 1024 * 1024
 TILE = 512
 OVERLAP = 64
-GRID = 32  # tiles start on it: the blocks of a sensing network, and the strides of the encoder, are those of the image
+GRID = 32  # tiles start at multiples of it, so that sensing blocks and encoder strides are those of the whole image
 Array = Shaped[np.ndarray, "H W *C"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -45,21 +45,21 @@ def restore(
 
     Args:
         model: a network in evaluation mode. A colour network restores gray as three equal channels and averages
-            them; a gray network restores each colour channel on its own; a sensing network measures each tile first.
+            them; a gray network restores each colour channel separately; a sensing network measures each tile first.
         array: uint8, uint16, or float32 where [0, 1] is black to white and values outside are kept. Alpha is
-            returned as it came.
+            returned unchanged.
         tile: side in pixels of the tiles, a multiple of 32 and at least 3 overlaps. None: an image of up to 1024·1024
             pixels is restored as a whole, a larger one in tiles of 512.
         overlap: pixels that neighbouring tiles share, a multiple of 32.
-        self_ensemble: average over the 8 flips and quarter turns; eight times the work.
-        precision: bfloat16 is faster on devices that have units for it, and less exact than what was measured: the
-            numbers of a model, and those published, are those of float32 (on CUDA as torch has it: convolutions in
-            TF32 unless torch.backends.cudnn.allow_tf32 is False).
-        device: where to compute; the model is moved there. None: where it is.
-        progress: called with the numbers of finished and of all tiles.
+        self_ensemble: average over the 8 flips and rotations by 90°; eight times the work.
+        precision: bfloat16 is faster on devices that support it, and less exact. The metrics of a model are measured
+            in float32 (on CUDA with torch's default: convolutions in TF32 unless torch.backends.cudnn.allow_tf32 is
+            False).
+        device: the model is moved there; None: it stays on its device.
+        progress: called after each tile with the number of finished tiles and of all tiles.
 
     Raises:
-        ValueError: shape, type or options are not as above, or the image or what the network made of it has NaN or
+        ValueError: shape, type or options are not as above, or the image or the output of the network has NaN or
             infinite values.
     """
     _check(model, array, tile, overlap, precision)
@@ -74,7 +74,7 @@ def restore(
     rows, columns = _cuts(height, tile, overlap), _cuts(width, tile, overlap)
     num_done = 0
 
-    def piece(row: slice, column: slice) -> Float32[np.ndarray, "h w C"]:
+    def restored_tile(row: slice, column: slice) -> Float32[np.ndarray, "h w C"]:
         nonlocal num_done
         estimate = _estimate(model, _as_float(channels[row, column, :num_colours]), self_ensemble, precision)
         num_done += 1
@@ -82,14 +82,14 @@ def restore(
             progress(num_done, len(rows) * len(columns))
         return estimate
 
-    def strip(row: slice) -> Float32[np.ndarray, "h W C"]:
-        pieces = ((column.start, piece(row, column).swapaxes(0, 1)) for column in columns)
+    def restored_row(row: slice) -> Float32[np.ndarray, "h W C"]:
+        tiles = ((column.start, restored_tile(row, column).swapaxes(0, 1)) for column in columns)
         joined = np.empty((row.stop - row.start, width, num_colours), np.float32)
-        for start, part in _joined(pieces, overlap // 2):
+        for start, part in _joined(tiles, overlap // 2):
             joined[:, start : start + len(part)] = part.swapaxes(0, 1)
         return joined
 
-    for start, part in _joined(((row.start, strip(row)) for row in rows), overlap // 2):
+    for start, part in _joined(((row.start, restored_row(row)) for row in rows), overlap // 2):
         restored[start : start + len(part), :, :num_colours] = _as_type(part, array.dtype)
     return restored.reshape(array.shape)
 
@@ -104,7 +104,9 @@ def _check(model: DGUNet, array: Array, tile: int | None, overlap: int, precisio
     if array.dtype == np.float32 and not np.isfinite(array).all():
         raise ValueError("the image has NaN or infinite values")
     if model.config.image_channels not in (1, 3):
-        raise ValueError(f"a network of {model.config.image_channels} channels restores no photographs")
+        raise ValueError(
+            f"a network of {model.config.image_channels} channels cannot restore photographs; it needs 1 or 3"
+        )
     if precision not in get_args(Precision):
         raise ValueError(f"precision: must be one of {', '.join(get_args(Precision))}, is {precision!r}")
     if overlap < GRID or overlap % GRID or (tile is not None and (tile % GRID or tile < 3 * overlap)):
@@ -112,7 +114,7 @@ def _check(model: DGUNet, array: Array, tile: int | None, overlap: int, precisio
 
 
 def _cuts(length: int, tile: int, overlap: int) -> list[slice]:
-    """Where the tiles of one axis lie: evenly, on the grid; the last takes what is left."""
+    """Return the tiles of one axis: evenly spaced, starting on the grid; the last one ends at the border."""
     if length <= tile:
         return [slice(0, length)]
     count = math.ceil((length - overlap) / (tile - overlap))
@@ -121,22 +123,22 @@ def _cuts(length: int, tile: int, overlap: int) -> list[slice]:
 
 
 def _joined(
-    pieces: Iterable[tuple[int, Float32[np.ndarray, "_ _ C"]]], ramp: int
+    tiles: Iterable[tuple[int, Float32[np.ndarray, "_ _ C"]]], ramp: int
 ) -> Iterator[tuple[int, Float32[np.ndarray, "_ _ C"]]]:
-    """Overlapping pieces along the first axis -> parts to be written one after the other, a later over an earlier."""
-    before, before_start = None, 0
-    for start, piece in pieces:
+    """Blend overlapping tiles along the first axis; yields parts to write in order, where later ones overwrite."""
+    previous, previous_start = None, 0
+    for start, tile in tiles:
         first = start
-        if before is not None:
-            shared = before_start + len(before) - start
-            offset = (shared - ramp) // 2
+        if previous is not None:
+            overlap = previous_start + len(previous) - start
+            offset = (overlap - ramp) // 2
             weight = ((np.arange(ramp, dtype=np.float32) + 0.5) / ramp)[:, None, None]
-            weight = weight * weight * (3 - 2 * weight)  # smooth at both ends
+            weight = weight * weight * (3 - 2 * weight)  # smoothstep: slope 0 at both ends
             first = start + offset
-            old = before[first - before_start :][:ramp]
-            piece[offset : offset + ramp] = old + weight * (piece[offset : offset + ramp] - old)
-        yield first, piece[first - start :]
-        before, before_start = piece, start
+            left = previous[first - previous_start :][:ramp]
+            tile[offset : offset + ramp] = left + weight * (tile[offset : offset + ramp] - left)
+        yield first, tile[first - start :]
+        previous, previous_start = tile, start
 
 
 def _estimate(
@@ -147,16 +149,16 @@ def _estimate(
         degraded = to_tensor(image).to(device)
         estimate = _ensemble(model, degraded) if self_ensemble else _last_estimate(model, degraded)
     if not bool(estimate.isfinite().all()):
-        raise ValueError("the network gave NaN or infinite values; its weights are damaged, or its training diverged")
+        raise ValueError("the network gave NaN or infinite values: its weights are damaged, or its training diverged")
     return to_array(estimate)
 
 
 def _ensemble(model: DGUNet, degraded: Float[Tensor, "1 C H W"]) -> Float[Tensor, "1 C H W"]:
     total = torch.zeros_like(degraded)
-    for turns in range(4):
-        turned = degraded.rot90(turns, (2, 3))
-        total += _last_estimate(model, turned).rot90(-turns, (2, 3))
-        total += _last_estimate(model, turned.flip(3)).flip(3).rot90(-turns, (2, 3))
+    for quarter_turns in range(4):
+        rotated = degraded.rot90(quarter_turns, (2, 3))
+        total += _last_estimate(model, rotated).rot90(-quarter_turns, (2, 3))
+        total += _last_estimate(model, rotated.flip(3)).flip(3).rot90(-quarter_turns, (2, 3))
     return total / 8
 
 

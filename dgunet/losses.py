@@ -1,9 +1,10 @@
-"""What training minimises, summed over all K estimates.
+"""Training losses, summed over all K estimates.
 
     Charbonnier   mean √(d² + ε²),   d = estimate − clean,   ε = 1e-3
-    edge          the same of Laplacians: d minus its pyramid round trip (blur, drop every second pixel, ×4, blur)
+    edge          the same of the Laplacian of d: d minus its pyramid round trip (blur, keep every second pixel times 4,
+                  blur)
 
-The Laplacian is linear, so that of the difference is the difference of the Laplacians. Source of both: Jiang et al.,
+The Laplacian is linear: that of the difference is the difference of the Laplacians. Source of both: Jiang et al.,
 "Multi-Scale Progressive Fusion Network", CVPR 2020; Zamir et al., "MPRNet", CVPR 2021.
 """
 
@@ -22,12 +23,12 @@ BLUR_TAPS = (0.05, 0.25, 0.4, 0.25, 0.05)
 
 
 def charbonnier(difference: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """Mean of √(d² + ε²)."""
+    """Return the mean of √(d² + ε²)."""
     return (difference.square() + CHARBONNIER_EPSILON**2).sqrt().mean()
 
 
 def laplacian(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    """The image minus its round trip through one level of a Gaussian pyramid."""
+    """Return the image minus its round trip through one level of a Gaussian pyramid."""
     coarse = _blurred(image)[:, :, ::2, ::2]
     grid = torch.zeros_like(image)
     grid[:, :, ::2, ::2] = 4 * coarse
@@ -35,10 +36,10 @@ def laplacian(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
 
 
 def _blurred(image: Tensor) -> Tensor:
-    # Every channel as an image of its own: of these all memory formats are one. Compiled on a CPU, the padding's
-    # gradient fails for more channels, last in memory: torch 2.13 misjudges its layout.
+    # Every channel is a separate image of one channel, for which all memory formats are the same. With more channels in
+    # channels-last order the padding's gradient fails when compiled for a CPU (torch 2.13 assumes a wrong layout).
     single = image.flatten(0, 1)[:, None]
-    taps = torch.cat([image.new_full((1,), tap) for tap in BLUR_TAPS])  # made where the image is: nobody waits
+    taps = torch.cat([image.new_full((1,), tap) for tap in BLUR_TAPS])  # made on the device: no copy, no wait
     reach = len(BLUR_TAPS) // 2
     padded = functional.pad(single, (reach, reach, reach, reach), mode="replicate")
     across = functional.conv2d(padded, taps.view(1, 1, 1, -1))
@@ -52,11 +53,17 @@ def stage_loss(
     kind: LossKind = "charbonnier_edge",
     edge_weight: float = EDGE_WEIGHT,
 ) -> Float[Tensor, ""]:
-    """The sum over all estimates of their distance to the clean image, images in [0, 1], computed in float32.
+    """Return the sum over all estimates of their loss against the clean image, computed in float32.
 
-    `charbonnier_edge` (deraining, deblurring) adds `edge_weight` times the edge loss; the clamped kinds compare what
-    would be written to a file: `charbonnier_clamped` (real denoising), `mse_clamped` (sensing). Raises ValueError for
-    another kind.
+    Args:
+        estimates: the K estimates of the network.
+        clean: the clean image in [0, 1].
+        kind: `charbonnier`; `charbonnier_edge` (deraining, deblurring) adds the edge loss; `charbonnier_clamped` (real
+            denoising) and `mse_clamped` (sensing) clamp the estimates to [0, 1] first, as a file would.
+        edge_weight: factor of the edge loss.
+
+    Raises:
+        ValueError: `kind` is none of these.
     """
     if kind not in get_args(LossKind):
         raise ValueError(f"loss kind: must be one of {', '.join(get_args(LossKind))}, is {kind!r}")

@@ -3,40 +3,47 @@
 PSNR = -10 log10 mean (x - y)²                                             over all pixels and channels, peak 1
 SSIM = mean (2 μx μy + C1)(2 σxy + C2) / ((μx² + μy² + C1)(σx² + σy² + C2)),   C1 = 0.01², C2 = 0.03²
 
-with local means and (co)variances under an 11×11 Gaussian of σ 1.5, at the places where it fits inside the image, as
+with local means and (co)variances under an 11×11 Gaussian of σ 1.5, at all positions where it fits inside the image, as
 in the authors' MATLAB code; then the mean over channels. Wang, Bovik, Sheikh, Simoncelli, "Image Quality Assessment:
 From Error Visibility to Structural Similarity", IEEE TIP 2004.
 
-Neither clips nor quantises: published tables for 8-bit outputs measure `quantise_8bit(restored)`, those of Gaussian
-denoising the raw network output.
+Neither metric clips or quantises. Published tables measure 8-bit outputs, `quantise_8bit(restored)`; those of Gaussian
+denoising measure the output of the network itself.
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812 -- the name all of torch's world gives it
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dgunet.images import GREY_LEVELS
+from dgunet.images import MAX_GREY_LEVEL
 
 WINDOW = 11
 WINDOW_SIGMA = 1.5
-HIGHEST_PSNR = 100.0  # dB, what an image restored to the last bit counts in a mean: its own PSNR is infinite
+HIGHEST_PSNR = 100.0  # dB; counts in a mean for an identical image, whose PSNR is infinite
 
 
 def psnr(restored: Float[Tensor, "B C H W"], clean: Float[Tensor, "B C H W"], *, crop: int = 0) -> Float64[Tensor, "B"]:
-    """Peak signal-to-noise ratio of each image in dB, leaving out `crop` pixels at every border.
+    """Return the peak signal-to-noise ratio of each image in dB, without `crop` pixels at every border.
 
-    Identical images give inf: count it as HIGHEST_PSNR in a mean. Raises ValueError if the shapes
-    differ or nothing is left after cropping.
+    Identical images give inf, which counts as HIGHEST_PSNR in a mean.
+
+    Args:
+        restored: restored images, black 0 and white 1.
+        clean: clean images of the same shape.
+        crop: pixels to leave out at each side.
+
+    Raises:
+        ValueError: the shapes differ, or no pixel is left after cropping.
     """
     restored, clean = _comparable(restored, clean, crop)
     return -10 * torch.log10((restored - clean).square().mean(dim=(1, 2, 3)))
 
 
 def ssim(restored: Float[Tensor, "B C H W"], clean: Float[Tensor, "B C H W"], *, crop: int = 0) -> Float64[Tensor, "B"]:
-    """Structural similarity of each image, 1 for identical ones; `crop` and errors as `psnr`.
+    """Return the structural similarity of each image, 1 for identical ones; arguments and errors as for `psnr`.
 
-    On images smaller than 11×11 the window is cut to the largest odd size that fits.
+    In images smaller than 11×11 the window has the largest odd size that fits.
     """
     restored, clean = _comparable(restored, clean, crop)
     mean_x, mean_y = _blur(restored), _blur(clean)
@@ -50,14 +57,14 @@ def ssim(restored: Float[Tensor, "B C H W"], clean: Float[Tensor, "B C H W"], *,
 
 
 def luma(image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
-    """Y of MATLAB's rgb2ycbcr (BT.601, studio range) of an image in [0, 1]: black 16, white 235 of 255. Not rounded."""
-    weights = torch.tensor([65.481, 128.553, 24.966], dtype=image.dtype, device=image.device) / GREY_LEVELS
-    return (image * weights[:, None, None]).sum(dim=1, keepdim=True) + 16 / GREY_LEVELS
+    """Return Y of MATLAB's rgb2ycbcr (BT.601, black 16/255, white 235/255) of an image in [0, 1], not rounded."""
+    weights = torch.tensor([65.481, 128.553, 24.966], dtype=image.dtype, device=image.device) / MAX_GREY_LEVEL
+    return (image * weights[:, None, None]).sum(dim=1, keepdim=True) + 16 / MAX_GREY_LEVEL
 
 
 def quantise_8bit(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    """What is left of an image after it was written to an 8-bit file: clipped to [0, 1] and rounded."""
-    return (image.clamp(0, 1) * GREY_LEVELS).round() / GREY_LEVELS
+    """Return an image as an 8-bit file holds it: clipped to [0, 1] and rounded to multiples of 1/255."""
+    return (image.clamp(0, 1) * MAX_GREY_LEVEL).round() / MAX_GREY_LEVEL
 
 
 def _comparable(restored: Tensor, clean: Tensor, crop: int) -> tuple[Tensor, Tensor]:
@@ -65,7 +72,7 @@ def _comparable(restored: Tensor, clean: Tensor, crop: int) -> tuple[Tensor, Ten
         raise ValueError(f"shapes differ: restored {tuple(restored.shape)}, clean {tuple(clean.shape)}")
     height, width = clean.shape[2:]
     if crop < 0 or 2 * crop >= min(height, width):
-        raise ValueError(f"crop={crop} does not leave anything of {width}x{height} pixels")
+        raise ValueError(f"crop={crop} leaves no pixel of {width}x{height}")
     inside = (..., slice(crop, height - crop), slice(crop, width - crop))
     return restored[inside].double(), clean[inside].double()
 

@@ -1,8 +1,7 @@
-"""State dicts of the published code to our networks: names, shapes, and nothing guessed.
+"""Import state dicts of the published code: every name and shape must match.
 
-Published numbers run from 0 for Φ, Φᵀ, ρ and from 1 for the rest; the shared stage is named as if it were stage 2, its
-last stage as if it were stage 7, whatever K is. Tensors that the published network never uses are expected in the file
-and left out.
+Published names count Φ, Φᵀ, ρ from 0 and the other parts from 1. A shared stage is named as stage 2, and the last stage
+after it as stage 7, for any K. Tensors that the published network never uses are required in the file and ignored.
 """
 
 import math
@@ -22,38 +21,44 @@ from dgunet.network.proximal import NUM_LEVELS
 
 PUBLISHED_NUM_STAGES = 7
 SENSING_NAMES = ("Phi", "body.", "stage_model.", "r_final", "concat_final", "shallow_feat_final")
-UNUSED_OPERATOR_CHANNELS = 3  # of the sensing family's `phi` and `phit`, although its images have one
+UNUSED_OPERATOR_CHANNELS = 3  # of the sensing family's unused `phi` and `phit`, although its images have one
 Shape = tuple[int, ...]
 
 
 def from_state_dict(state_dict: Mapping[str, Any], *, num_stages: int | None = None, full_image: bool = True) -> DGUNet:
-    """The network in a published checkpoint: on the CPU, float32, evaluation mode.
+    """Return the network of a published checkpoint: on the CPU, in float32 and in evaluation mode.
 
-    Family, sizes and sharing follow from names and shapes. Two facts do not: how often a shared stage is applied, and
-    whether a sensing network was made for full images.
+    Family, sizes and sharing of stages follow from names and shapes. The number of uses of a shared stage and
+    `full_image` do not.
 
     Args:
-        state_dict: bare, or under the key "state_dict"; names with or without the prefix "module.".
-        num_stages: K; by default what the names tell, with a shared stage the published 7.
-        full_image: sensing only: False for a network that treats every 32×32 block on its own.
+        state_dict: a state dict, or a mapping with one under the key "state_dict"; names with or without the prefix
+            "module.".
+        num_stages: K; None: from the names, or the published 7 with a shared stage.
+        full_image: sensing only: False for a network that restores every 32×32 block on its own.
 
     Raises:
-        ValueError: listing all missing, unexpected and misshapen names; nothing is loaded partly.
+        ValueError: names or shapes do not match; the message lists all missing, unexpected and misshapen names.
     """
     tensors = _tensors(state_dict)
     config = _config(tensors, num_stages, full_image)
     with torch.device("meta"):
-        ours = {name: tuple(tensor.shape) for name, tensor in DGUNet(config).state_dict().items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in DGUNet(config).state_dict().items()}
     modules = _modules(config)
-    names = {name: _published(name, modules) for name in ours}
-    _refuse(tensors, {names[name]: shape for name, shape in ours.items()} | _unused(config))
-    # Copies: published modules share some scalars, ours share no memory, with each other or with the caller.
-    weights = {name: tensors[names[name]].detach().to(torch.float32, copy=True) for name in ours}
+    names = {name: _published_name(name, modules) for name in expected}
+    _check_names(tensors, {names[name]: shape for name, shape in expected.items()} | _unused(config))
+    # Copies, as published modules share some scalars, and the caller keeps its tensors.
+    weights = {name: tensors[names[name]].detach().to(torch.float32, copy=True) for name in expected}
     return build_network(config, weights, "published state dict")
 
 
 def load(path: str | Path, *, num_stages: int | None = None, full_image: bool = True) -> DGUNet:
-    """`from_state_dict` of a checkpoint file, read without running code that it may hold.
+    """Load a published checkpoint file without running code that it may hold.
+
+    Args:
+        path: a file written by torch.save.
+        num_stages: as `from_state_dict`.
+        full_image: as `from_state_dict`.
 
     Raises:
         ValueError: the file cannot be read, holds objects other than weights, or does not match.
@@ -62,23 +67,23 @@ def load(path: str | Path, *, num_stages: int | None = None, full_image: bool = 
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path}: refused. It is damaged, or holds objects other than weights, and loading those could run code. "
-            "Where you trust it: load it in Python, save its state dict alone with torch.save, import that"
+            f"{path}: refused, as it is damaged or holds objects other than weights; loading those could run code. "
+            "If you trust it, load it in Python, save its state dict alone with torch.save, and import that file"
         ) from error
-    except Exception as error:  # what torch raises on damaged bytes has no common kind; no code of the file has run
-        raise ValueError(f"{path}: no checkpoint that torch can read ({error})") from error
+    except Exception as error:  # torch raises many types for damaged files; no code of the file has run
+        raise ValueError(f"{path}: torch cannot read this checkpoint ({error})") from error
     if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"{path}: holds a {type(checkpoint).__name__}, not a state dict")
+        raise ValueError(f"{path}: holds a {type(checkpoint).__name__} instead of a state dict")
     return from_state_dict(checkpoint, num_stages=num_stages, full_image=full_image)
 
 
 def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     bare = state_dict.get("state_dict", state_dict)
     if not isinstance(bare, Mapping) or not bare:
-        raise ValueError("published state dict: empty, or no mapping of names to tensors")
+        raise ValueError("published state dict: empty, or not a mapping of names to tensors")
     wrong = [str(name) for name, value in bare.items() if not (isinstance(value, Tensor) and value.is_floating_point())]
     if wrong:
-        raise ValueError(f"published state dict: no floating-point tensors: {', '.join(wrong)}")
+        raise ValueError(f"published state dict: not floating-point tensors: {', '.join(wrong)}")
     prefix = "module." if all(str(name).startswith("module.") for name in bare) else ""
     return {str(name).removeprefix(prefix): value for name, value in bare.items()}
 
@@ -86,24 +91,24 @@ def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 def _config(tensors: Mapping[str, Tensor], num_stages: int | None, full_image: bool) -> DGUNetConfig:
     sensing = any(name.startswith(SENSING_NAMES) for name in tensors)
     shared = any(name.startswith(("basic.", "stage_model.")) for name in tensors)
-    telling = {"shallow_feat1.0.weight": 4, "stage1_encoder.body.0.conv_1.weight": 4}
+    required = {"shallow_feat1.0.weight": 4, "stage1_encoder.body.0.conv_1.weight": 4}
     head = "concat_final.weight" if sensing else "concat67.weight" if shared else None
-    telling |= ({head: 4} if head else {}) | ({"Phi": 2} if sensing else {})
-    absent = [name for name, axes in telling.items() if name not in tensors or tensors[name].dim() != axes]
+    required |= ({head: 4} if head else {}) | ({"Phi": 2} if sensing else {})
+    absent = [name for name, axes in required.items() if name not in tensors or tensors[name].dim() != axes]
     if absent:
         raise ValueError(
-            "published state dict: not of a DGUNet, or incomplete; the sizes cannot be told.\n"
+            "published state dict: not of a DGUNet, or incomplete; its sizes are unknown.\n"
             f"  missing or misshapen: {', '.join(absent)}\n  found: {', '.join(tensors)}"
         )
     if shared:
         if num_stages is not None and num_stages < 3:
-            raise ValueError(f"num_stages: at least 3 with a shared stage, not {num_stages}")
+            raise ValueError(f"num_stages: must be at least 3 with a shared stage, is {num_stages}")
         num_stages = num_stages or PUBLISHED_NUM_STAGES
     else:
-        named = _num_separate_stages(tensors, sensing)
-        if num_stages not in (None, named):
-            raise ValueError(f"num_stages: the names in the state dict say {named}, not {num_stages}")
-        num_stages = named
+        num_named = _num_separate_stages(tensors, sensing)
+        if num_stages not in (None, num_named):
+            raise ValueError(f"num_stages: the state dict has {num_named} stages, not {num_stages}")
+        num_stages = num_named
     width, image_channels = tensors["shallow_feat1.0.weight"].shape[:2]
     return DGUNetConfig(
         image_channels=image_channels,
@@ -120,7 +125,7 @@ def _config(tensors: Mapping[str, Tensor], num_stages: int | None, full_image: b
 def _num_separate_stages(tensors: Mapping[str, Tensor], sensing: bool) -> int:
     pattern = re.compile(r"body\.(\d+)\." if sensing else r"shallow_feat(\d+)\.")
     numbers = [int(match[1]) for name in tensors if (match := pattern.match(name))]
-    # The sensing family counts from 0 and only what lies between the first stage and the last.
+    # The sensing family numbers, from 0, only the stages between the first and the last.
     return max(numbers, default=-1) + 3 if sensing else max(2, *numbers)
 
 
@@ -132,7 +137,7 @@ def _ratio_percent(num_measurements: int) -> int | float:
 
 
 def _stages(config: DGUNetConfig) -> Iterator[tuple[str, dict[str, str]]]:
-    """Our name of each stage, and how its parts are called in the file."""
+    """Yield the name of each stage, and the published names of its parts."""
 
     def blind(number: int, prefix: str = "") -> dict[str, str]:
         return {
@@ -168,59 +173,59 @@ def _stages(config: DGUNetConfig) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _modules(config: DGUNetConfig) -> dict[str, str]:
-    """Our modules, step sizes and Φ, and how they are called in the file; some may not be in this network."""
+    """Return the published name of each module, step size and Φ; some may not be part of this network."""
     found = {"sensing.matrix": "Phi", "last.tail": "tail"}
-    for ours, theirs in _stages(config):
-        found[f"{ours}.gradient.step_size"] = theirs["step_size"]
-        for operator in {"degrade", "adjoint"} & set(theirs):
-            found |= _sequence(f"{ours}.gradient.learned.{operator}", f"{theirs[operator]}.body")
-        proximal = ours if ours == "last" else f"{ours}.proximal"
-        found[f"{proximal}.shallow.embed"] = f"{theirs['shallow']}.0"
-        found |= _sequence(f"{proximal}.shallow.attention", f"{theirs['shallow']}.1.body")
-        found[f"{proximal}.shallow.attention.squeeze"] = f"{theirs['shallow']}.1.CA.conv_du.0"
-        found[f"{proximal}.shallow.attention.excite"] = f"{theirs['shallow']}.1.CA.conv_du.2"
-        subspace = theirs["merge"].rpartition(".")[2].startswith("merge")
-        found[f"{proximal}.merge.conv"] = theirs["merge"] + (".conv_block" if subspace else "")
-        found[f"{proximal}.merge.basis"] = f"{theirs['merge']}.subnet"
-        if ours != "last":
-            found |= _encoder(f"{proximal}.encoder", f"{theirs['encoder']}.body")
-            found |= _decoder(f"{proximal}.decoder", theirs["decoder"])
-            for ends, published in (("attend", "conv1"), ("correct", "conv2"), ("gate", "conv3")):
-                found[f"{proximal}.end.{ends}"] = f"{theirs['end']}.{published}"
+    for stage, parts in _stages(config):
+        found[f"{stage}.gradient.step_size"] = parts["step_size"]
+        for operator in {"degrade", "adjoint"} & set(parts):
+            found |= _sequence(f"{stage}.gradient.learned.{operator}", f"{parts[operator]}.body")
+        proximal = stage if stage == "last" else f"{stage}.proximal"
+        found[f"{proximal}.shallow.embed"] = f"{parts['shallow']}.0"
+        found |= _sequence(f"{proximal}.shallow.attention", f"{parts['shallow']}.1.body")
+        found[f"{proximal}.shallow.attention.squeeze"] = f"{parts['shallow']}.1.CA.conv_du.0"
+        found[f"{proximal}.shallow.attention.excite"] = f"{parts['shallow']}.1.CA.conv_du.2"
+        subspace = parts["merge"].rpartition(".")[2].startswith("merge")
+        found[f"{proximal}.merge.conv"] = parts["merge"] + (".conv_block" if subspace else "")
+        found[f"{proximal}.merge.basis"] = f"{parts['merge']}.subnet"
+        if stage != "last":
+            found |= _encoder(f"{proximal}.encoder", f"{parts['encoder']}.body")
+            found |= _decoder(f"{proximal}.decoder", parts["decoder"])
+            for name, published in (("attend", "conv1"), ("correct", "conv2"), ("gate", "conv3")):
+                found[f"{proximal}.end.{name}"] = f"{parts['end']}.{published}"
     return found
 
 
-def _sequence(ours: str, theirs: str) -> dict[str, str]:
+def _sequence(module: str, published: str) -> dict[str, str]:
     names = ("conv1", "activation", "conv2")
-    return {f"{ours}.{name}": f"{theirs}.{index}" for index, name in enumerate(names)}
+    return {f"{module}.{name}": f"{published}.{index}" for index, name in enumerate(names)}
 
 
-def _block(ours: str, theirs: str) -> dict[str, str]:
+def _block(module: str, published: str) -> dict[str, str]:
     names = {"conv1": "conv_1", "norm": "norm", "conv2": "conv_2", "shortcut": "identity"}
-    return {f"{ours}.{name}": f"{theirs}.{published}" for name, published in names.items()}
+    return {f"{module}.{name}": f"{published}.{part}" for name, part in names.items()}
 
 
-def _encoder(ours: str, theirs: str) -> dict[str, str]:
-    found = _block(f"{ours}.bottom", f"{theirs}.{NUM_LEVELS}")
+def _encoder(module: str, published: str) -> dict[str, str]:
+    found = _block(f"{module}.bottom", f"{published}.{NUM_LEVELS}")
     fusion = {"from_encoder": "csff_enc", "from_decoder": "csff_dec", "gate": "phi", "shift": "gamma"}
     for level in range(NUM_LEVELS):
-        found |= _block(f"{ours}.levels.{level}", f"{theirs}.{level}")
-        found[f"{ours}.downsamples.{level}"] = f"{theirs}.{level}.downsample"
-        found |= {f"{ours}.fusions.{level}.{name}": f"{theirs}.{level}.{part}" for name, part in fusion.items()}
+        found |= _block(f"{module}.levels.{level}", f"{published}.{level}")
+        found[f"{module}.downsamples.{level}"] = f"{published}.{level}.downsample"
+        found |= {f"{module}.fusions.{level}.{name}": f"{published}.{level}.{part}" for name, part in fusion.items()}
     return found
 
 
-def _decoder(ours: str, theirs: str) -> dict[str, str]:
+def _decoder(module: str, published: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for level in range(NUM_LEVELS):
-        found |= _block(f"{ours}.levels.{level}", f"{theirs}.body.{level}.conv_block")
-        found[f"{ours}.upsamples.{level}"] = f"{theirs}.body.{level}.up"
-        found[f"{ours}.skips.{level}"] = f"{theirs}.skip_conv.{level}"
+        found |= _block(f"{module}.levels.{level}", f"{published}.body.{level}.conv_block")
+        found[f"{module}.upsamples.{level}"] = f"{published}.body.{level}.up"
+        found[f"{module}.skips.{level}"] = f"{published}.skip_conv.{level}"
     return found
 
 
-def _published(name: str, modules: Mapping[str, str]) -> str:
-    """How our tensor `name` is called in the file."""
+def _published_name(name: str, modules: Mapping[str, str]) -> str:
+    """Return the published name of a tensor."""
     if name in modules:
         return modules[name]
     module, _, leaf = name.rpartition(".")
@@ -228,15 +233,16 @@ def _published(name: str, modules: Mapping[str, str]) -> str:
 
 
 def _unused(config: DGUNetConfig) -> dict[str, Shape]:
+    """Return names and shapes of tensors that the published network holds and never uses."""
     if config.sensing_ratio_percent is None:
         return {"basic.concat12.weight": (config.width, 2 * config.width, 3, 3)} if config.share_stages else {}
     found: dict[str, Shape] = {}
     channels, hidden = UNUSED_OPERATOR_CHANNELS, OPERATOR_WIDTH
-    for ours, theirs in _stages(config):
-        if ours.startswith("between"):
-            stage = theirs["step_size"].removesuffix("r")
+    for stage, parts in _stages(config):
+        if stage.startswith("between"):
+            prefix = parts["step_size"].removesuffix("r")
             for operator in ("phi", "phit"):
-                at = f"{stage}{operator}.body"
+                at = f"{prefix}{operator}.body"
                 found |= {f"{at}.0.weight": (hidden, channels, 3, 3), f"{at}.0.bias": (hidden,), f"{at}.1.weight": (1,)}
                 found |= {f"{at}.2.weight": (channels, hidden, 3, 3), f"{at}.2.bias": (channels,)}
     for level in range(NUM_LEVELS):
@@ -247,7 +253,7 @@ def _unused(config: DGUNetConfig) -> dict[str, Shape]:
     return found
 
 
-def _refuse(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> None:
+def _check_names(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> None:
     faults = [f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())]
     faults += [f"unexpected: {name}" for name in sorted(tensors.keys() - expected.keys())]
     faults += [

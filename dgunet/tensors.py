@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def to_tensor(image: Float32[np.ndarray, "H W C"]) -> Float[Tensor, "1 C H W"]:
-    """Array -> batch of one, a contiguous copy."""
+    """Return a contiguous copy of an array as a batch of one."""
     return torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
 
 
 def to_array(tensor: Float[Tensor, "1 C H W"]) -> Float32[np.ndarray, "H W C"]:
-    """Batch of one on any device and of any precision -> contiguous float32 array."""
+    """Return a batch of one, on any device and of any dtype, as a contiguous float32 array."""
     return np.ascontiguousarray(tensor.detach()[0].permute(1, 2, 0).float().cpu().numpy())

@@ -41,9 +41,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main() -> Iterator[None]:
-    """Leave with pytest's verdict, without tearing the interpreter down.
+    """End with pytest's exit status, without the interpreter's shutdown.
 
-    Threads of Ray, Arrow and gRPC may outlive it: a run crashed there, after all tests had passed.
+    Threads of Ray, Arrow and gRPC may still run then: a run crashed there after all tests had passed.
     """
     status = yield
     sys.stdout.flush()
@@ -53,7 +53,7 @@ def pytest_cmdline_main() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without content: making one takes seconds, copying it none."""
+    """An empty MLflow database, to be copied: MLflow takes seconds to make one."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     command = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
     subprocess.run([sys.executable, "-c", command, f"sqlite:///{path}"], check=True, capture_output=True)
@@ -62,7 +62,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address of an MLflow store in `tmp_path` that the test has for itself, and a cache of its own."""
+    """The address of an MLflow store of this test alone; its cache folder, too, is in `tmp_path`."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address := f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -71,7 +71,7 @@ def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def s3_server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """An S3 server that the environment names."""
+    """A running S3 server; the environment holds its address and credentials."""
     server = S3Server(tmp_path_factory.mktemp("s3") / "log")
     for name, value in {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
@@ -86,7 +86,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def small_disk() -> Iterator[SmallDisk]:
-    """A way to fill a disk; skips where this process must not mount one."""
+    """A function that mounts a small file system; the test skips where that is not allowed."""
     mounted: list[Path] = []
 
     def mount(folder: Path, size: str) -> None:
@@ -94,7 +94,7 @@ def small_disk() -> Iterator[SmallDisk]:
         options = f"size={size}" + (",remount" if folder in mounted else "")
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=False)
         if done.returncode != 0:
-            pytest.skip("needs to mount a small disk: root, and a container that allows it")
+            pytest.skip("cannot mount a small file system: run as root, in a container that allows mounts")
         mounted.append(folder)
 
     yield mount

@@ -1,4 +1,4 @@
-"""Starts, watches and kills processes for tests: programs, and a local S3 server."""
+"""Starts, observes and kills processes for tests: programs, and a local S3 server."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ import psutil
 
 
 def until(condition: Callable[[], Any], seconds: float = 600) -> Any:
-    """Return what `condition` returns once that is true; TimeoutError if it never is."""
+    """Call `condition` until it returns something true, and return that; TimeoutError after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         if time.monotonic() > deadline:
@@ -23,7 +23,7 @@ def until(condition: Callable[[], Any], seconds: float = 600) -> Any:
 
 
 def command(process: psutil.Process) -> str:
-    """The command line of a process; empty if it has ended, whether reaped or not."""
+    """The command line of a process; empty if it has ended, also while it is a zombie."""
     try:
         return " ".join(process.cmdline()) if process.is_running() else ""
     except psutil.NoSuchProcess:
@@ -32,19 +32,20 @@ def command(process: psutil.Process) -> str:
 
 @contextmanager
 def started(*command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process that leads a group of its own; what of it and of all that it started is left in the end is killed."""
+    """Start a process in a process group of its own; the end of the context kills it and all its descendants."""
     with subprocess.Popen(command, start_new_session=True, text=True, **options) as process:
         try:
             yield process
         finally:
             if process.poll() is None:
-                for left in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+                parent = psutil.Process(process.pid)
+                for running in [*parent.children(recursive=True), parent]:
                     with suppress(psutil.NoSuchProcess):
-                        left.kill()
+                        running.kill()
 
 
 class S3Server:
-    """A bucket on an S3 server of our own."""
+    """An S3 server on this machine, started for a test."""
 
     bucket = "bucket"
 
@@ -53,20 +54,20 @@ class S3Server:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file)
-        self.port = int(until(self.listening).group(1))
+        self.port = int(until(self.port_in_log).group(1))
 
-    def listening(self) -> re.Match[str] | None:
-        """What it says of its port, once it listens."""
-        said = self.log.read_text()
-        assert self.process.poll() is None, said
-        return re.search(r"Running on http://127\.0\.0\.1:(\d+)", said)
+    def port_in_log(self) -> re.Match[str] | None:
+        """The line of the log that names the port; None until the server listens."""
+        log = self.log.read_text()
+        assert self.process.poll() is None, log
+        return re.search(r"Running on http://127\.0\.0\.1:(\d+)", log)
 
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()
 
     def client(self) -> Any:
-        """A client of the server, with the bucket made."""
+        """A client of the server; creates the bucket."""
         import boto3
 
         client = boto3.client("s3")
@@ -75,4 +76,4 @@ class S3Server:
 
 
 SmallDisk = Callable[[Path, str], None]
-"""Mounts a disk of so many bytes ("200k", "4m") at a folder, or gives the one that is there another size."""
+"""Mounts a file system of a size ("200k", "4m") at a folder, or changes the size of the one mounted there."""

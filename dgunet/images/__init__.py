@@ -1,8 +1,11 @@
-"""Image files and bytes to NumPy arrays H W C, and back; no torch."""
+"""Image files and their bytes to NumPy arrays H W C, and back; without torch.
+
+In the order of imports: `exif` (metadata), `codecs` (bytes <-> Photo), `files` (files <-> Photo or float32 in [0, 1]).
+"""
 
 from dgunet.images.codecs import MAX_PIXELS, SUFFIXES, Photo, UnreadableImage, in_channels
 from dgunet.images.files import (
-    GREY_LEVELS,
+    MAX_GREY_LEVEL,
     dimensions,
     quantise,
     read_image,
@@ -13,7 +16,7 @@ from dgunet.images.files import (
 )
 
 __all__ = [
-    "GREY_LEVELS",
+    "MAX_GREY_LEVEL",
     "MAX_PIXELS",
     "SUFFIXES",
     "Photo",

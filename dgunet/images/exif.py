@@ -1,6 +1,6 @@
-"""EXIF of an image file: where it lies, what it says of rotation, what of it travels into another file.
+"""EXIF of an image file: find it, read its orientation, select what to copy into another file.
 
-EXIF here is the bytes of a TIFF structure, without the marker that JPEG puts before it.
+Here EXIF is the bytes of a TIFF structure, without the marker that JPEG puts before it.
 """
 
 import io
@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 MARKER = b"Exif\x00\x00"
 _ORIENTATION = ExifTags.Base.Orientation
 _SUB_DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
-_DESCRIPTIVE = (  # a TIFF's own tags are its EXIF; those that tell how the old pixels were stored must not travel
+_DESCRIPTIVE = (  # a TIFF's tags are its EXIF; those that say how its pixels are stored must not be copied
     ExifTags.Base.ImageDescription,
     ExifTags.Base.Make,
     ExifTags.Base.Model,
@@ -24,30 +24,30 @@ _DESCRIPTIVE = (  # a TIFF's own tags are its EXIF; those that tell how the old 
 
 
 def of_image(image: Image.Image, file: io.BytesIO | io.BufferedReader) -> bytes | None:
-    """The EXIF of an opened image, from its header. `file` holds the same image.
+    """Return the EXIF of an opened image, from its header; `file` holds the same image. None: it has no EXIF.
 
-    That of a TIFF has no orientation: both decoders turn a TIFF upright by themselves.
+    The EXIF of a TIFF is returned without orientation, as Pillow and OpenCV turn a TIFF upright themselves.
     """
     if image.format == "TIFF":
-        kept = Image.Exif()
+        selected = Image.Exif()
         for tag, value in _descriptive(image.getexif()).items():
-            kept[tag] = value
-        return kept.tobytes().removeprefix(MARKER) if kept else None
+            selected[tag] = value
+        return selected.tobytes().removeprefix(MARKER) if selected else None
     found: bytes | None = image.info.get("exif")
     if found is None and image.format == "PNG":
-        found = _behind_png_pixels(file)
+        found = _after_png_pixels(file)
     return found.removeprefix(MARKER) if found else None
 
 
 def orientation(exif: bytes | None) -> int:
-    """1 to 8 as EXIF numbers them; 1, upright, where nothing sensible is said."""
+    """Return the orientation, 1 to 8; 1, upright, where EXIF has none or a wrong one."""
     field = _orientation_field(exif)
     value: int = struct.unpack_from(f"{field[0]}H", exif or b"", field[1])[0] if field else 1
     return value if 1 <= value <= 8 else 1
 
 
 def marked_upright(exif: bytes | None) -> bytes | None:
-    """The same with orientation 1. Patched in place: maker notes and all else stay byte for byte."""
+    """Return the EXIF with orientation 1 and all other bytes unchanged, maker notes included."""
     field = _orientation_field(exif)
     if exif is None or field is None:
         return exif
@@ -56,12 +56,12 @@ def marked_upright(exif: bytes | None) -> bytes | None:
 
 
 def has_directories(exif: bytes) -> bool:
-    """Whether it says more of the shot than the first directory holds: exposure, lens, place."""
+    """Return whether it has directories beside the first one: exposure and lens, or GPS position."""
     return any(tag in descriptive(exif) for tag in _SUB_DIRECTORIES)
 
 
 def descriptive(exif: bytes | None) -> dict[int, Any]:
-    """Tags and values that describe the photograph: camera, time, author, place."""
+    """Return tags and values that describe the photograph: camera, time, author, position."""
     parsed = Image.Exif()
     parsed.load(MARKER + (exif or b""))
     return _descriptive(parsed)
@@ -72,21 +72,21 @@ def _descriptive(exif: Image.Exif) -> dict[int, Any]:
     return {tag: exif.get_ifd(tag) if tag in _SUB_DIRECTORIES else exif[tag] for tag in tags}
 
 
-def _behind_png_pixels(file: io.BytesIO | io.BufferedReader) -> bytes | None:
-    """The eXIf chunk after the pixels, for which Pillow would have to decode them."""
+def _after_png_pixels(file: io.BytesIO | io.BufferedReader) -> bytes | None:
+    """Return the eXIf chunk after the pixels, which Pillow finds only after decoding them."""
     file.seek(8)
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
         if kind == b"eXIf":
             return file.read(length)
-        if kind == b"IEND" or not kind.isalpha():  # what follows is no part of the picture
+        if kind == b"IEND" or not kind.isalpha():  # what follows is no part of the image
             return None
         file.seek(length + 4, io.SEEK_CUR)
     return None
 
 
 def _orientation_field(exif: bytes | None) -> tuple[str, int] | None:
-    """Byte order, and position of the value."""
+    """Return byte order and position of the value; None where there is no valid field."""
     if exif is None or exif[:4] not in (b"II*\x00", b"MM\x00*"):
         return None
     order = "<" if exif[:1] == b"I" else ">"
@@ -98,5 +98,5 @@ def _orientation_field(exif: bytes | None) -> tuple[str, int] | None:
             if header == [_ORIENTATION, 3, 1]:  # one unsigned short
                 return order, entry + 8
     except struct.error:
-        pass  # damaged EXIF says nothing
+        pass  # damaged EXIF counts as none
     return None

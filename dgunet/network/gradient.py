@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dgunet.network.blocks import conv3x3
+from dgunet.network.blocks import PReLU, conv3x3
 
 BLOCK_SIZE = 32
 OPERATOR_WIDTH = 64
@@ -38,7 +38,7 @@ class ResidualOperator(nn.Module):
     def __init__(self, image_channels: int) -> None:
         super().__init__()
         self.conv1 = conv3x3(image_channels, OPERATOR_WIDTH, bias=True)
-        self.activation = nn.PReLU()
+        self.activation = PReLU()
         self.conv2 = conv3x3(OPERATOR_WIDTH, image_channels, bias=True)
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:

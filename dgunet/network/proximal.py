@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dgunet.network.blocks import ConvBlock, ShallowFeatures
+from dgunet.network.blocks import ConvBlock, ShallowFeatures, conv3x3
 from dgunet.network.fusion import Concatenation, PlainFusion, StageFeatures, SubspaceProjection
 
 NUM_LEVELS = 3
@@ -54,7 +54,7 @@ class Decoder(nn.Module):
         channels = [width + level * growth for level in reversed(range(NUM_LEVELS + 1))]
         steps = list(pairwise(channels))
         self.upsamples = nn.ModuleList(nn.ConvTranspose2d(w, n, kernel_size=2, stride=2) for w, n in steps)
-        self.skips = nn.ModuleList(nn.Conv2d(w, n, kernel_size=3, padding=1) for w, n in steps)
+        self.skips = nn.ModuleList(conv3x3(w, n, bias=True) for w, n in steps)
         self.levels = nn.ModuleList(ConvBlock(2 * n, n, norm=False) for _, n in steps)
 
     def forward(self, encoded: tuple[Tensor, ...], bottom: Float[Tensor, "B n h w"]) -> tuple[Tensor, ...]:

@@ -1,12 +1,12 @@
-"""What happens to a clean image on its way to us: drawn once, written down, and applied again bit for bit.
+"""Synthetic degradations: sample parameters, record them, and apply them again bit for bit.
 
-A degradation is a frozen dataclass of ranges. `draw` turns it and a generator into a list of steps, each a
-dictionary of plain JSON numbers; `apply` turns a clean image and a step into an image, and knows no other
-randomness than the seed that the step holds.
+A degradation is a frozen dataclass of parameter ranges. Its `sample` turns a random generator into a list of steps,
+each a dictionary of plain JSON numbers (`SampledParams`). The `apply` of a step's kind turns a clean image and the step
+into the degraded image; its only randomness is the seed in the step.
 
-The same bytes on every CPU: NumPy's transcendental functions and OpenCV's filters round float32 by what the CPU has
-(AVX-512, fused multiply-add). They work in float64 here and the result is rounded to float32: what differs is then
-some 2⁻⁵³, and practically never survives.
+The bytes are the same on every CPU. NumPy's transcendental functions and OpenCV's filters round float32 differently
+with AVX-512 or fused multiply-add. They run in float64 here and the result is rounded to float32, so that differences
+of about 2⁻⁵³ practically never remain.
 """
 
 from __future__ import annotations
@@ -57,18 +57,26 @@ class Degraded(NamedTuple):
 
 
 def degrade(clean: Image, degradation: Degradation, seed: abc.Sequence[int]) -> Degraded:
-    """Degrade H W C float32 in [0, 1], C = 1 or 3, with a generator of its own.
+    """Degrade an image; global random states are not used.
 
-    seed: whole numbers >= 0 that name the sample (such as seed, image, tile, copy). The result has the
-    shape of clean, float32; it leaves [0, 1] only where the degradation's own text says so. The record,
-    {"seed": [...], "steps": [...]}, is plain JSON.
+    Args:
+        clean: H W C float32 in [0, 1], C = 1 or 3.
+        degradation: the ranges of its parameters.
+        seed: whole numbers >= 0 that identify the sample, such as seed, image, tile, copy.
+
+    Returns:
+        An image of the same shape and type, outside of [0, 1] only where the degradation documents it, and the record
+        {"seed": [...], "steps": [...]} of plain JSON.
+
+    Raises:
+        ValueError: `clean` has another shape or type.
     """
     record = {"seed": [int(number) for number in seed], "steps": degradation.sample(generator(seed))}
     return Degraded(regenerate(clean, record), record)
 
 
 def regenerate(clean: Image, record: Mapping[str, Any]) -> Image:
-    """The degraded image that belongs to a record of `degrade`, bit for bit; clean must be the same image."""
+    """Return the degraded image of a record of `degrade`, bit for bit, from the same clean image."""
     height, width, channels = clean.shape
     if clean.dtype != np.float32 or channels not in (1, 3) or height * width == 0:
         raise ValueError(
@@ -78,6 +86,6 @@ def regenerate(clean: Image, record: Mapping[str, Any]) -> Image:
     image = clean.copy()
     for step in record["steps"]:
         if step["kind"] not in APPLY:
-            raise ValueError(f"this record has a step of unknown kind {step['kind']!r}; known are {sorted(APPLY)}")
+            raise ValueError(f"the record has a step of unknown kind {step['kind']!r}; known kinds are {sorted(APPLY)}")
         image = np.ascontiguousarray(APPLY[step["kind"]](image, step), dtype=np.float32)
     return image

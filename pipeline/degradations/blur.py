@@ -1,7 +1,8 @@
-"""Blur as a sensor sees it: y = clip(k ∗ x) in linear light, with kernels k >= 0 that sum to 1.
+"""Blur of the camera: y = display(clip(k ∗ linear(x))), with kernels k >= 0 that sum to 1.
 
-What a file stores as white may have been far brighter: saturated values are raised before the blur and everything is
-clipped after it, which is what draws the tracks of lamps into real shaken photographs. Borders reflect.
+Highlights may be brighter than white: saturated values are multiplied by `highlight_gain` before the blur and all
+values are clipped after it, which gives the bright tracks of lamps in shaken photographs. Borders are reflected.
+Kernels: the path of a camera (Boracchi and Foi, IEEE TIP 2012), a disk, a Gaussian.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from scipy import fft
 
+from dgunet.images import MAX_GREY_LEVEL
 from pipeline.degradations.light import to_display, to_linear
 from pipeline.degradations.sampling import (
-    MAX_GREY_LEVEL,
     NAMED_FIELDS_ONLY,
     Image,
     Range,
@@ -30,23 +31,23 @@ from pipeline.degradations.sampling import (
 
 Kernel = Float32[np.ndarray, "rows columns"]
 Profile = Float32[np.ndarray, " taps"]
-SATURATED = 1 - 0.5 / MAX_GREY_LEVEL  # what rounds to the highest code of 8 bit
+SATURATED = 1 - 0.5 / MAX_GREY_LEVEL  # values that round to white in 8 bits
 STEPS_OF_TRAJECTORY = 400
 SAMPLES_OF_DISK = 8  # per pixel and direction
-DIRECT_TAPS = 49  # more are faster by Fourier transform
+DIRECT_TAPS = 49  # larger kernels are faster by Fourier transform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CameraShake:
-    """Motion of the camera while the shutter is open: one random trajectory, the same for the whole picture.
+    """Camera shake: a random trajectory of the camera during the exposure, the same for the whole image.
 
     The model is that of Boracchi and Foi, "Modeling the Performance of Image Restoration from Motion Blur", IEEE TIP
-    2012, as DeblurGAN (arXiv 1711.07064) uses it: constant speed, and a velocity that is perturbed at random, pulled
-    back to where the camera was aimed, and now and then thrown round.
+    2012, as DeblurGAN (arXiv 1711.07064) uses it: constant speed, and a velocity with random perturbations, a pull back
+    to the aim, and rare reversals.
 
     length          length of the path in pixels, 0 to 200
-    anxiety         how much the path departs from a straight line, 0 (straight) to 1
-    highlight_gain  how much brighter than white a saturated value really was, 1 to 20
+    anxiety         deviation of the path from a straight line, 0 (straight) to 1
+    highlight_gain  brightness of saturated values relative to white, 1 to 20
     """
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
@@ -61,24 +62,24 @@ class CameraShake:
         check_range(self, "highlight_gain", 1, 20)
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """The extent and restlessness of this exposure; the path follows from the seed."""
+        """Sample length, anxiety and highlight gain; the path follows from the seed."""
         names = ("length", "anxiety", "highlight_gain")
         exposure = {name: sample_uniform(rng, getattr(self, name)) for name in names}
         return [{"kind": self.kind, **exposure, "seed": sample_seed(rng)}]
 
     @staticmethod
     def apply(clean: Image, sampled: SampledParams) -> Image:
-        """clip(k ∗ x), k the time that the path spends at each pixel; in [0, 1]."""
+        """Return the blurred image in [0, 1]; the kernel is the time that the path spends at each pixel."""
         path = sampled["length"] * trajectory(sampled["anxiety"], generator(sampled["seed"]))
         return expose(clean, kernel_of_path(path), sampled["highlight_gain"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defocus:
-    """A lens out of focus: a point becomes an even disk, its edge resolved below the pixel.
+    """A lens out of focus: the kernel is a uniform disk with an antialiased edge.
 
-    radius          of the disk in pixels, 0 to 50
-    highlight_gain  how much brighter than white a saturated value really was, 1 to 20
+    radius          radius of the disk in pixels, 0 to 50
+    highlight_gain  brightness of saturated values relative to white, 1 to 20
     """
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
@@ -91,24 +92,24 @@ class Defocus:
         check_range(self, "highlight_gain", 1, 20)
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """The radius of this picture."""
+        """Sample radius and highlight gain."""
         radius, gain = sample_uniform(rng, self.radius), sample_uniform(rng, self.highlight_gain)
         return [{"kind": self.kind, "radius": radius, "highlight_gain": gain}]
 
     @staticmethod
     def apply(clean: Image, sampled: SampledParams) -> Image:
-        """clip(k ∗ x), k an even disk; in [0, 1]."""
+        """Return the blurred image in [0, 1]; the kernel is a uniform disk."""
         return expose(clean, disk_kernel(sampled["radius"]), sampled["highlight_gain"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GaussianBlur:
-    """A Gaussian point spread: isotropic where `ratio` is 1, else an ellipse.
+    """A Gaussian kernel: isotropic if `ratio` is 1, otherwise an ellipse.
 
     sigma           standard deviation along the major axis in pixels, 0 to 20
     ratio           minor axis over major axis, 0.05 to 1
-    angle           of the major axis in degrees from the horizontal, -90 to 90
-    highlight_gain  how much brighter than white a saturated value really was, 1 to 20
+    angle           direction of the major axis in degrees from the horizontal, -90 to 90
+    highlight_gain  brightness of saturated values relative to white, 1 to 20
     """
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
@@ -125,29 +126,35 @@ class GaussianBlur:
         check_range(self, "highlight_gain", 1, 20)
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """The ellipse of this picture."""
+        """Sample the ellipse and the highlight gain."""
         names = ("sigma", "ratio", "angle", "highlight_gain")
         return [{"kind": self.kind, **{name: sample_uniform(rng, getattr(self, name)) for name in names}}]
 
     @staticmethod
     def apply(clean: Image, sampled: SampledParams) -> Image:
-        """clip(k ∗ x), k a Gaussian; in [0, 1]."""
+        """Return the blurred image in [0, 1]; the kernel is a Gaussian."""
         sigma, ratio = sampled["sigma"], sampled["ratio"]
         kernel = gaussian_profile(sigma) if ratio == 1 else gaussian_kernel(sigma, ratio, sampled["angle"])
         return expose(clean, kernel, sampled["highlight_gain"])
 
 
 def expose(clean: Image, kernel: Kernel | Profile, highlight_gain: float) -> Image:
-    """Blur in linear light with saturated values raised before and all values clipped after."""
+    """Return the image blurred in linear light, with `highlight_gain` applied before and clipping after.
+
+    Args:
+        clean: H W C in [0, 1].
+        kernel: a kernel, or the profile of a separable symmetric one.
+        highlight_gain: factor on saturated values.
+    """
     light = to_linear(clean)
     light = np.where(clean >= SATURATED, light * np.float32(highlight_gain), light)
     return to_display(np.clip(convolve(light, kernel), 0, 1))
 
 
 def convolve(image: Image, kernel: Kernel | Profile) -> Image:
-    """kernel ∗ image, each channel alone, the image reflected at its borders; a kernel's middle is its origin.
+    """Return kernel ∗ image, separately per channel, with reflected borders; the origin of a kernel is its middle.
 
-    A profile of one dimension is symmetric, and convolved with along both axes.
+    A profile of one dimension must be symmetric and is applied along both axes.
     """
     if kernel.size == 1:
         return image.copy()
@@ -164,7 +171,9 @@ def convolve(image: Image, kernel: Kernel | Profile) -> Image:
     wide = np.pad(image, ((down, down), (right, right), (0, 0)), mode="symmetric")
     size = [fft.next_fast_len(length, real=True) for length in wide.shape[:2]]
     picture, response = fft.rfft2(wide.transpose(2, 0, 1), s=size), fft.rfft2(kernel, s=size)
-    spectrum = np.empty_like(picture)  # by parts: NumPy's complex product is another one without AVX2
+    spectrum = np.empty_like(
+        picture
+    )  # real and imaginary parts: NumPy's complex product rounds differently without AVX2
     spectrum.real = picture.real * response.real - picture.imag * response.imag
     spectrum.imag = picture.real * response.imag + picture.imag * response.real
     full = fft.irfft2(spectrum, s=size)[:, 2 * down : wide.shape[0], 2 * right : wide.shape[1]]
@@ -172,21 +181,21 @@ def convolve(image: Image, kernel: Kernel | Profile) -> Image:
 
 
 def trajectory(anxiety: float, rng: np.random.Generator) -> Float64[np.ndarray, "steps 2"]:
-    """A path of length 1 as (y, x), equal steps in equal times.
+    """Return a path of length 1 as (y, x), in steps of equal length.
 
-    At anxiety 0.5 the direction spreads, is pulled back and is thrown round about as much as with the `expl` = 0.005
-    and 60 pixels that DeblurGAN's code recommends.
+    Anxiety 0.5 gives about the perturbations, pull and reversals of DeblurGAN's recommended values, `expl` = 0.005 and
+    60 pixels.
     """
     steps = STEPS_OF_TRAJECTORY
-    turning, pull = 4 * anxiety * rng.random(), 1600 * anxiety**2 * rng.random()
-    throws = rng.random(steps) < 4 * anxiety * rng.random() / steps
-    noise = (turning / math.sqrt(steps) * rng.standard_normal((steps, 2))).tolist()
+    perturbation, pull = 4 * anxiety * rng.random(), 1600 * anxiety**2 * rng.random()
+    reversals = rng.random(steps) < 4 * anxiety * rng.random() / steps
+    noise = (perturbation / math.sqrt(steps) * rng.standard_normal((steps, 2))).tolist()
     angle = 2 * math.pi * rng.random()
     speed_y, speed_x, y, x = math.sin(angle), math.cos(angle), 0.0, 0.0
     path = np.empty((steps, 2))
     for step in range(steps):
         path[step] = y, x
-        if throws[step]:
+        if reversals[step]:
             speed_y, speed_x = -speed_y, -speed_x
         speed_y += noise[step][0] - pull * y / steps
         speed_x += noise[step][1] - pull * x / steps
@@ -197,7 +206,7 @@ def trajectory(anxiety: float, rng: np.random.Generator) -> Float64[np.ndarray, 
 
 
 def kernel_of_path(path: Float64[np.ndarray, "steps 2"]) -> Kernel:
-    """The share of time spent at each pixel; the mean place is the kernel's middle, so that nothing shifts."""
+    """Return the share of time spent at each pixel; the mean of the path is the middle, so the image does not shift."""
     path = path - path.mean(axis=0)
     rows, columns = np.ceil(np.abs(path).max(axis=0) - 1e-9).astype(int).tolist()
     y, x = path[:, 0] + rows, path[:, 1] + columns
@@ -211,7 +220,7 @@ def kernel_of_path(path: Float64[np.ndarray, "steps 2"]) -> Kernel:
 
 
 def disk_kernel(radius: float) -> Kernel:
-    """An even disk: the share of each pixel that it covers."""
+    """Return a uniform disk: the covered share of each pixel, normalised."""
     half = math.ceil(radius)
     fine = (np.arange((2 * half + 1) * SAMPLES_OF_DISK) + 0.5) / SAMPLES_OF_DISK - half - 0.5
     inside = (fine[:, None] ** 2 + fine**2 <= radius**2).astype(np.float32)
@@ -221,7 +230,7 @@ def disk_kernel(radius: float) -> Kernel:
 
 
 def gaussian_profile(sigma: float) -> Profile:
-    """A round Gaussian along one axis, sampled as `gaussian_kernel` is: that is its outer product with itself."""
+    """Return an isotropic Gaussian along one axis; its outer product with itself is `gaussian_kernel`."""
     half = math.ceil(4 * sigma)
     profile = np.exp(-0.5 * (np.arange(-half, half + 1) / max(sigma, 1e-3)) ** 2)
     normalised: Profile = (profile / profile.sum()).astype(np.float32)
@@ -229,9 +238,14 @@ def gaussian_profile(sigma: float) -> Profile:
 
 
 def gaussian_kernel(sigma: float, ratio: float, angle: float) -> Kernel:
-    """An elliptic Gaussian, sampled at the pixels out to four standard deviations of its major axis.
+    """Return an elliptic Gaussian, sampled at pixels up to four standard deviations of the major axis.
 
-    Pixels cannot show a line: a minor axis below 0.3 pixels counts as 0.3, or as the major axis if that is less.
+    The minor axis is at least 0.3 pixels, or the major axis if that is less, as pixels cannot represent a line.
+
+    Args:
+        sigma: standard deviation along the major axis in pixels.
+        ratio: minor axis over major axis.
+        angle: direction of the major axis in degrees from the horizontal.
     """
     half = math.ceil(4 * sigma)
     y, x = np.mgrid[-half : half + 1, -half : half + 1]

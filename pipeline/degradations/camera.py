@@ -1,13 +1,12 @@
-"""Noise of a camera: shot and read noise in raw, linear light, seen through the camera's own processing.
+"""Camera noise: shot and read noise of raw, linear values, processed by the camera.
 
-    raw   = sample(gains⁻¹ · M · expand(tone⁻¹(x)))    the picture taken back to the sensor, and through its mosaic
+    raw   = sample(gains⁻¹ · M · expand(tone⁻¹(x)))    the inverse processing, and the Bayer mosaic
     noisy = min(raw + n, 1),   n ~ N(0, λ_shot·raw + λ_read)
     y     = clip(x + develop(noisy) − develop(raw))    develop: white balance, demosaic, M⁻¹, gamma, tone
 
-Adding the difference, and not developing alone, makes y = x where there is no noise: the pair holds neither what the
-way back cannot recover of highlights nor what a demosaicing invents at edges, only what both make of noise. Model
-and numbers: Brooks, Mildenhall, Xue, Chen, Sharlet and Barron, "Unprocessing Images for Learned Raw Denoising", CVPR
-2019 (arXiv 1811.11127); demosaicing: Malvar, He and Cutler, ICASSP 2004.
+Adding the difference gives y = x without noise: lost highlights and demosaicing artefacts, which are in both terms,
+cancel. Model and numbers: Brooks, Mildenhall, Xue, Chen, Sharlet and Barron, "Unprocessing Images for Learned Raw
+Denoising", CVPR 2019 (arXiv 1811.11127); demosaicing: Malvar, He and Cutler, ICASSP 2004.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ from pipeline.degradations.sampling import (
 
 Light = Float64[np.ndarray, "H W C"]
 Mosaic = Float64[np.ndarray, "H W 1"]
-READ_NOISE_SLOPE, READ_NOISE_OFFSET, READ_NOISE_SPREAD = 2.18, 1.20, 0.26  # log λ_read against log λ_shot
+READ_NOISE_SLOPE, READ_NOISE_OFFSET, READ_NOISE_SPREAD = 2.18, 1.20, 0.26  # log λ_read as a function of log λ_shot
 EXPOSURE_GAIN_MEAN, EXPOSURE_GAIN_SPREAD = 0.8, 0.1  # of its inverse
 RED_GAIN, BLUE_GAIN = (1.9, 2.4), (1.5, 1.9)
 GAMMA = 2.2
-HIGHLIGHTS = 0.9  # gray value above which the way back keeps white white
+HIGHLIGHTS = 0.9  # gray value above which the inverse gains approach 1, so that white stays white
 XYZ_TO_CAMERA = np.array(  # of four cameras of the Darmstadt Noise Dataset
     [
         [[1.0234, -0.2969, -0.2266], [-0.5625, 1.6328, -0.0469], [-0.0703, 0.2188, 0.6406]],
@@ -49,8 +48,8 @@ XYZ_TO_CAMERA = np.array(  # of four cameras of the Darmstadt Noise Dataset
 RGB_TO_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
-# Malvar's filters, times 8: green where red or blue was measured; then a colour at green between its horizontal
-# neighbours (between vertical ones: transposed); and red at blue or blue at red.
+# Malvar's filters, times 8: green at red or blue pixels; red or blue at green pixels with horizontal neighbours of that
+# colour (transposed: vertical neighbours); red at blue or blue at red pixels.
 GREEN_ELSEWHERE = np.array(
     [[0, 0, -1, 0, 0], [0, 0, 2, 0, 0], [-1, 2, 4, 2, -1], [0, 0, 2, 0, 0], [0, 0, -1, 0, 0]], np.float64
 )
@@ -64,11 +63,11 @@ COLOUR_AT_OTHER = np.array(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CameraNoise:
-    """Shot and read noise of a real sensor; the camera's colours, gains and read noise are drawn as published.
+    """Shot and read noise of a sensor; colour matrix, gains and read noise have the published distributions.
 
-    shot_noise  λ_shot, drawn evenly on a logarithmic scale, 0 to 0.1; published: 0.0001 to 0.012. [0, 0] is no noise
-    mosaic      True: each pixel measures one colour of a Bayer pattern, and the rest is interpolated, which makes noise
-                spread over several pixels and colours; gray pictures have no mosaic
+    shot_noise  λ_shot, log-uniform, 0 to 0.1; published: 0.0001 to 0.012. [0, 0] is no noise
+    mosaic      True: each pixel measures one colour of a Bayer pattern and the others are interpolated, which
+                correlates the noise of neighbouring pixels and of colours; gray images have no mosaic
     """
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
@@ -82,7 +81,7 @@ class CameraNoise:
             raise ValueError("camera_noise.shot_noise: a logarithmic range cannot start at 0; start at 0.0001")
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """The sensor's noise levels, its gains and its colour matrix; the noise follows from the seed."""
+        """Sample noise levels, gains and colour matrix; the noise follows from the seed."""
         low, high = self.shot_noise
         shot_noise = low * (high / low) ** rng.random() if low > 0 else 0.0
         deviation = READ_NOISE_SPREAD * rng.standard_normal()
@@ -95,7 +94,7 @@ class CameraNoise:
             "blue_gain": float(rng.uniform(*BLUE_GAIN)),
             "cameras": rng.random(len(XYZ_TO_CAMERA)).tolist(),
             "mosaic": self.mosaic,
-            "bayer_row": int(rng.integers(2)),  # where the first red pixel is
+            "bayer_row": int(rng.integers(2)),  # position of the first red pixel
             "bayer_column": int(rng.integers(2)),
             "seed": sample_seed(rng),
         }
@@ -103,11 +102,11 @@ class CameraNoise:
 
     @staticmethod
     def apply(clean: Image, sampled: SampledParams) -> Image:
-        """clip(x + develop(noisy) − develop(raw)), in [0, 1]."""
+        """Return clip(x + develop(noisy) − develop(raw)), in [0, 1]."""
         clean = np.clip(clean, 0, 1)
         mosaic = sampled["mosaic"] and clean.shape[2] == 3
         gains = white_balance(clean.shape[2], sampled)
-        raw = take_back(clean, gains, sampled)
+        raw = to_raw(clean, gains, sampled)
         if mosaic:
             raw = sample_bayer(raw, sampled)
         noisy = (
@@ -118,17 +117,19 @@ class CameraNoise:
         noisy *= generator(sampled["seed"]).standard_normal(raw.shape, dtype=np.float32)
         noisy += raw
         np.minimum(noisy, 1, out=noisy)  # the sensor saturates before the gains
-        seen, meant = (
+        developed, noiseless = (
             develop(demosaic(values, gains, sampled) if mosaic else mix(values, np.diag(gains)), sampled)
             for values in (noisy, raw)
         )
-        difference = (seen - meant).astype(np.float32)  # before the sum: where noise makes black, it leaves no 1e-17
+        difference = (developed - noiseless).astype(
+            np.float32
+        )  # before the sum, so that black is exactly 0 and not 1e-17
         degraded: Image = np.clip(clean + difference, 0, 1)
         return degraded
 
 
-def take_back(clean: Image, gains: Float64[np.ndarray, " C"], sampled: SampledParams) -> Light:
-    """Raw values in [0, 1] of a developed picture; white stays white, although the gains are above 1."""
+def to_raw(clean: Image, gains: Float64[np.ndarray, " C"], sampled: SampledParams) -> Light:
+    """Return raw values in [0, 1] of display values; white stays white, although the gains are above 1."""
     raw = expand(clean)
     if clean.shape[2] == 3:
         raw = mix(raw, to_camera(sampled))
@@ -141,7 +142,7 @@ def take_back(clean: Image, gains: Float64[np.ndarray, " C"], sampled: SampledPa
 
 
 def develop(balanced: Light, sampled: SampledParams) -> Light:
-    """Display values of white-balanced raw values."""
+    """Return the display values of white-balanced raw values."""
     linear = np.clip(balanced, 0, 1)
     if balanced.shape[2] == 3:
         linear = mix(linear, np.linalg.inv(to_camera(sampled)))
@@ -150,7 +151,7 @@ def develop(balanced: Light, sampled: SampledParams) -> Light:
 
 
 def expand(display: Image) -> Light:
-    """Linear light of display values: the inverses of the tone curve and of the gamma."""
+    """Return the linear light of display values: the inverses of the tone curve and of the gamma."""
     linear: Light = 1 - 2 * display.astype(np.float64)
     np.arcsin(linear, out=linear)
     linear /= 3
@@ -161,7 +162,7 @@ def expand(display: Image) -> Light:
 
 
 def compress(linear: Light) -> Light:
-    """Display values of linear light: gamma, then the tone curve 3x² − 2x³."""
+    """Return the display values of linear light: gamma, then the tone curve 3x² − 2x³."""
     tone: Light = np.power(linear, 1 / GAMMA)
     square = np.square(tone)
     tone *= -2
@@ -171,26 +172,26 @@ def compress(linear: Light) -> Light:
 
 
 def white_balance(channels: int, sampled: SampledParams) -> Float64[np.ndarray, " C"]:
-    """What the camera multiplies raw values with, per channel."""
+    """Return the gain of each channel on raw values."""
     balance = [sampled["red_gain"], 1.0, sampled["blue_gain"]] if channels == 3 else [1.0]
     return np.array(balance) * float(sampled["exposure_gain"])
 
 
 def to_camera(sampled: SampledParams) -> Float64[np.ndarray, "3 3"]:
-    """From linear sRGB to the camera's colours, white staying white: a mixture of four cameras' matrices."""
+    """Return the matrix from linear sRGB to camera colours, a mixture of four cameras; white stays white."""
     matrix = np.average(XYZ_TO_CAMERA, axis=0, weights=sampled["cameras"]) @ RGB_TO_XYZ
     normalised: Float64[np.ndarray, "3 3"] = matrix / matrix.sum(axis=1, keepdims=True)
     return normalised
 
 
 def mix(image: Light, matrix: Float64[np.ndarray, "new C"]) -> Float64[np.ndarray, "H W new"]:
-    """A matrix times the channels of each pixel; many times faster than broadcasting over so short an axis."""
+    """Return a matrix times the channels of each pixel; much faster than broadcasting over a short axis."""
     mixed: Float64[np.ndarray, "H W new"] = cv2.transform(image, matrix).reshape(*image.shape[:2], -1)
     return mixed
 
 
 def sample_bayer(image: Light, sampled: SampledParams) -> Mosaic:
-    """One channel: of three colours the one that a sensor with this phase of the pattern measures at each pixel."""
+    """Return the one colour that a Bayer pattern with this position measures at each pixel."""
     row, column = sampled["bayer_row"], sampled["bayer_column"]
     mosaic = image[:, :, 1:2].copy()
     mosaic[row::2, column::2, 0] = image[row::2, column::2, 0]
@@ -199,9 +200,14 @@ def sample_bayer(image: Light, sampled: SampledParams) -> Mosaic:
 
 
 def demosaic(mosaic: Mosaic, gains: Float64[np.ndarray, 3], sampled: SampledParams) -> Float64[np.ndarray, "H W 3"]:
-    """Three balanced colours of a Bayer mosaic by Malvar's filters; reflected at the border, so the pattern goes on.
+    """Return three white-balanced colours of a Bayer mosaic by Malvar's filters; borders continue the pattern.
 
-    Balanced values above white are clipped first: filters that mix colours would draw fringes around what is saturated.
+    Values above white are clipped before the filters, which would otherwise give coloured fringes at saturated areas.
+
+    Args:
+        mosaic: H W 1, raw values.
+        gains: of red, green and blue.
+        sampled: holds the position of the first red pixel.
     """
     row, column = sampled["bayer_row"], sampled["bayer_column"]
     red, green, blue = gains
@@ -222,6 +228,6 @@ def demosaic(mosaic: Mosaic, gains: Float64[np.ndarray, 3], sampled: SampledPara
 
 
 def interpolate(mosaic: Mosaic, kernel: Float64[np.ndarray, "5 5"]) -> Float64[np.ndarray, "H W"]:
-    """One of the filters at every pixel."""
+    """Return the result of one filter at every pixel."""
     filtered: Float64[np.ndarray, "H W"] = cv2.filter2D(mosaic, -1, kernel / 8, borderType=cv2.BORDER_REFLECT_101)
     return filtered

@@ -1,4 +1,4 @@
-"""Degradations made of degradations: whatever is nested, drawing it gives one flat list of steps."""
+"""Compositions of degradations, such as sequence, random order and choice; sampling gives one flat list of steps."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ from pipeline.degradations.weather import Haze, Snow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoDegradation:
-    """The image as it is: for tasks whose degradation belongs to the network, such as compressive sensing."""
+    """The identity, y = x: for tasks whose degradation is part of the network, such as compressive sensing."""
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["none"] = "none"
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """No steps."""
+        """Return no steps."""
         return []
 
     @staticmethod
     def apply(clean: Image, sampled: SampledParams) -> Image:
-        """The same image."""
+        """Return the same image."""
         return clean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sequence:
-    """One after the other, in this order; an empty list of steps leaves the image as it is."""
+    """All steps in this order; an empty list is the identity."""
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["sequence"] = "sequence"
     steps: tuple[Degradation, ...]
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """The steps of all, in order."""
+        """Sample all steps, in order."""
         return [sampled for step in self.steps for sampled in step.sample(rng)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomOrder:
-    """All of them, in an order drawn anew for each picture, every order being equally likely."""
+    """All steps, in a random order for each image; every order has the same probability."""
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["random_order"] = "random_order"
     steps: tuple[Degradation, ...]
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """The steps of all, shuffled."""
+        """Sample all steps, in a random order."""
         return [sampled for index in rng.permutation(len(self.steps)) for sampled in self.steps[index].sample(rng)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneOf:
-    """One of the choices, chosen in proportion to its weight (a number >= 0; they need not sum to 1)."""
+    """One of the choices, with a probability proportional to its weight (a number >= 0; the sum need not be 1)."""
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["one_of"] = "one_of"
@@ -78,14 +78,14 @@ class OneOf:
             )
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """The steps of the one that is chosen."""
+        """Sample one of the choices."""
         index = int(rng.choice(len(self.choices), p=np.asarray(self.weights) / sum(self.weights)))
         return self.choices[index].sample(rng)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sometimes:
-    """A degradation that happens with a probability, and else leaves the image as it is."""
+    """A degradation that is applied with a probability; otherwise the identity."""
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["sometimes"] = "sometimes"
@@ -96,16 +96,17 @@ class Sometimes:
         check_number(self, "probability", 0, 1)
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """The steps of it, or none."""
+        """Sample the step, or return no steps."""
         return self.step.sample(rng) if rng.random() < self.probability else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeat:
-    """The same degradation several times over, drawn anew each time.
+    """The same degradation several times, sampled anew each time.
 
-    Twice is the second-order model of Real-ESRGAN (Wang et al., ICCVW 2021, arXiv 2107.10833). times: 1 to
-    10.
+    With times = 2 it is the second-order model of Real-ESRGAN (Wang et al., ICCVW 2021, arXiv 2107.10833).
+
+    times  number of applications, 1 to 10
     """
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
@@ -117,7 +118,7 @@ class Repeat:
         check_number(self, "times", 1, 10)
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """The steps of every time, one after the other."""
+        """Sample the step `times` times."""
         return [sampled for _ in range(self.times) for sampled in self.step.sample(rng)]
 
 
@@ -135,8 +136,8 @@ SINGLE = (
     LowLight,
     Bicubic,
 )
-"""All that are not made of others."""
-# pydantic's tag is the one thing foreign here: with it a typo in a nested section is reported where it is, once.
+"""Degradations that are no compositions."""
+# With the discriminator pydantic reports an error in a nested section once, at its place.
 Degradation = Annotated[
     NoDegradation
     | GaussianNoise

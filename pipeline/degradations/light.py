@@ -1,7 +1,9 @@
-"""Light: display values and the linear light that sensors and air add up; pictures taken with too little of it.
+"""Underexposure, and the conversion between display values and linear light.
 
-The sRGB transfer (IEC 61966-2-1): linear = display / 12.92 up to 0.04045, ((display + 0.055) / 1.055)^2.4 above.
-Values outside [0, 1] follow the same two branches.
+sRGB (IEC 61966-2-1): linear = display / 12.92 up to 0.04045, ((display + 0.055) / 1.055)^2.4 above. Values outside
+[0, 1] follow the same two branches.
+
+    LowLight    y = display(linear(x)·2^(−stops))^gamma
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ from pipeline.degradations.sampling import NAMED_FIELDS_ONLY, Image, Range, Samp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowLight:
-    """Underexposure in linear light, then a darker tone curve: y = display(linear(x)·2^(−stops))^gamma; without noise.
+    """Underexposure in linear light, then a tone curve: y = display(linear(x)·2^(−stops))^gamma; without noise.
 
-    stops  exposure that is missing, in powers of two, 0 to 10
-    gamma  exponent on display values, 0.2 to 5; above 1 darkens the middle tones
+    stops  underexposure in stops (powers of two), 0 to 10
+    gamma  exponent of display values, 0.2 to 5; values above 1 darken the middle tones
     """
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
@@ -32,30 +34,30 @@ class LowLight:
         check_range(self, "gamma", 0.2, 5)
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """The exposure and the tone curve of this picture."""
+        """Sample the exposure and the tone curve."""
         return [{"kind": self.kind, "stops": sample_uniform(rng, self.stops), "gamma": sample_uniform(rng, self.gamma)}]
 
     @staticmethod
     def apply(clean: Image, sampled: SampledParams) -> Image:
-        """y = display(linear(x)·2^(−stops))^gamma, in [0, 1]."""
+        """Return display(linear(x)·2^(−stops))^gamma, in [0, 1]."""
         dark = to_display(to_linear(clean) * np.float32(2.0 ** -sampled["stops"]))
         return power(np.clip(dark, 0, 1), sampled["gamma"])
 
 
 def to_linear(display: Image) -> Image:
-    """Linear light of sRGB display values."""
+    """Return the linear light of sRGB display values."""
     curve = power(np.maximum((display + np.float32(0.055)) / np.float32(1.055), 0), 2.4)
     return np.where(display <= 0.04045, display / np.float32(12.92), curve)
 
 
 def to_display(linear: Image) -> Image:
-    """The sRGB display values of linear light."""
+    """Return the sRGB display values of linear light."""
     curve = np.float32(1.055) * power(np.maximum(linear, 0), 1 / 2.4) - np.float32(0.055)
     return np.where(linear <= 0.0031308, linear * np.float32(12.92), curve)
 
 
 def power(image: Image, exponent: float) -> Image:
-    """image^exponent of values >= 0."""
-    raised: Image = np.empty_like(image)  # given, it is filled piece by piece: no float64 copy of the picture
+    """Return image^exponent of values >= 0, computed in float64."""
+    raised: Image = np.empty_like(image)  # NumPy fills it in small buffers, without a float64 copy of the image
     np.power(image, exponent, out=raised, dtype=np.float64, casting="same_kind")
     return raised

@@ -1,4 +1,8 @@
-"""Noise of the display values: white Gaussian, y = x + n with n ~ N(0, σ²), and what JPEG leaves behind."""
+"""Gaussian noise and JPEG compression of display values.
+
+GaussianNoise    y = x + n,   n ~ N(0, σ²)
+Jpeg             y = decode(encode(round(255·clip(x)))) / 255,   as libjpeg does it (ITU-T T.81)
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from dgunet.images import MAX_GREY_LEVEL
 from pipeline.degradations.sampling import (
-    MAX_GREY_LEVEL,
     NAMED_FIELDS_ONLY,
     Count,
     Flag,
@@ -26,11 +30,10 @@ from pipeline.degradations.sampling import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GaussianNoise:
-    """White Gaussian noise; the result is neither clipped to [0, 1] nor quantised, so σ is what the
-    variance says.
+    """White Gaussian noise. The result is neither clipped to [0, 1] nor quantised, so its standard deviation is σ.
 
-    sigma        standard deviation, in grey levels of 8 bit, 0 to 255; a wide range makes a blind denoiser
-    per_channel  True: independent in each channel; False: the same field in all of them (noise of the luma
+    sigma        standard deviation in grey levels, 0 to 255; a wide range trains a blind denoiser
+    per_channel  True: independent in each channel; False: the same noise in all channels (noise of the luma
                  alone)
     """
 
@@ -43,13 +46,13 @@ class GaussianNoise:
         check_range(self, "sigma", 0, MAX_GREY_LEVEL)
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """The σ of this picture and the seed of its noise."""
+        """Sample σ and the seed of the noise."""
         sigma = sample_uniform(rng, self.sigma)
         return [{"kind": self.kind, "sigma": sigma, "per_channel": self.per_channel, "seed": sample_seed(rng)}]
 
     @staticmethod
     def apply(clean: Image, sampled: SampledParams) -> Image:
-        """clean + n; values may leave [0, 1]."""
+        """Return clean + n; values may leave [0, 1]."""
         height, width, channels = clean.shape
         shape = (height, width, channels if sampled["per_channel"] else 1)
         noise = generator(sampled["seed"]).standard_normal(shape, dtype=np.float32)
@@ -59,10 +62,10 @@ class GaussianNoise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jpeg:
-    """JPEG compression as libjpeg does it; values are clipped to [0, 1] and rounded to 8 bit on the way in and out.
+    """JPEG compression by libjpeg; values are clipped to [0, 1] and rounded to 8 bits before and after it.
 
     quality  of libjpeg, whole numbers from 1 to 100
-    chroma   "4:2:0" halves the resolution of colour, as most cameras do; "4:4:4" keeps it
+    chroma   "4:2:0" halves the resolution of the colour channels, as most cameras do; "4:4:4" keeps it
     """
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
@@ -74,12 +77,12 @@ class Jpeg:
         check_range(self, "quality", 1, 100)
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """The quality of this picture."""
+        """Sample the quality."""
         return [{"kind": self.kind, "quality": sample_integer(rng, self.quality), "chroma": self.chroma}]
 
     @staticmethod
     def apply(clean: Image, sampled: SampledParams) -> Image:
-        """The picture after encoding and decoding; whole grey levels in [0, 1]."""
+        """Return the image after encoding and decoding; whole grey levels in [0, 1]."""
         codes = np.rint(np.clip(clean, 0, 1) * np.float32(MAX_GREY_LEVEL)).astype(np.uint8)
         sampling = {
             "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,

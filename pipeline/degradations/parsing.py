@@ -1,4 +1,4 @@
-"""Parses the degradation of params.yaml or of a shard index."""
+"""Parse the degradation of params.yaml or of a shard index."""
 
 from __future__ import annotations
 
@@ -13,5 +13,9 @@ _DEGRADATION: TypeAdapter[Degradation] = TypeAdapter(Annotated[Degradation, Fiel
 
 
 def parse_degradation(content: Mapping[str, Any]) -> Degradation:
-    """Return the degradation that a mapping of params.yaml, or the recipe of a folder of shards, describes."""
+    """Return the degradation of a mapping from params.yaml or from the recipe of a shard index.
+
+    Raises:
+        pydantic.ValidationError: a field is missing, unknown, of a wrong type or out of its bounds.
+    """
     return _DEGRADATION.validate_python(content)

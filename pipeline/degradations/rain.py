@@ -1,14 +1,12 @@
-"""Rain streaks: drops at several distances, each an optical depth smeared along its fall.
+"""Rain streaks in layers at several distances; each drop is an optical depth blurred along its fall.
 
-With τ the optical depths of all drops and of the veil added up, and L the light that water scatters towards
-the camera,
+With τ the sum of the optical depths of all drops and of the veil, and L the light that water scatters to the camera,
 
     y = x + (L − x)·(1 − e^{−τ})
 
-so that streaks occlude what is behind them, and overlap as transmissions do, by multiplication. At distance
-d a streak is d times shorter and thinner than a near one and d² times as frequent, until the far rain
-merges into a veil (Garg and Nayar, "Vision and Rain", IJCV 2007). Blending is done on display values, as in
-the sets that the field trains on.
+so that streaks occlude the background, and their transmissions multiply where they overlap. At distance d a streak is
+d times shorter and thinner than a near one and d² times as frequent; far rain merges into a veil (Garg and Nayar,
+"Vision and Rain", IJCV 2007). Blending uses display values, as the usual training sets do.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from pipeline.degradations.sampling import (
 )
 
 Layer = Callable[[int, int, SampledParams, float, np.random.Generator], Float32[np.ndarray, "H W"]]
-"""Height, width, drawn parameters, distance, rng -> optical depth of what falls at that distance."""
+"""(height, width, sampled parameters, distance, rng) -> optical depth of one layer."""
 DENSITY_AREA = 100.0 * 100.0
 FWHM_OF_GAUSSIAN = 2.3548
 AREA_OF_GAUSSIAN = 1.0645  # of one with unit peak and unit full width at half maximum
@@ -51,13 +49,13 @@ class RainStreaks:
     layers        number of distances, 1 to 8, spaced geometrically from `depth` to 1
     depth         distance of the farthest layer in units of the nearest, 1 to 20
     angle         mean direction of fall in degrees from the vertical, -90 to 90, positive to the right
-    angle_spread  standard deviation of the drops' directions about it in degrees, 0 to 45
+    angle_spread  standard deviation of the direction of a drop in degrees, 0 to 45
     length        length of a near streak in pixels, 1 to 400
     width         full width at half maximum of a near streak in pixels, 0.2 to 20
     density       near streaks per 100 × 100 pixels, 0 to 100
-    opacity       share of the background that the middle of a strong streak hides, 0 to 0.99
-    brightness    display value of the light that drops and veil scatter, 0 to 1
-    veil          share of the background that the mist of the farthest drops hides, 0 to 0.99
+    opacity       share of the background hidden by the middle of a strong streak, 0 to 0.99
+    brightness    display value L of drops and veil, 0 to 1
+    veil          share of the background hidden by the veil of the farthest drops, 0 to 0.99
     """
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
@@ -80,7 +78,7 @@ class RainStreaks:
         check_range(self, "width", 0.2, 20)
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """The weather of this picture; where the drops are follows from the seed."""
+        """Sample the weather; the positions of the drops follow from the seed."""
         names = (
             "depth",
             "angle",
@@ -97,12 +95,12 @@ class RainStreaks:
 
     @staticmethod
     def apply(clean: Image, sampled: SampledParams) -> Image:
-        """y = x + (L − x)·(1 − e^{−τ}); within [0, 1] if clean is."""
+        """Return x + (L − x)·(1 − e^{−τ}), within [0, 1] if clean is."""
         return behind_layers(clean, sampled, streak_layer)
 
 
 def check_layers(weather: object) -> None:
-    """Check what all that falls in layers has in common."""
+    """Check the fields that rain and snow have in common."""
     check_number(weather, "layers", 1, 8)
     check_range(weather, "depth", 1, 20)
     check_range(weather, "angle", -90, 90)
@@ -113,7 +111,13 @@ def check_layers(weather: object) -> None:
 
 
 def behind_layers(clean: Image, sampled: SampledParams, layer: Layer) -> Image:
-    """`clean` seen through a veil and through layers at several distances: y = x + (L − x)·(1 − e^{−τ})."""
+    """Return `clean` behind a veil and layers at several distances: x + (L − x)·(1 − e^{−τ}).
+
+    Args:
+        clean: H W C in [0, 1].
+        sampled: parameters of the weather.
+        layer: returns the optical depth of one layer.
+    """
     rng = generator(sampled["seed"])
     optical_depth = np.full(clean.shape[:2], -np.log1p(-sampled["veil"]), dtype=np.float32)
     for distance in np.geomspace(sampled["depth"], 1.0, sampled["layers"]):
@@ -123,7 +127,7 @@ def behind_layers(clean: Image, sampled: SampledParams, layer: Layer) -> Image:
 
 
 def hidden(optical_depth: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W 1"]:
-    """The share of the background that is not seen through it, 1 − e^{−τ}."""
+    """Return the hidden share of the background, 1 − e^{−τ}."""
     share: Float32[np.ndarray, "H W 1"] = -np.expm1(-optical_depth, dtype=np.float64).astype(np.float32)[:, :, None]
     return share
 
@@ -131,9 +135,17 @@ def hidden(optical_depth: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H 
 def streak_layer(
     height: int, width: int, sampled: SampledParams, distance: float, rng: np.random.Generator
 ) -> Float32[np.ndarray, "H W"]:
-    """Optical depth of the streaks at one distance; strength and length vary from drop to drop."""
+    """Return the optical depth of the streaks of one layer; strength and length vary between drops.
+
+    Args:
+        height: rows of the image.
+        width: columns of the image.
+        sampled: parameters of the rain.
+        distance: distance of the layer in units of the nearest one.
+        rng: for positions, directions, lengths and strengths.
+    """
     length = sampled["length"] / distance
-    margin = length  # drops outside whose streaks reach in
+    margin = length  # for drops outside of the image whose streaks reach into it
     area = (height + 2 * margin) * (width + 2 * margin)
     count = int(rng.poisson(sampled["density"] / DENSITY_AREA * distance**2 * area))
     centre_y = rng.uniform(-margin, height + margin, count)
@@ -153,10 +165,13 @@ def streak_layer(
 
 
 def draw_steep(height: int, width: int, streaks: Float32[np.ndarray, "5 N"]) -> Float32[np.ndarray, "H W"]:
-    """Draw streaks that are less than 45 degrees from the vertical: one dot in each row, shared by two pixels.
+    """Render streaks less than 45 degrees from the vertical: one point in each row, divided between two pixels.
 
-    streaks: of each its centre (y, x), how far it reaches from there (y, x), and its strength times half its length,
-    which fades towards both ends as 1 − s², s from −1 to 1 along it. Pixel centres are whole numbers.
+    Args:
+        height: rows of the image.
+        width: columns of the image.
+        streaks: of each streak its centre (y, x), half its extent (y, x), and its strength times half its length. The
+            strength decreases to both ends as 1 − s², s from −1 to 1 along the streak. Pixel centres are whole numbers.
     """
     reach_y, reach_x = np.abs(streaks[2]), np.abs(streaks[3])
     seen = (streaks[0] + reach_y > -1) & (streaks[0] - reach_y < height)
@@ -169,7 +184,7 @@ def draw_steep(height: int, width: int, streaks: Float32[np.ndarray, "5 N"]) -> 
     inside = (along**2 < 1) & (row >= 0) & (row < height) & (x > -1) & (x < width)
     weight = ((1 - along**2) * strength / np.maximum(np.abs(reach_y), np.float32(0.5)))[inside]
     left = np.floor(x[inside])
-    place = row[inside] * (width + 1) + left.astype(np.int32) + 1  # one more column, for what lies left of the first
+    place = row[inside] * (width + 1) + left.astype(np.int32) + 1  # one more column, left of the first one
     right_weight = weight * (x[inside] - left)
     total = np.bincount(place, weights=weight - right_weight, minlength=height * (width + 1) + 1)
     total += np.bincount(place + 1, weights=right_weight, minlength=height * (width + 1) + 1)
@@ -177,16 +192,16 @@ def draw_steep(height: int, width: int, streaks: Float32[np.ndarray, "5 N"]) -> 
 
 
 def blur_across(depth: Float32[np.ndarray, "H W"], streak_width: float) -> Float32[np.ndarray, "H W"]:
-    """Give streaks their width: a Gaussian of that full width at half maximum, less what a dot has.
+    """Blur streaks to their width, by a Gaussian of that full width at half maximum, less the variance of a point.
 
-    A lens shows no streak sharper than about a pixel and a half; those that should be are fainter instead.
+    Behind a lens no streak is narrower than about 1.5 pixels; streaks of a smaller width are fainter instead.
     """
     variance = max((streak_width / FWHM_OF_GAUSSIAN) ** 2 - VARIANCE_OF_DOT, VARIANCE_OF_LENS)
     return soften(depth.astype(np.float64), variance)
 
 
 def soften(depth: Float64[np.ndarray, "H W"], variance: float) -> Float32[np.ndarray, "H W"]:
-    """A Gaussian blur, the border reflected."""
+    """Return a Gaussian blur with reflected borders."""
     blurred = cv2.GaussianBlur(depth, (0, 0), math.sqrt(variance), borderType=cv2.BORDER_REFLECT)
     softened: Float32[np.ndarray, "H W"] = blurred.astype(np.float32)
     return softened

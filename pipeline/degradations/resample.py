@@ -1,8 +1,8 @@
-"""Bicubic downsampling as MATLAB's imresize does it, and back up to the size it had.
+"""Bicubic downsampling and upsampling to the original size, as MATLAB's imresize.
 
-imresize puts output sample i at u = (i + ½)/s − ½ of the input (s the scale, places counted from 0) and weighs the
-inputs j around it with h(u − j), h Keys' cubic with a = −½; where s < 1 the cubic is stretched, s·h(s·(u − j)): the
-antialiasing. Weights are divided by their sum; beyond the border the image is reflected (…2 1 0 | 0 1 2…).
+imresize places output sample i at u = (i + ½)/s − ½ of the input (s the scale, indices from 0) and weights the inputs j
+around it by h(u − j), with Keys' cubic h, a = −½. For s < 1 the cubic is stretched for antialiasing, s·h(s·(u − j)).
+The weights are divided by their sum. Borders are reflected (…2 1 0 | 0 1 2…).
 Keys, "Cubic convolution interpolation for digital image processing", IEEE TASSP 1981; MATLAB's imresize.
 """
 
@@ -22,9 +22,9 @@ from pipeline.degradations.sampling import NAMED_FIELDS_ONLY, Count, Image, Samp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bicubic:
-    """Low resolution: imresize(x, 1/scale), and imresize(that, scale) cropped to the size of x: what the network sees.
+    """Low resolution: y = imresize(imresize(x, 1/scale), scale), cropped to the size of x.
 
-    scale  1 (nothing happens) to 16; sizes that scale does not divide are rounded up, as imresize does
+    scale  1 (identity) to 16; sizes that are no multiples of it are rounded up, as in imresize
     """
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
@@ -35,35 +35,35 @@ class Bicubic:
         check_number(self, "scale", 1, 16)
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """The scale; nothing is random."""
+        """Return the scale; nothing is random."""
         return [{"kind": self.kind, "scale": self.scale}]
 
     @staticmethod
     def apply(clean: Image, sampled: SampledParams) -> Image:
-        """Down and up again, clipped to [0, 1] after both as a file between them would; not quantised."""
+        """Return the image at low resolution, clipped to [0, 1] after each resize as in a file, but not quantised."""
         height, width = clean.shape[:2]
         small = np.clip(downsample(clean, sampled["scale"]), 0, 1)
         large = resize(small, small.shape[0] * sampled["scale"], small.shape[1] * sampled["scale"])
-        restored_size: Image = np.clip(large[:height, :width], 0, 1)  # cropped: fitted, it would be squeezed
+        restored_size: Image = np.clip(large[:height, :width], 0, 1)  # a resize to this size would change the scale
         return restored_size
 
 
 def downsample(image: Image, scale: int) -> Float32[np.ndarray, "h w C"]:
-    """imresize(image, 1/scale); values may overshoot [0, 1]."""
+    """Return imresize(image, 1/scale); values may overshoot [0, 1]."""
     height, width = math.ceil(image.shape[0] / scale), math.ceil(image.shape[1] / scale)
     rows = along_rows(image, weights(image.shape[0], height, 1 / scale))
     return along_columns(rows, weights(image.shape[1], width, 1 / scale))
 
 
 def resize(image: Image, height: int, width: int) -> Float32[np.ndarray, "{height} {width} C"]:
-    """imresize(image, [height, width]); values may overshoot [0, 1]."""
+    """Return imresize(image, [height, width]); values may overshoot [0, 1]."""
     rows = along_rows(image, weights(image.shape[0], height, height / image.shape[0]))
     return along_columns(rows, weights(image.shape[1], width, width / image.shape[1]))
 
 
 @lru_cache(maxsize=64)
 def weights(size: int, new_size: int, scale: float) -> csr_array:
-    """The matrix, new_size × size, that resizes one axis."""
+    """Return the sparse matrix, new_size × size, that resizes one axis."""
     shrink = min(scale, 1.0)
     centre = (np.arange(new_size)[:, None] + 0.5) / scale - 0.5
     reach = 2 / shrink
@@ -79,7 +79,7 @@ def weights(size: int, new_size: int, scale: float) -> csr_array:
 
 
 def cubic(x: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
-    """Keys' cubic, a = −½."""
+    """Return Keys' cubic with a = −½."""
     x = np.abs(x)
     inner = (1.5 * x - 2.5) * x**2 + 1
     outer = ((-0.5 * x + 2.5) * x - 4) * x + 2
@@ -87,7 +87,7 @@ def cubic(x: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
 
 
 def along_rows(image: Image, matrix: csr_array) -> Float32[np.ndarray, "h W C"]:
-    """Resize the first axis, by SciPy's own product: a BLAS adds in an order that depends on its threads."""
+    """Resize the first axis; the sparse product sums in a fixed order, a BLAS in one that depends on its threads."""
     product: np.ndarray = matrix @ image.reshape(image.shape[0], -1)
     return product.reshape(-1, image.shape[1], image.shape[2])
 

@@ -1,4 +1,4 @@
-"""How a degradation's parameters are declared (ranges) and drawn (uniformly), each from its own rng."""
+"""Parameters of degradations: types and checks of their ranges, and uniform sampling from them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from jaxtyping import Float32
 from pydantic import Strict
 
 Image = Float32[np.ndarray, "H W C"]
-# Strict: a file's "25" is no number and its 1 is no true; nothing is converted silently.
+# Strict: "25" is not converted to a number, and 1 not to true.
 Number = Annotated[float, Strict()]
 Count = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
 Range = tuple[Number, Number]
 SampledParams = dict[str, Any]
-"""One application: `kind` and plain JSON numbers, all that `apply` needs beside the image."""
-MAX_GREY_LEVEL = float(np.iinfo(np.uint8).max)
-"""What 1.0 is in grey levels of 8 bit, the unit in which the field gives the σ of noise."""
+"""Parameters of one application: `kind` and plain JSON numbers, all that `apply` needs beside the image."""
 NAMED_FIELDS_ONLY: Mapping[str, object] = {"extra": "forbid"}
-"""As `__pydantic_config__`: whoever validates a degradation from a file refuses names it does not have."""
+"""`__pydantic_config__` of every degradation: unknown fields are refused."""
 
 
 def check_range(owner: Any, name: str, lowest: int | float, highest: int | float) -> None:
-    """Refuse a field that is not (from, to) with lowest <= from <= to <= highest."""
+    """Raise ValueError unless the field is (from, to) with lowest <= from <= to <= highest."""
     value = getattr(owner, name)
     if not (len(value) == 2 and lowest <= value[0] <= value[1] <= highest and math.isfinite(value[1])):
         raise ValueError(
@@ -34,27 +32,27 @@ def check_range(owner: Any, name: str, lowest: int | float, highest: int | float
 
 
 def check_number(owner: Any, name: str, lowest: int | float, highest: int | float) -> None:
-    """Refuse a field that is not one number with lowest <= value <= highest."""
+    """Raise ValueError unless the field is a number with lowest <= value <= highest."""
     value = getattr(owner, name)
     if not lowest <= value <= highest or not math.isfinite(value):
         raise ValueError(f"{owner.kind}.{name}: expected a number from {lowest:g} to {highest:g}, got {value}")
 
 
 def sample_uniform(rng: np.random.Generator, bounds: Range) -> float:
-    """One number, uniform in [from, to]; a range of one point is that point exactly."""
+    """Return a number, uniform in [from, to]; exact for a range of one point."""
     return float(bounds[0] + (bounds[1] - bounds[0]) * rng.random())
 
 
 def sample_integer(rng: np.random.Generator, bounds: tuple[int, int]) -> int:
-    """One whole number, uniform in from..to, both included."""
+    """Return a whole number, uniform in from..to, both included."""
     return int(rng.integers(bounds[0], bounds[1] + 1))
 
 
 def sample_seed(rng: np.random.Generator) -> int:
-    """The seed of what is random within an application; below 2^53, which every JSON reader keeps whole."""
+    """Return the seed for the randomness of one application; below 2^53, which every JSON reader represents exactly."""
     return int(rng.integers(2**53))
 
 
 def generator(seed: int | Sequence[int]) -> np.random.Generator:
-    """An own generator, apart from all global state."""
+    """Return a new generator, independent of global random states."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))

@@ -1,7 +1,7 @@
-"""Weather that scatters light: haze, and falling snow.
+"""Haze and snow.
 
-Haze, after Koschmieder, in linear light:  I = J·t + A·(1 − t),  t = e^(−β·d),  d the distance. Snow is rain with other
-drops: see `pipeline.degradations.rain` for how the optical depths of what falls add up.
+Haze, in linear light (Koschmieder)    y = x·t + A·(1 − t),   t = e^(−β·d),   d the distance
+Snow                                   y = x + (L − x)·(1 − e^{−τ}),   τ the sum of optical depths, as for rain
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from pipeline.degradations.sampling import (
 )
 
 CLUMPS_PER_FLAKE = 5
-SAMPLES_PER_FLAKE = 6  # along the way it falls during the exposure
+SAMPLES_PER_FLAKE = 6  # along its fall during the exposure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Haze:
-    """Haze or fog over a scene whose distance grows from the bottom of the picture to its top, with a smooth relief.
+    """Haze or fog over a scene whose distance increases from bottom to top, with a smooth relief.
 
     beta        optical depth of the farthest point, 0 (clear air) to 10
-    airlight    display value of the light that the air scatters, 0 to 1
-    tint        largest difference of the airlight's channels from it, 0 to 0.2
-    relief      share of the distance that is relief rather than slope, 0 to 1
+    airlight    display value of the scattered light A, 0 to 1
+    tint        largest difference of a channel of A from it, 0 to 0.2
+    relief      share of the relief in the distance, 0 (a plane) to 1
     """
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
@@ -56,7 +56,7 @@ class Haze:
         check_range(self, "relief", 0, 1)
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """The air of this picture; the relief follows from the seed."""
+        """Sample optical depth, colour of the airlight and relief; the hills follow from the seed."""
         airlight, tint = sample_uniform(rng, self.airlight), sample_uniform(rng, self.tint)
         colour = np.clip(airlight + tint * rng.uniform(-1, 1, 3), 0, 1).tolist()
         beta, relief = sample_uniform(rng, self.beta), sample_uniform(rng, self.relief)
@@ -64,7 +64,7 @@ class Haze:
 
     @staticmethod
     def apply(clean: Image, sampled: SampledParams) -> Image:
-        """display(J·t + A·(1 − t)); within [0, 1] if clean is."""
+        """Return display(x·t + A·(1 − t)), within [0, 1] if clean is."""
         colour = np.array(sampled["airlight"], np.float32).reshape(1, 1, 3)
         airlight = to_linear(colour if clean.shape[2] == 3 else colour.mean(axis=2, keepdims=True))
         depth = distance(clean.shape[0], clean.shape[1], sampled["relief"], generator(sampled["seed"]))
@@ -74,17 +74,17 @@ class Haze:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snow:
-    """Snowflakes at several distances: soft, uneven clumps, smeared along their fall, before a veil of far snow.
+    """Snowflakes at several distances: soft, uneven clumps, blurred along their fall, and a veil of far snow.
 
     layers      number of distances, 1 to 8, spaced geometrically from `depth` to 1
     depth       distance of the farthest layer in units of the nearest, 1 to 20
-    angle       direction of fall in degrees from the vertical, -90 to 90; flakes stray by some 15 degrees
+    angle       direction of fall in degrees from the vertical, -90 to 90; standard deviation per flake 15 degrees
     size        full width at half maximum of a near flake in pixels, 0.5 to 40
-    motion      way that a near flake falls during the exposure in pixels, 0 to 100
+    motion      fall of a near flake during the exposure in pixels, 0 to 100
     density     near flakes per 100 × 100 pixels, 0 to 100
-    opacity     share of the background that the middle of a thick flake hides, 0 to 0.99
-    brightness  display value of the light that flakes and veil scatter, 0 to 1
-    veil        share of the background that the farthest flakes hide, 0 to 0.99
+    opacity     share of the background hidden by the middle of a thick flake, 0 to 0.99
+    brightness  display value L of flakes and veil, 0 to 1
+    veil        share of the background hidden by the farthest flakes, 0 to 0.99
     """
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
@@ -105,19 +105,26 @@ class Snow:
         check_range(self, "motion", 0, 100)
 
     def sample(self, rng: np.random.Generator) -> list[SampledParams]:
-        """The weather of this picture; where the flakes are follows from the seed."""
+        """Sample the weather; the positions of the flakes follow from the seed."""
         names = ("depth", "angle", "size", "motion", "density", "opacity", "brightness", "veil")
         weather = {name: sample_uniform(rng, getattr(self, name)) for name in names}
         return [{"kind": self.kind, "layers": self.layers, **weather, "seed": sample_seed(rng)}]
 
     @staticmethod
     def apply(clean: Image, sampled: SampledParams) -> Image:
-        """y = x + (L − x)·(1 − e^{−τ}); within [0, 1] if clean is."""
+        """Return x + (L − x)·(1 − e^{−τ}), within [0, 1] if clean is."""
         return behind_layers(clean, sampled, flake_layer)
 
 
 def distance(height: int, width: int, relief: float, rng: np.random.Generator) -> Float32[np.ndarray, "H W"]:
-    """Distance of what each pixel shows, 0 (here) to 1 (farthest): a tilted plane in perspective, and hills."""
+    """Return the distance of each pixel, 0 to 1 (farthest): a tilted plane in perspective, and hills.
+
+    Args:
+        height: rows of the image.
+        width: columns of the image.
+        relief: share of the hills, 0 to 1.
+        rng: for tilt and hills.
+    """
     tilt = rng.uniform(-0.3, 0.3)
     down = np.linspace(0, 1, height, dtype=np.float32)[:, None] + np.float32(tilt) * np.linspace(
         -0.5, 0.5, width, dtype=np.float32
@@ -133,7 +140,15 @@ def distance(height: int, width: int, relief: float, rng: np.random.Generator) -
 def flake_layer(
     height: int, width: int, sampled: SampledParams, away: float, rng: np.random.Generator
 ) -> Float32[np.ndarray, "H W"]:
-    """Optical depth of the flakes at one distance; a flake is a handful of clumps, smeared along its own fall."""
+    """Return the optical depth of the flakes of one layer; a flake is a few clumps, blurred along its own fall.
+
+    Args:
+        height: rows of the image.
+        width: columns of the image.
+        sampled: parameters of the snow.
+        away: distance of the layer in units of the nearest one.
+        rng: for positions, sizes and directions.
+    """
     size, motion = sampled["size"] / away, sampled["motion"] / away
     margin = 2 * size + motion
     count = int(rng.poisson(sampled["density"] / DENSITY_AREA * away**2 * (height + 2 * margin) * (width + 2 * margin)))

@@ -1,4 +1,4 @@
-"""Blur: kernels are shares of light, act linearly on it, have their adjoint, and clip what is too bright last."""
+"""Blur: kernels sum to 1 and are centred, convolution is linear with its adjoint, and highlights are clipped last."""
 
 import numpy as np
 import pytest
@@ -40,26 +40,26 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 @every_kernel
-def test_a_kernel_sums_to_one_has_no_negative_share_and_is_odd(kernel: np.ndarray) -> None:
+def test_a_kernel_is_not_negative_sums_to_one_and_has_odd_sides(kernel: np.ndarray) -> None:
     assert kernel.sum(dtype=np.float64) == pytest.approx(1, abs=1e-5)
     assert kernel.min() >= 0
     assert kernel.shape[0] % 2 == kernel.shape[1] % 2 == 1
 
 
 @every_kernel
-def test_a_kernel_does_not_shift_the_picture(kernel: np.ndarray) -> None:
+def test_a_kernel_does_not_shift_the_image(kernel: np.ndarray) -> None:
     y, x = (np.arange(size) - size // 2 for size in kernel.shape)
     assert (kernel.sum(axis=1) * y).sum() == pytest.approx(0, abs=1e-3)
     assert (kernel.sum(axis=0) * x).sum() == pytest.approx(0, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["no blur", "no way", "no radius"])
-def test_a_kernel_of_no_extent_is_a_point(name: str) -> None:
+def test_a_kernel_of_extent_zero_is_one_pixel(name: str) -> None:
     np.testing.assert_array_equal(KERNELS[name], np.ones((1, 1)))
 
 
 @every_kernel
-def test_convolution_is_that_of_the_textbook(kernel: np.ndarray) -> None:
+def test_convolution_follows_its_definition(kernel: np.ndarray) -> None:
     image = noise(20, 23)
     down, right = kernel.shape[0] // 2, kernel.shape[1] // 2
     wide = np.pad(image, ((down, down), (right, right), (0, 0)), mode="symmetric").astype(np.float64)
@@ -101,7 +101,7 @@ def test_a_gaussian_kernel_has_the_covariance_of_its_axes(sigma: float, ratio: f
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.2, 0.7, 3.1, 20.0])
-def test_a_round_gaussian_is_its_profile_along_both_axes(sigma: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_isotropic_gaussian_is_its_profile_along_both_axes(sigma: float, monkeypatch: pytest.MonkeyPatch) -> None:
     profile = gaussian_profile(sigma)
     np.testing.assert_allclose(np.outer(profile, profile), gaussian_kernel(sigma, 1.0, 0.0), atol=1e-7)
     clean = noise(30, 41).clip(0, 1)
@@ -132,7 +132,7 @@ def test_a_trajectory_has_length_one_and_equal_steps() -> None:
         assert steps.sum() == pytest.approx(1, abs=0.01)
 
 
-def test_without_anxiety_the_path_is_straight_and_with_more_of_it_the_path_stays_closer() -> None:
+def test_anxiety_zero_gives_a_straight_path_and_more_a_more_compact_one() -> None:
     def extent(anxiety: float) -> float:
         paths = [trajectory(anxiety, generator([seed])) for seed in range(40)]
         return float(np.mean([np.linalg.norm(path[-1] - path[0]) for path in paths]))
@@ -141,7 +141,7 @@ def test_without_anxiety_the_path_is_straight_and_with_more_of_it_the_path_stays
     assert extent(0.0) > extent(0.3) > extent(1.0)
 
 
-def test_blur_adds_light_and_not_display_values() -> None:
+def test_blur_averages_linear_light_and_not_display_values() -> None:
     halves = np.zeros((40, 40, 1), np.float32)
     halves[:, ::2] = 0.9
     image = expose(halves, gaussian_kernel(6.0, 1.0, 0.0), 1.0)
@@ -150,7 +150,7 @@ def test_blur_adds_light_and_not_display_values() -> None:
     assert image[20, 20, 0] > 0.6  # the mean of display values would be 0.45
 
 
-def test_a_lamp_leaves_a_brighter_track_when_it_was_brighter_than_white() -> None:
+def test_a_highlight_gain_gives_brighter_tracks() -> None:
     lamp = np.zeros((41, 41, 3), np.float32)
     lamp[19:22, 19:22] = 1
     step = {"length": 25.0, "anxiety": 0.0, "seed": 3}
@@ -162,7 +162,7 @@ def test_a_lamp_leaves_a_brighter_track_when_it_was_brighter_than_white() -> Non
     assert (clipped == clipped.max()).sum() > 3 * 9  # saturated again after the blur, over more than the lamp
 
 
-def test_light_and_display_are_inverse_and_follow_the_srgb_standard() -> None:
+def test_to_linear_and_to_display_are_inverse_and_follow_srgb() -> None:
     values = np.linspace(-0.1, 1.5, 480, dtype=np.float32).reshape(16, 10, 3)
     np.testing.assert_allclose(to_display(to_linear(values)), values, atol=2e-6)
     known = np.array([0.04045, 0.5, 1.0], np.float32).reshape(1, 3, 1)

@@ -1,4 +1,4 @@
-"""Compositions: what they draw, how often, in which order."""
+"""Compositions sample the right steps, with the right frequency and order."""
 
 from collections import Counter
 
@@ -15,12 +15,14 @@ JPEG = Jpeg(quality=(10, 90), chroma="4:2:0")
 DARK = LowLight(stops=(1.0, 2.0), gamma=(1.0, 1.0))
 
 
-def kinds(degradation: Sequence | RandomOrder | OneOf | Sometimes | Repeat, draws: int) -> Counter[tuple[str, ...]]:
+def kinds(
+    degradation: Sequence | RandomOrder | OneOf | Sometimes | Repeat, num_samples: int
+) -> Counter[tuple[str, ...]]:
     rng = np.random.default_rng(0)
-    return Counter(tuple(step["kind"] for step in degradation.sample(rng)) for _ in range(draws))
+    return Counter(tuple(step["kind"] for step in degradation.sample(rng)) for _ in range(num_samples))
 
 
-def test_a_sequence_keeps_its_order_and_is_its_steps_one_after_the_other() -> None:
+def test_a_sequence_applies_its_steps_in_order() -> None:
     assert kinds(Sequence(steps=(NOISE, JPEG, DARK)), 5) == {("gaussian_noise", "jpeg", "low_light"): 5}
     clean = np.random.default_rng(0).random((16, 16, 3), dtype=np.float32)
     degraded = degrade(clean, Sequence(steps=(DARK, JPEG)), [3])
@@ -28,25 +30,25 @@ def test_a_sequence_keeps_its_order_and_is_its_steps_one_after_the_other() -> No
     np.testing.assert_array_equal(degraded.image, Jpeg.apply(LowLight.apply(clean, dark_step), jpeg_step))
 
 
-def test_every_order_is_equally_likely() -> None:
+def test_every_random_order_has_the_same_probability() -> None:
     orders = kinds(RandomOrder(steps=(NOISE, JPEG, DARK)), 1200)
     assert len(orders) == 6
     assert all(abs(count - 200) < 60 for count in orders.values())
 
 
-def test_choices_are_made_in_proportion_to_their_weights() -> None:
+def test_choices_have_the_probability_of_their_weights() -> None:
     chosen = kinds(OneOf(choices=(NOISE, JPEG, DARK), weights=(1.0, 3.0, 0.0)), 1000)
     assert set(chosen) == {("gaussian_noise",), ("jpeg",)}
     assert abs(chosen[("jpeg",)] - 750) < 60
 
 
-def test_sometimes_happens_with_its_probability() -> None:
+def test_sometimes_applies_its_step_with_its_probability() -> None:
     sampled = kinds(Sometimes(probability=0.3, step=JPEG), 1000)
     assert abs(sampled[("jpeg",)] - 300) < 60
     assert sampled[("jpeg",)] + sampled[()] == 1000
 
 
-def test_what_is_repeated_is_drawn_anew_each_time() -> None:
+def test_repeat_samples_anew_each_time() -> None:
     first, second = Repeat(times=2, step=NOISE).sample(np.random.default_rng(0))
     assert first["kind"] == second["kind"] == "gaussian_noise"
     assert first["sigma"] != second["sigma"]

@@ -1,4 +1,4 @@
-"""What holds for every degradation, whatever it does: the promises of `degrade` and `regenerate`, by name."""
+"""Properties of every degradation: shape, range, determinism, identity at zero strength, strict fields."""
 
 import hashlib
 import json
@@ -21,9 +21,9 @@ from pipeline.degradations.compose import Degradation
 
 EXAMPLES: dict[str, Any] = yaml.safe_load((PROJECT / "infra" / "degradations.yaml").read_text())
 ADAPTER: TypeAdapter[Degradation] = TypeAdapter(Annotated[Degradation, Field(discriminator="kind")])
-LEAVES_THE_RANGE = {"gaussian_noise", "blur_and_noise"}  # Gaussian noise is not clipped
+NOT_CLIPPED = {"gaussian_noise", "blur_and_noise"}  # Gaussian noise is not clipped
 
-NOTHING = {"kind": "sequence", "steps": []}
+IDENTITY = {"kind": "sequence", "steps": []}
 ZERO_STRENGTH: dict[str, dict[str, Any]] = {
     "none": {},
     "gaussian_noise": {"sigma": [0, 0]},
@@ -44,14 +44,14 @@ ZERO_STRENGTH: dict[str, dict[str, Any]] = {
     "bicubic_x4": {"scale": 1},
     "night": {"steps": []},
     "blur_and_noise": {"steps": [{"kind": "gaussian_noise", "sigma": [0, 0], "per_channel": True}]},
-    "weather": {"choices": [NOTHING], "weights": [1]},
+    "weather": {"choices": [IDENTITY], "weights": [1]},
     "perhaps_rain": {"probability": 0},
-    "second_order": {"step": NOTHING},
+    "second_order": {"step": IDENTITY},
 }
-ROUNDING = {"jpeg": 5 / 255}  # what is left at zero strength; else the rounding of float32
-ALWAYS_THE_SAME = {"none", "bicubic_x2", "bicubic_x3", "bicubic_x4"}
+ROUNDING = {"jpeg": 5 / 255}  # error at zero strength; 2e-6 for all others, the rounding of float32
+NOT_RANDOM = {"none", "bicubic_x2", "bicubic_x3", "bicubic_x4"}
 
-every = pytest.mark.parametrize("name", EXAMPLES)
+every_example = pytest.mark.parametrize("name", EXAMPLES)
 
 
 def example(name: str, **changes: Any) -> Degradation:
@@ -59,7 +59,7 @@ def example(name: str, **changes: Any) -> Degradation:
 
 
 def picture(height: int = 45, width: int = 70, channels: int = 3, seed: int = 0) -> np.ndarray:
-    """Smooth shapes with some texture and true black and white, in grey levels of 8 bit as photographs are."""
+    """Smooth shapes with texture, black and white, quantised to 8 bits as a photograph."""
     rng = np.random.default_rng(seed)
     coarse = rng.random((height // 9 + 2, width // 9 + 2, channels), dtype=np.float32)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, channels)
@@ -74,9 +74,9 @@ def test_every_kind_has_an_example_and_a_zero_strength() -> None:
     assert set(ZERO_STRENGTH) == set(EXAMPLES)
 
 
-@every
+@every_example
 @pytest.mark.parametrize("shape", [(45, 70, 3), (64, 64, 1), (33, 17, 3), (1, 1, 1), (1, 1, 3), (1, 40, 3), (2, 3, 1)])
-def test_shape_and_type_are_kept_and_values_are_sound(name: str, shape: tuple[int, int, int]) -> None:
+def test_shape_and_type_are_kept_and_values_are_finite_and_in_range(name: str, shape: tuple[int, int, int]) -> None:
     clean = picture(*shape)
     for seed in range(4):
         image = degrade(clean, example(name), [seed]).image
@@ -84,13 +84,13 @@ def test_shape_and_type_are_kept_and_values_are_sound(name: str, shape: tuple[in
         assert image.dtype == np.float32
         assert image.flags.c_contiguous
         assert np.isfinite(image).all()
-        if name not in LEAVES_THE_RANGE:
+        if name not in NOT_CLIPPED:
             assert image.min() >= -1e-6
             assert image.max() <= 1 + 1e-6
 
 
-@every
-def test_the_record_regenerates_the_image_bit_for_bit_after_a_round_trip_through_json(name: str) -> None:
+@every_example
+def test_regenerate_gives_the_same_bits_after_a_json_round_trip_of_the_record(name: str) -> None:
     clean = picture()
     for seed in range(8):
         degraded = degrade(clean, example(name), [seed, 5])
@@ -99,17 +99,17 @@ def test_the_record_regenerates_the_image_bit_for_bit_after_a_round_trip_through
         assert np.array_equal(regenerate(clean, record), degraded.image)
 
 
-@every
-def test_a_seed_decides_everything_and_another_seed_something_else(name: str) -> None:
+@every_example
+def test_the_same_seed_gives_the_same_image_and_other_seeds_other_parameters(name: str) -> None:
     clean = picture()
     first, same = degrade(clean, example(name), [1, 2]), degrade(clean, example(name), [1, 2])
     assert np.array_equal(first.image, same.image)
     assert first.record == same.record
     others = [degrade(clean, example(name), [1, seed]) for seed in range(3, 9)]
-    assert name in ALWAYS_THE_SAME or any(other.record["steps"] != first.record["steps"] for other in others)
+    assert name in NOT_RANDOM or any(other.record["steps"] != first.record["steps"] for other in others)
 
 
-@every
+@every_example
 def test_zero_strength_is_the_identity(name: str) -> None:
     for channels in (1, 3):
         clean = picture(channels=channels)
@@ -118,7 +118,7 @@ def test_zero_strength_is_the_identity(name: str) -> None:
             np.testing.assert_allclose(image, clean, rtol=0, atol=ROUNDING.get(name, 2e-6))
 
 
-@every
+@every_example
 def test_the_example_changes_the_image_unless_it_is_none(name: str) -> None:
     clean = picture()
     assert (name != "none") == any(
@@ -126,9 +126,9 @@ def test_the_example_changes_the_image_unless_it_is_none(name: str) -> None:
     )
 
 
-@every
-def test_neither_the_input_nor_global_random_state_is_touched(name: str) -> None:
-    def global_draws() -> tuple[float, list[float]]:
+@every_example
+def test_input_and_global_random_states_are_not_changed(name: str) -> None:
+    def global_random_numbers() -> tuple[float, list[float]]:
         return np.random.random(), cv2.randu(np.zeros((2, 2)), 0.0, 1.0).tolist()  # noqa: NPY002
 
     def set_global_seeds() -> None:
@@ -136,24 +136,24 @@ def test_neither_the_input_nor_global_random_state_is_touched(name: str) -> None
         cv2.setRNGSeed(3)
 
     clean = picture()
-    kept = clean.copy()
+    original = clean.copy()
     clean.flags.writeable = False
     set_global_seeds()
     for seed in range(4):
         degrade(clean, example(name), [seed])
-    after = global_draws()
+    after = global_random_numbers()
     set_global_seeds()
-    assert after == global_draws()
-    assert np.array_equal(clean, kept)
+    assert after == global_random_numbers()
+    assert np.array_equal(clean, original)
 
 
 def test_no_degradation_uses_the_random_module_of_python() -> None:
-    # Read rather than run: the shape checker of the tests draws from that module itself.
+    # Reads the sources: the shape checker of the tests itself uses that module.
     sources = (PROJECT / "pipeline" / "degradations").glob("*.py")
     assert not [source.name for source in sources if re.search(r"^\s*(import|from) random\b", source.read_text(), re.M)]
 
 
-@every
+@every_example
 def test_the_result_does_not_depend_on_the_number_of_threads_of_opencv(name: str) -> None:
     clean = picture(300, 301)
     threads = cv2.getNumThreads()
@@ -168,7 +168,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads_of_opencv(name: str
         assert np.array_equal(one, several)
 
 
-OTHER_CPUS = {  # settings that switch off what only some CPUs have, and the feature they are about
+OTHER_CPUS = {  # environment that switches CPU features off, and a feature that it switches off
     "no AVX-512": ({"NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR"}, "X86_V4"),
     "no AVX2": (
         {
@@ -184,7 +184,7 @@ DIGESTS = "import json, test_degradations; print(json.dumps(test_degradations.di
 
 
 def digests() -> dict[str, str]:
-    """Of what each example makes of a picture, 32 bits a value."""
+    """SHA-256 of the degraded images of each example."""
     coarse = np.random.default_rng(1).random((8, 8, 3))
     noise = np.random.default_rng(2).standard_normal((96, 96, 3))
     clean = np.rint(np.clip(1.3 * np.kron(coarse, np.ones((12, 12, 1))) - 0.15 + 0.05 * noise, 0, 1) * 255)
@@ -198,10 +198,10 @@ def digests() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("cpu", OTHER_CPUS)
-def test_the_bytes_do_not_depend_on_what_the_cpu_has(cpu: str) -> None:
+def test_the_bytes_do_not_depend_on_cpu_features(cpu: str) -> None:
     settings, feature = OTHER_CPUS[cpu]
     if not __cpu_features__.get(feature):
-        pytest.skip(f"NumPy has no {feature} to switch off here")
+        pytest.skip(f"NumPy cannot switch off {feature} on this machine")
     environment = {**os.environ, **settings, "PYTHONPATH": pythonpath(__file__)}
     done = subprocess.run(
         [sys.executable, "-c", DIGESTS], env=environment, check=True, capture_output=True, text=True, timeout=120
@@ -209,7 +209,7 @@ def test_the_bytes_do_not_depend_on_what_the_cpu_has(cpu: str) -> None:
     assert json.loads(done.stdout.splitlines()[-1]) == digests()
 
 
-@every
+@every_example
 def test_an_unknown_or_a_missing_field_is_refused(name: str) -> None:
     with pytest.raises(ValidationError, match="strenght"):
         example(name, strenght=1)
@@ -219,8 +219,8 @@ def test_an_unknown_or_a_missing_field_is_refused(name: str) -> None:
         ADAPTER.validate_python(text)
 
 
-@every
-def test_a_range_that_runs_backwards_or_leaves_its_bounds_is_refused_by_name(name: str) -> None:
+@every_example
+def test_a_reversed_range_or_one_out_of_bounds_is_named(name: str) -> None:
     ranges = [key for key, value in EXAMPLES[name].items() if isinstance(value, list) and key != "weights"]
     for key in (key for key in ranges if all(isinstance(bound, int | float) for bound in EXAMPLES[name][key])):
         for wrong in ([1e9, 1e9], [-1e9, 1], EXAMPLES[name][key][::-1]):
@@ -245,7 +245,7 @@ def test_a_range_that_runs_backwards_or_leaves_its_bounds_is_refused_by_name(nam
         ("perhaps_rain", {"probability": "0.5"}),
     ],
 )
-def test_nothing_is_converted_silently(name: str, changes: dict[str, Any]) -> None:
+def test_values_of_other_types_are_not_converted(name: str, changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(changes))):
         example(name, **changes)
 
@@ -255,11 +255,11 @@ def test_nothing_is_converted_silently(name: str, changes: dict[str, Any]) -> No
     [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.float32), np.zeros((0, 4, 3), np.float32)],
     ids=["float64", "two channels", "empty"],
 )
-def test_what_is_no_clean_image_is_refused(wrong: np.ndarray) -> None:
-    with pytest.raises(Exception, match=r"H W C|float32"):  # the shape checker of the tests may be first
+def test_an_invalid_clean_image_is_refused(wrong: np.ndarray) -> None:
+    with pytest.raises(Exception, match=r"H W C|float32"):  # the shape checker of the tests may raise first
         degrade(wrong, example("gaussian_noise"), [0])
 
 
-def test_a_record_of_an_unknown_kind_is_refused_with_the_known_ones() -> None:
+def test_a_record_of_unknown_kind_is_refused_with_the_known_kinds() -> None:
     with pytest.raises(ValueError, match=r"'fog'.*gaussian_noise"):
         regenerate(picture(), {"seed": [0], "steps": [{"kind": "fog"}]})

@@ -1,4 +1,4 @@
-"""Noise: the variances are those that the parameters say, and a camera adds nothing where it measures without noise."""
+"""Noise has the variance of its parameters; a camera without noise changes nothing; JPEG gives whole grey levels."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from pipeline.degradations.camera import (
     expand,
     mix,
     sample_bayer,
-    take_back,
     to_camera,
+    to_raw,
     white_balance,
 )
 from pipeline.degradations.noise import GaussianNoise, Jpeg
@@ -28,7 +28,7 @@ def camera_step(**changes: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("sigma", [5.0, 25.0, 75.0])
-def test_gaussian_noise_has_the_sigma_it_was_given_and_is_not_clipped(sigma: float) -> None:
+def test_gaussian_noise_has_standard_deviation_sigma_and_is_not_clipped(sigma: float) -> None:
     noise = degrade(GRAY * 0, GaussianNoise(sigma=(sigma, sigma), per_channel=True), [1]).image
     assert noise.std() * 255 == pytest.approx(sigma, rel=0.01)
     assert abs(noise.mean()) * 255 < 0.02 * sigma
@@ -41,12 +41,12 @@ def test_gaussian_noise_is_white() -> None:
         assert abs(shifted.mean()) < 0.02 * noise.var()
 
 
-def test_noise_of_the_luma_alone_is_the_same_in_all_channels() -> None:
+def test_noise_without_per_channel_is_equal_in_all_channels() -> None:
     noise = degrade(GRAY, GaussianNoise(sigma=(25.0, 25.0), per_channel=False), [3]).image - GRAY
     np.testing.assert_array_equal(noise[:, :, 0], noise[:, :, 2])
 
 
-def test_a_blind_range_is_drawn_evenly() -> None:
+def test_sigma_is_uniform_in_its_range() -> None:
     rng = np.random.default_rng(0)
     sampled = [GaussianNoise(sigma=(10.0, 50.0), per_channel=True).sample(rng)[0]["sigma"] for _ in range(2000)]
     assert min(sampled) >= 10
@@ -54,29 +54,29 @@ def test_a_blind_range_is_drawn_evenly() -> None:
     np.testing.assert_allclose(np.quantile(sampled, [0.25, 0.5, 0.75]), [20, 30, 40], atol=1.5)
 
 
-def test_the_tone_curve_and_the_gamma_have_their_inverse() -> None:
+def test_expand_is_the_inverse_of_compress() -> None:
     display = np.linspace(0, 1, 300, dtype=np.float32).reshape(10, 10, 3)
     np.testing.assert_allclose(compress(expand(display)), display, atol=3e-4)
 
 
-def test_what_is_taken_back_to_the_sensor_develops_to_what_it_was_except_in_the_highlights() -> None:
+def test_develop_is_the_inverse_of_to_raw_below_the_highlights() -> None:
     clean = RNG.uniform(0.1, 0.7, (40, 40, 3)).astype(np.float32)
     clean = 0.5 + 0.3 * (clean - 0.5)  # colours that every camera of the mixture can hold
     sampled = camera_step()
     gains = white_balance(3, sampled)
-    developed = develop(mix(take_back(clean, gains, sampled), np.diag(gains)), sampled)
+    developed = develop(mix(to_raw(clean, gains, sampled), np.diag(gains)), sampled)
     np.testing.assert_allclose(developed, clean, atol=1e-4)
 
 
-def test_white_stays_white_on_the_sensor_and_colour_matrices_keep_gray_gray() -> None:
+def test_to_raw_keeps_white_and_colour_matrices_keep_gray() -> None:
     sampled = camera_step()
-    raw = take_back(np.ones((2, 2, 3), np.float32), white_balance(3, sampled), sampled)
+    raw = to_raw(np.ones((2, 2, 3), np.float32), white_balance(3, sampled), sampled)
     np.testing.assert_allclose(raw, 1, atol=1e-5)
     np.testing.assert_allclose(to_camera(sampled) @ np.ones(3), 1, atol=1e-12)
 
 
 @pytest.mark.parametrize("value", [0.2, 0.4])
-def test_noise_on_the_sensor_has_the_variance_shot_times_light_plus_read(value: float) -> None:
+def test_raw_noise_has_the_variance_shot_times_value_plus_read(value: float) -> None:
     # A gray camera without gains: its display values differ from raw ones by a known curve alone.
     clean = compress(np.full((400, 400, 1), value)).astype(np.float32)
     sampled = camera_step(shot_noise=1e-4, read_noise=4e-6, exposure_gain=1.0)
@@ -85,7 +85,7 @@ def test_noise_on_the_sensor_has_the_variance_shot_times_light_plus_read(value: 
     assert raw.mean() == pytest.approx(value, abs=1e-3)
 
 
-def test_published_noise_levels_lie_on_the_published_line() -> None:
+def test_read_noise_follows_the_published_line() -> None:
     rng = np.random.default_rng(0)
     sampled = [CameraNoise(shot_noise=(0.0001, 0.012), mosaic=True).sample(rng)[0] for _ in range(3000)]
     shot = np.log([step["shot_noise"] for step in sampled])
@@ -128,7 +128,7 @@ def test_demosaicing_balances_each_colour_by_its_own_gain() -> None:
     np.testing.assert_allclose(demosaic(sample_bayer(flat, sampled), gains, sampled), 0.3, atol=1e-6)
 
 
-def test_saturated_values_stay_white_whatever_their_gain_and_have_no_fringes() -> None:
+def test_saturated_values_stay_white_without_fringes_for_any_gain() -> None:
     sampled = {"bayer_row": 0, "bayer_column": 1}
     gains = np.array([2.4, 1.2, 1.9])
     lamp = np.broadcast_to(0.3 / gains, (16, 24, 3)).copy()
@@ -138,7 +138,7 @@ def test_saturated_values_stay_white_whatever_their_gain_and_have_no_fringes() -
     assert np.ptp(seen, axis=2).max() < 0.25  # what Malvar's filters make of the step; 1.4 without the clipping
 
 
-def test_a_mosaic_makes_noise_that_neighbours_share() -> None:
+def test_a_mosaic_correlates_the_noise_of_neighbours() -> None:
     def correlation(mosaic: bool) -> float:
         noise = CameraNoise.apply(GRAY, camera_step(mosaic=mosaic)) - GRAY
         return float((noise[:, 1:, 0] * noise[:, :-1, 0]).mean() / noise[:, :, 0].var())
@@ -147,7 +147,7 @@ def test_a_mosaic_makes_noise_that_neighbours_share() -> None:
     assert correlation(True) > 0.2
 
 
-def test_jpeg_of_a_lower_quality_is_farther_from_the_image_and_gives_whole_grey_levels() -> None:
+def test_jpeg_of_lower_quality_has_a_larger_error_and_whole_grey_levels() -> None:
     clean = RNG.random((64, 64, 3), dtype=np.float32)
     distances = []
     for quality in (90, 50, 10):
@@ -157,7 +157,7 @@ def test_jpeg_of_a_lower_quality_is_farther_from_the_image_and_gives_whole_grey_
     assert distances == sorted(distances)
 
 
-def test_jpeg_with_halved_colour_blurs_colour_and_keeps_the_order_of_channels() -> None:
+def test_jpeg_420_blurs_colours_and_keeps_the_order_of_channels() -> None:
     clean = np.zeros((64, 64, 3), np.float32)
     clean[:, 31:, 0] = 0.9  # a red edge between two samples of colour
     clean[:, :31, 2] = 0.9

@@ -1,4 +1,4 @@
-"""Bicubic resampling is that of MATLAB's imresize: against its algorithm, sample by sample, and against Pillow."""
+"""Bicubic resampling against the algorithm of MATLAB's imresize, sample by sample, and against Pillow."""
 
 import math
 
@@ -43,28 +43,28 @@ def texture(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("size", [(24, 36), (25, 31), (7, 5), (1, 3), (1, 1)])
-def test_down_is_imresize_far_within_a_grey_level(scale: int, size: tuple[int, int]) -> None:
+def test_downsample_equals_imresize(scale: int, size: tuple[int, int]) -> None:
     image = texture(*size)
     expected = imresize(image, 1 / scale, (math.ceil(size[0] / scale), math.ceil(size[1] / scale)))
     np.testing.assert_allclose(downsample(image, scale), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_up_is_imresize_far_within_a_grey_level(scale: int) -> None:
+def test_resize_equals_imresize(scale: int) -> None:
     image = texture(9, 11)
     expected = imresize(image, scale, (9 * scale, 11 * scale))
     np.testing.assert_allclose(resize(image, 9 * scale, 11 * scale), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_down_agrees_with_pillow_away_from_the_border(scale: int) -> None:
+def test_downsample_equals_pillow_away_from_the_border(scale: int) -> None:
     image = texture(24 * scale, 20 * scale, 1)
     pillow = Image.fromarray(image[:, :, 0]).resize((20, 24), Image.Resampling.BICUBIC)
     np.testing.assert_allclose(downsample(image, scale)[3:-3, 3:-3, 0], np.asarray(pillow)[3:-3, 3:-3], atol=2e-6)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_a_flat_picture_and_the_inside_of_a_ramp_come_back_as_they_were(scale: int) -> None:
+def test_constants_and_ramps_are_kept(scale: int) -> None:
     flat = np.full((13, 17, 3), 0.3, np.float32)
     np.testing.assert_allclose(degrade(flat, Bicubic(scale=scale), [0]).image, flat, atol=1e-6)
     margin = 5 * scale
@@ -74,18 +74,18 @@ def test_a_flat_picture_and_the_inside_of_a_ramp_come_back_as_they_were(scale: i
         np.testing.assert_allclose(back[margin:-margin], ramp[margin:-margin], atol=1e-5)
 
 
-def test_antialiasing_removes_what_the_small_grid_cannot_hold() -> None:
+def test_antialiasing_removes_high_frequencies() -> None:
     stripes = np.zeros((64, 64, 1), np.float32)
     stripes[:, ::2] = 1
     assert downsample(stripes, 4)[:, 4:-4].std() < 0.02
 
 
-def test_down_is_linear() -> None:
+def test_downsample_is_linear() -> None:
     one, other = texture(18, 22), texture(18, 23)[:, :22]
     together = downsample(2 * one - 3 * other, 3)
     np.testing.assert_allclose(together, 2 * downsample(one, 3) - 3 * downsample(other, 3), atol=5e-6)
 
 
-def test_a_scale_that_is_no_scale_is_refused() -> None:
+def test_an_invalid_scale_is_refused() -> None:
     with pytest.raises(ValueError, match=r"bicubic\.scale"):
         Bicubic(scale=0)

@@ -1,4 +1,4 @@
-"""Haze, snow and low light: what scatters and what is missing follow their equations."""
+"""Haze, snow and low light follow their equations."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def haze_step(**changes: object) -> dict[str, object]:
     return {"beta": 1.5, "airlight": [0.8, 0.8, 0.9], "relief": 0.3, "seed": 4, **changes}
 
 
-def test_haze_is_the_scattering_equation_in_linear_light() -> None:
+def test_haze_follows_the_scattering_equation_in_linear_light() -> None:
     image = Haze.apply(CLEAN, haze_step())
     transmission = np.exp(-1.5 * distance(60, 80, 0.3, generator(4)))[:, :, None]
     airlight = to_linear(np.array([[[0.8, 0.8, 0.9]]], np.float32))
@@ -23,7 +23,7 @@ def test_haze_is_the_scattering_equation_in_linear_light() -> None:
     np.testing.assert_allclose(to_linear(image), expected, atol=1e-5)
 
 
-def test_thick_haze_leaves_its_own_light_and_more_of_it_farther_away() -> None:
+def test_thick_haze_tends_to_the_airlight_and_increases_with_distance() -> None:
     wall = Haze.apply(CLEAN, haze_step(beta=200.0))[:30]
     np.testing.assert_allclose(wall, np.broadcast_to(np.float32([0.8, 0.8, 0.9]), wall.shape), atol=1e-3)
     lost = np.abs(Haze.apply(CLEAN, haze_step(relief=0.0)) - 0.8).mean(axis=(1, 2))
@@ -31,7 +31,7 @@ def test_thick_haze_leaves_its_own_light_and_more_of_it_farther_away() -> None:
 
 
 @pytest.mark.parametrize("relief", [0.0, 0.5, 1.0])
-def test_the_distance_is_smooth_and_between_here_and_the_farthest(relief: float) -> None:
+def test_distance_is_smooth_and_between_0_and_1(relief: float) -> None:
     field = distance(64, 96, relief, generator(2))
     assert field.min() >= 0
     assert field.max() <= 1
@@ -39,7 +39,7 @@ def test_the_distance_is_smooth_and_between_here_and_the_farthest(relief: float)
     assert np.abs(np.diff(field, axis=1)).max() < 0.15
 
 
-def test_snow_covers_about_as_much_as_its_density_says_and_hides_what_is_behind() -> None:
+def test_snow_covers_the_area_of_its_density_and_hides_the_background() -> None:
     sampled = {"angle": 0.0, "size": 10.0, "motion": 6.0, "density": 4.0, "opacity": 0.8}
     once = flake_layer(400, 400, sampled, 1.0, generator(3)).mean()
     twice = flake_layer(400, 400, {**sampled, "density": 8.0}, 1.0, generator(3)).mean()
@@ -51,7 +51,7 @@ def test_snow_covers_about_as_much_as_its_density_says_and_hides_what_is_behind(
     assert abs(float(degrade(CLEAN, blizzard, [0]).image.mean()) - 0.95) < 0.02
 
 
-def test_underexposure_halves_light_per_stop() -> None:
+def test_each_stop_halves_the_linear_light() -> None:
     dark = degrade(CLEAN, LowLight(stops=(3.0, 3.0), gamma=(1.0, 1.0)), [0]).image
     np.testing.assert_allclose(to_linear(dark), to_linear(CLEAN) / 8, atol=1e-6)
 

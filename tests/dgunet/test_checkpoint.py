@@ -1,4 +1,4 @@
-"""A model folder: round trip, bytes, faults."""
+"""Model folders: round trip, same bytes, damaged files; and the public names of the package."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ def folder(tmp_path, network):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_model_comes_back_from_its_folder(tmp_path, config):
+def test_a_model_folder_round_trip(tmp_path, config):
     network = DGUNet(config)
     save_model(network, tmp_path / "deep" / "model", CARD)
     loaded = dgunet.load_model(tmp_path / "deep" / "model")
@@ -42,7 +42,7 @@ def test_a_model_comes_back_from_its_folder(tmp_path, config):
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
-def test_the_folder_has_the_names_of_the_hubs_and_nothing_else(folder):
+def test_a_model_folder_holds_two_files(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     card = read_card(folder)
@@ -51,13 +51,13 @@ def test_the_folder_has_the_names_of_the_hubs_and_nothing_else(folder):
     assert DGUNetConfig(**card["config"]) == CONFIGS[0]
 
 
-def test_the_same_model_gives_the_same_bytes_whatever_its_memory_order(folder, network, tmp_path):
+def test_the_same_model_gives_the_same_bytes_in_any_memory_format(folder, network, tmp_path):
     save_model(network.to(memory_format=torch.channels_last), tmp_path / "again", dict(reversed(CARD.items())))
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_saving_again_replaces(folder, network):
+def test_saving_again_replaces_both_files(folder, network):
     with torch.no_grad():
         network.first.gradient.step_size.fill_(2)
     save_model(network, folder, CARD | {"task": "other"})
@@ -66,7 +66,7 @@ def test_saving_again_replaces(folder, network):
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
-def test_loading_draws_no_random_numbers(folder):
+def test_loading_uses_no_random_numbers(folder):
     before = torch.random.get_rng_state()
     load_model(folder)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -87,10 +87,10 @@ def rewritten(folder, change):
         (lambda card: card["config"].update(num_stages=0), "num_stages: must be"),
         (lambda card: card["config"].update(width=8), "has shape"),
         (lambda card: card["config"].update(share_stages=False), r"missing last\.merge\.basis"),
-        (lambda card: card.update(model_type="unet"), "not of a DGUNet"),
+        (lambda card: card.update(model_type="unet"), "not the card of a DGUNet"),
     ],
 )
-def test_a_card_that_does_not_fit_is_refused_with_the_reason(folder, change, message):
+def test_an_invalid_card_is_refused_with_the_reason(folder, change, message):
     rewritten(folder, change)
     with pytest.raises(ValueError, match=message):
         load_model(folder)
@@ -108,19 +108,19 @@ def test_a_missing_or_damaged_file_is_named(folder, name, fault):
         load_model(folder)
 
 
-def test_no_folder_at_all_is_said(tmp_path):
-    with pytest.raises(ValueError, match="no model folder"):
-        load_model(tmp_path / "nowhere")
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not a model folder"):
+        load_model(tmp_path / "missing")
 
 
-def test_a_card_must_be_plain_json_and_leave_our_keys_alone(tmp_path, network):
+def test_a_card_with_reserved_keys_or_other_values_than_json_is_refused(tmp_path, network):
     for card, message in [({"config": {}}, "config is written by"), ({"x": object()}, "JSON"), ({"x": 1e999}, "JSON")]:
         with pytest.raises(ValueError, match=message):
             save_model(network, tmp_path / "model", card)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_said_and_left_clean(tmp_path, network):
+def test_a_failed_write_is_reported_and_leaves_no_file(tmp_path, network):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="could not be written"):
         save_model(network, tmp_path / "file" / "model", CARD)
@@ -129,17 +129,17 @@ def test_a_place_that_cannot_be_written_is_said_and_left_clean(tmp_path, network
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_registry_address_goes_through_the_hub(folder, monkeypatch):
+def test_an_address_of_a_registry_is_fetched_by_the_hub(folder, monkeypatch):
     hub = pytest.importorskip("dgunet.hub")
     monkeypatch.setattr(hub, "pull", lambda uri: {"models:/derain@champion": folder}[uri])
     assert load_model("models:/derain@champion").config == CONFIGS[0]
 
 
-def test_the_face_imports_torch_only_when_asked():
+def test_the_package_imports_torch_on_first_use_only():
     code = "import sys, dgunet; assert 'torch' not in sys.modules; dgunet.DGUNet; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_restore_is_the_function_even_after_its_module_was_imported():
+def test_restore_is_a_function_also_after_importing_its_module():
     code = "import dgunet.inference, dgunet; assert callable(dgunet.restore), dgunet.restore"
     subprocess.run([sys.executable, "-c", code], check=True)

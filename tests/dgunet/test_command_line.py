@@ -1,4 +1,4 @@
-"""The command line as a user meets it: photos of every kind, bad ones among them, and wrong arguments."""
+"""The command line: photos of every kind, damaged ones among them, wrong arguments, exit status and messages."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    """The folder of a network of the smallest size."""
+    """A model folder with a network of the smallest size."""
     folder = tmp_path_factory.mktemp("models") / "denoise"
     network = DGUNet.with_seed(DGUNetConfig(width=4, growth=2, head_growth=2, num_stages=2), 0)
     card = {"task": "denoise", "provenance": {"commit": "abc", "data": None, "metrics": {"psnr": 29.5}}}
@@ -34,7 +34,7 @@ def model(tmp_path_factory) -> str:
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Three good photos, one of them deeper, and one that is cut off."""
+    """Three valid photos, one of them in a subfolder, and a truncated one."""
     folder = tmp_path / "photos"
     (folder / "deeper").mkdir(parents=True)
     write_photo(folder / "colour.jpg", photo(3))
@@ -54,7 +54,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_photos_keep_their_kind_and_a_bad_one_stops_no_other(photos, tmp_path, model, capsys):
+def test_photos_keep_their_format_and_a_damaged_one_does_not_stop_the_others(photos, tmp_path, model, capsys):
     out = tmp_path / "out"
     status = main(["restore", str(photos), str(out), "--model", model])
     printed = capsys.readouterr()
@@ -69,12 +69,12 @@ def test_photos_keep_their_kind_and_a_bad_one_stops_no_other(photos, tmp_path, m
     assert printed.err.endswith("1 of 4 photos failed\n")
 
 
-def test_all_good_is_status_zero_and_nothing_on_stderr(photos, tmp_path, model, capsys):
+def test_success_is_status_zero_without_output_on_stderr(photos, tmp_path, model, capsys):
     assert main(["restore", str(photos / "colour.jpg"), str(tmp_path / "out"), "--model", model]) == 0
     assert capsys.readouterr().err == ""
 
 
-def test_restored_twice_is_the_same_bytes_if_asked_for_and_refused_if_not(photos, tmp_path, model, capsys):
+def test_existing_photos_are_replaced_with_overwrite_only_and_by_the_same_bytes(photos, tmp_path, model, capsys):
     arguments = ["restore", str(photos / "deep gray.png"), str(tmp_path / "out"), "--model", model]
     assert main(arguments) == 0
     first = (tmp_path / "out" / "deep gray.png").read_bytes()
@@ -84,7 +84,7 @@ def test_restored_twice_is_the_same_bytes_if_asked_for_and_refused_if_not(photos
     assert (tmp_path / "out" / "deep gray.png").read_bytes() == first
 
 
-def test_files_of_other_kinds_and_missing_ones_are_failures_not_the_end(photos, tmp_path, model, capsys):
+def test_missing_files_and_files_of_other_formats_fail_without_stopping_the_others(photos, tmp_path, model, capsys):
     names = [photos / "notes.txt", photos / "none.png", photos / "colour.jpg"]
     assert main(["restore", *map(str, names), str(tmp_path / "out"), "--model", model]) == 1
     assert files(tmp_path / "out") == ["colour.jpg"]
@@ -109,16 +109,16 @@ def test_photos_are_never_overwritten(photos, model, capsys):
     assert (photos / "colour.jpg").read_bytes() == before
 
 
-def test_two_photos_of_one_name_are_refused_before_anything_is_done(photos, tmp_path, model, capsys):
+def test_two_photos_of_one_name_are_refused_before_any_is_restored(photos, tmp_path, model, capsys):
     write_photo(photos / "deeper" / "colour.jpg", photo(3))
     names = [photos / "colour.jpg", photos / "deeper" / "colour.jpg"]
     assert main(["restore", *map(str, names), str(tmp_path / "out"), "--model", model]) == 2
-    assert "would both become" in capsys.readouterr().err
+    assert "would both be written to" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(["restore", str(names[0]), str(names[0]), str(tmp_path / "out"), "--model", model]) == 0
 
 
-def test_orientation_is_upright_and_the_profile_kept(tmp_path, model):
+def test_a_restored_photo_is_upright_and_keeps_its_profile(tmp_path, model):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(photo(3).pixels).save(tmp_path / "turned.jpg", exif=exif, icc_profile=SRGB)
@@ -129,7 +129,7 @@ def test_orientation_is_upright_and_the_profile_kept(tmp_path, model):
         assert written.info["icc_profile"] == SRGB
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(photos, tmp_path, model, capsys, monkeypatch):
+def test_a_full_disk_is_reported_and_leaves_no_file(photos, tmp_path, model, capsys, monkeypatch):
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -139,7 +139,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(photos, tmp_path, model, capsys,
     assert files(tmp_path / "out") == []
 
 
-def test_too_little_memory_is_told_with_a_remedy(photos, tmp_path, model, capsys, monkeypatch):
+def test_too_little_memory_is_reported_with_a_remedy(photos, tmp_path, model, capsys, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 byte.\nstack of pages")
 
@@ -148,7 +148,7 @@ def test_too_little_memory_is_told_with_a_remedy(photos, tmp_path, model, capsys
     assert "--tile" in capsys.readouterr().err
 
 
-def test_an_interruption_is_status_130_and_leaves_no_part(photos, tmp_path, model, monkeypatch):
+def test_an_interruption_is_status_130_and_leaves_no_file(photos, tmp_path, model, monkeypatch):
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
 
@@ -160,16 +160,16 @@ def test_an_interruption_is_status_130_and_leaves_no_part(photos, tmp_path, mode
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["restore", "{photo}", "{photo}", "--model", "{model}"], "is a file"),
+        (["restore", "{photo}", "{photo}", "--model", "{model}"], "but is a file"),
         (["restore", "{empty}", "{out}", "--model", "{model}"], "no photos in this folder"),
         (["restore", "{photo}", "{out}", "--model", "{model}", "--device", "abacus"], "--device abacus"),
-        (["import", "{photo}", "{model}"], "is there already"),
+        (["import", "{photo}", "{model}"], "exists; remove it"),
     ],
 )
-def test_wrong_usage_is_status_2_and_one_line(arguments, message, photos, model, capsys):
+def test_wrong_usage_is_status_2_with_one_line(arguments, message, photos, model, capsys):
     (photos / "empty").mkdir()
-    places = {"photo": photos / "colour.jpg", "empty": photos / "empty", "out": photos / "out", "model": model}
-    assert main([argument.format(**places) for argument in arguments]) == 2
+    paths = {"photo": photos / "colour.jpg", "empty": photos / "empty", "out": photos / "out", "model": model}
+    assert main([argument.format(**paths) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -177,7 +177,7 @@ def test_wrong_usage_is_status_2_and_one_line(arguments, message, photos, model,
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["mend"], ["restore", "a.png", "out"], ["restore", "a.png", "out", "--model", "m", "--tile", "100"]],
+    [[], ["repair"], ["restore", "a.png", "out"], ["restore", "a.png", "out", "--model", "m", "--tile", "100"]],
 )
 def test_wrong_arguments_are_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
@@ -186,14 +186,14 @@ def test_wrong_arguments_are_status_2(arguments, capsys):
 
 
 @pytest.mark.parametrize("command", ["restore", "info"])
-def test_a_model_that_is_none_is_status_1_and_one_line(command, photos, tmp_path, capsys):
+def test_a_folder_without_a_model_is_status_1_with_one_line(command, photos, tmp_path, capsys):
     arguments = {
         "restore": ["restore", str(photos), str(tmp_path / "out"), "--model", str(tmp_path)],
         "info": ["info", str(tmp_path)],
     }[command]
     assert main(arguments) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"dgunet: {tmp_path}: no model folder")
+    assert error.startswith(f"dgunet: {tmp_path}: not a model folder")
     assert error.count("\n") == 1
 
 
@@ -205,25 +205,25 @@ def test_info_shows_the_card(model, capsys):
     assert f"parameters: {sum(tensor.numel() for tensor in weights):,}" in lines
 
 
-def test_a_published_checkpoint_becomes_a_model_folder_that_restores(photos, tmp_path, capsys, monkeypatch):
-    asked = {}
+def test_import_writes_a_model_folder_that_restores(photos, tmp_path, capsys, monkeypatch):
+    options_of_load = {}
 
     def load(path: Path, **options: object) -> DGUNet:
-        asked.update(options)
+        options_of_load.update(options)
         return DGUNet.with_seed(DGUNetConfig(width=4, growth=2, head_growth=2, num_stages=3), 0)
 
     monkeypatch.setattr("dgunet.published.load", load)
     (tmp_path / "derain.pth").write_bytes(b"weights")
     arguments = ["import", str(tmp_path / "derain.pth"), str(tmp_path / "derain"), "--task", "derain"]
     assert main([*arguments, "--num-stages", "3", "--blockwise"]) == 0
-    assert asked == {"num_stages": 3, "full_image": False}
+    assert options_of_load == {"num_stages": 3, "full_image": False}
     card = json.loads((tmp_path / "derain" / "config.json").read_text())
     assert (card["task"], card["provenance"]["imported"]["checkpoint"]) == ("derain", "derain.pth")
     out = str(tmp_path / "out")
     assert main(["restore", str(photos / "colour.jpg"), out, "--model", str(tmp_path / "derain")]) == 0
 
 
-def test_what_is_no_checkpoint_is_status_1_and_one_line(tmp_path, capsys):
+def test_a_file_that_is_no_checkpoint_is_status_1_with_its_name(tmp_path, capsys):
     (tmp_path / "a.pth").write_bytes(b"nothing")
     assert main(["import", str(tmp_path / "a.pth"), str(tmp_path / "folder")]) == 1
     assert str(tmp_path / "a.pth") in capsys.readouterr().err
@@ -238,3 +238,29 @@ def test_help_and_wrong_arguments_import_no_torch(arguments):
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert run.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "passive"),
+        ({"OMP_WAIT_POLICY": "active"}, "active"),
+        ({"GOMP_SPINCOUNT": "1000"}, None),
+    ],
+)
+def test_threads_sleep_while_they_wait_unless_the_user_has_said_otherwise(given, expected, tmp_path):
+    code = "import os, dgunet.__main__ as m; m.main(['info', 'nowhere']); print(os.environ.get('OMP_WAIT_POLICY'))"
+    inherited = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    environment = {**inherited, "PYTHONPATH": str(ROOT), **given}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == str(expected)
+
+
+def test_a_process_that_has_torch_keeps_its_environment(monkeypatch, capsys):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    main(["info", "nowhere"])
+    assert dict(os.environ) == before

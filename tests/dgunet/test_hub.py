@@ -1,4 +1,4 @@
-"""Pulling from a registry: fetched once, then from the cache; never a store by accident."""
+"""Models of a registry are fetched once and cached; a missing store is never created."""
 
 import json
 import os
@@ -47,7 +47,7 @@ print(json.dumps([answers, os.listdir(".")]))
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch) -> Path:
-    """An empty current directory, an empty cache, no address."""
+    """An empty current directory and cache, and no configured registry."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -57,31 +57,31 @@ def here(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def registry(here, monkeypatch) -> SimpleNamespace:
-    """A pretended registry whose champion is `version`, in an `mlflow.db` that MLflow never opens."""
+    """A fake registry whose champion is `version`; its `mlflow.db` is never opened."""
     (here / "mlflow.db").touch()
-    state = SimpleNamespace(version=3, source="models:/m-1", is_away=False, fetched=[])
+    state = SimpleNamespace(version=3, source="models:/m-1", is_down=False, fetched=[])
 
-    def ask(*_: object) -> SimpleNamespace:
-        if state.is_away:
-            raise ConnectionError("the registry is away")
+    def find_version(*_: object) -> SimpleNamespace:
+        if state.is_down:
+            raise ConnectionError("the registry is down")
         return SimpleNamespace(version=state.version, source=state.source)
 
     def fetch(_: str, uri: str, folder: Path) -> None:
         folder.mkdir(parents=True)
         state.fetched.append(uri)
 
-    monkeypatch.setattr(hub, "_ask", ask)
+    monkeypatch.setattr(hub, "_find_version", find_version)
     monkeypatch.setattr(hub, "_fetch", fetch)
     return state
 
 
-def test_a_model_registered_in_mlflow_is_pulled_and_what_is_missing_is_told(tmp_path):
+def test_a_registered_model_is_fetched_and_a_missing_one_named(tmp_path):
     (tmp_path / "denoise").mkdir()
     (tmp_path / "denoise" / "config.json").write_text('{"model_type": "dgunet"}')
     (tmp_path / "denoise" / "model.safetensors").write_text("weights")
     (tmp_path / "entry.py").write_text(ENTRY)
     (tmp_path / "here").rmdir()
-    run = subprocess.run(  # in another process: MLflow emits warnings, which are errors here
+    run = subprocess.run(  # in a process of its own: warnings of MLflow are errors in tests
         [sys.executable, "-c", REGISTER_AND_PULL],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(PROJECT)},
@@ -90,14 +90,14 @@ def test_a_model_registered_in_mlflow_is_pulled_and_what_is_missing_is_told(tmp_
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    (by_alias, by_number, missing_alias, missing_model), left_behind = json.loads(run.stdout.splitlines()[-1])
+    (by_alias, by_number, missing_alias, missing_model), files = json.loads(run.stdout.splitlines()[-1])
     assert by_alias == by_number
     assert sorted(path.name for path in Path(by_alias).iterdir()) == ["config.json", "model.safetensors"]
     assert (Path(by_alias) / "model.safetensors").read_text() == "weights"
     assert Path(by_alias).is_relative_to(tmp_path / "cache" / "dgunet")
     for message in (missing_alias, missing_model):
-        assert message.endswith("there is: denoise (newest version 1, @champion is 1)")
-    assert left_behind == []
+        assert message.endswith("it holds: denoise (newest version 1, @champion is 1)")
+    assert files == []
 
 
 def test_a_version_is_fetched_once(registry):
@@ -105,7 +105,7 @@ def test_a_version_is_fetched_once(registry):
     assert registry.fetched == ["models:/denoise/3"]
 
 
-def test_a_moved_alias_is_followed(registry):
+def test_a_changed_alias_gives_the_new_version(registry):
     before = hub.pull(CHAMPION)
     registry.version, registry.source = 4, "models:/m-2"
     assert hub.pull(CHAMPION) != before
@@ -118,21 +118,21 @@ def test_the_same_number_in_a_new_registry_is_another_model(registry):
     assert hub.pull(CHAMPION) != before
 
 
-def test_without_the_registry_the_last_answer_holds_and_is_announced(registry, capsys):
+def test_without_the_registry_the_cached_model_is_used_with_a_message(registry, capsys):
     folder = hub.pull(CHAMPION)
-    registry.is_away = True
+    registry.is_down = True
     assert hub.pull(CHAMPION) == folder
-    assert "the registry is away; using the copy fetched before" in capsys.readouterr().err
+    assert "the registry is down; using the cached model" in capsys.readouterr().err
 
 
-def test_without_the_registry_what_was_never_fetched_is_an_error(registry):
-    registry.is_away = True
-    with pytest.raises(ValueError, match="away, and the model was not fetched before"):
+def test_without_the_registry_and_without_a_cached_model_it_is_an_error(registry):
+    registry.is_down = True
+    with pytest.raises(ValueError, match="down, and the model is not in the cache"):
         hub.pull(CHAMPION)
 
 
-def test_the_environment_is_as_before(registry, monkeypatch):
-    for name in hub._IN_REQUEST:
+def test_the_environment_is_restored(registry, monkeypatch):
+    for name in hub._MLFLOW_DEFAULTS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
     before = dict(os.environ)
@@ -146,20 +146,20 @@ def test_other_addresses_are_refused_with_an_example(uri):
         hub.pull(uri)
 
 
-def test_without_an_address_and_without_a_local_store_it_is_said_what_to_set(here):
+def test_without_a_registry_the_error_says_what_to_set(here):
     with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI"):
         hub.pull(CHAMPION)
     assert list(here.iterdir()) == []
 
 
-def test_a_local_store_that_is_not_there_is_not_created(here, monkeypatch):
+def test_a_missing_local_store_is_not_created(here, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///none.db")
-    with pytest.raises(ValueError, match=r"there is no file .*none\.db"):
+    with pytest.raises(ValueError, match=r"none\.db does not exist"):
         hub.pull(CHAMPION)
     assert list(here.iterdir()) == []
 
 
-def test_without_mlflow_it_is_said_what_to_install(here, monkeypatch):
+def test_without_mlflow_the_error_says_what_to_install(here, monkeypatch):
     (here / "mlflow.db").touch()
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ImportError, match=r"pip install 'mlflow>="):

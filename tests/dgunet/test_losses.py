@@ -1,4 +1,4 @@
-"""Losses against their definitions, and what they must not do."""
+"""Losses against their definitions, their gradients, and their precision under autocast."""
 
 import math
 
@@ -9,12 +9,12 @@ from torch.nn import functional
 from dgunet.losses import charbonnier, laplacian, stage_loss
 
 
-def seeded(*shape, seed=0):
+def random_image(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def direct_laplacian(image):
-    """As it is published: one 5×5 kernel, the grid filled pixel by pixel, nothing separated."""
+    """The published computation: one 5×5 kernel and a grid with every second pixel filled."""
     taps = torch.tensor([0.05, 0.25, 0.4, 0.25, 0.05])
     kernel = torch.outer(taps, taps).repeat(image.shape[1], 1, 1, 1)
 
@@ -28,12 +28,12 @@ def direct_laplacian(image):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (16, 16)])
-def test_the_laplacian_is_the_published_one(size):
-    image = seeded(2, 3, *size)
+def test_laplacian_equals_the_published_computation(size):
+    image = random_image(2, 3, *size)
     torch.testing.assert_close(laplacian(image), direct_laplacian(image), atol=1e-6, rtol=0)
 
 
-def test_a_flat_image_has_no_edges_inside():
+def test_a_constant_image_has_no_laplacian_inside():
     assert laplacian(torch.full((1, 1, 16, 16), 0.5))[:, :, 4:-4, 4:-4].abs().max() < 1e-6
 
 
@@ -58,21 +58,21 @@ def by_definition(estimates, clean, kind):
 
 
 @pytest.mark.parametrize("kind", ["charbonnier", "charbonnier_edge", "charbonnier_clamped", "mse_clamped"])
-def test_the_stage_loss_is_the_sum_over_all_estimates(kind):
-    clean = seeded(2, 3, 12, 10)
-    estimates = [3 * seeded(2, 3, 12, 10, seed=seed) - 1 for seed in (1, 2, 3)]
+def test_stage_loss_is_the_sum_over_all_estimates(kind):
+    clean = random_image(2, 3, 12, 10)
+    estimates = [3 * random_image(2, 3, 12, 10, seed=seed) - 1 for seed in (1, 2, 3)]
     torch.testing.assert_close(stage_loss(estimates, clean, kind=kind), by_definition(estimates, clean, kind))
 
 
 def test_every_estimate_is_supervised():
-    clean = seeded(1, 3, 8, 8)
-    estimates = [seeded(1, 3, 8, 8, seed=seed).requires_grad_() for seed in (1, 2)]
+    clean = random_image(1, 3, 8, 8)
+    estimates = [random_image(1, 3, 8, 8, seed=seed).requires_grad_() for seed in (1, 2)]
     stage_loss(estimates, clean).backward()
     assert all(estimate.grad.any() for estimate in estimates)
 
 
-def test_a_perfect_estimate_costs_epsilon_and_has_a_finite_gradient():
-    clean = seeded(1, 3, 8, 8)
+def test_a_perfect_estimate_has_loss_epsilon_and_gradient_zero():
+    clean = random_image(1, 3, 8, 8)
     estimate = clean.clone().requires_grad_()
     loss = stage_loss([estimate], clean)
     loss.backward()
@@ -80,21 +80,21 @@ def test_a_perfect_estimate_costs_epsilon_and_has_a_finite_gradient():
     assert torch.equal(estimate.grad, torch.zeros_like(clean))
 
 
-def test_autocast_changes_nothing():
-    clean, estimates = seeded(1, 3, 8, 8), [seeded(1, 3, 8, 8, seed=1)]
+def test_autocast_does_not_change_the_loss():
+    clean, estimates = random_image(1, 3, 8, 8), [random_image(1, 3, 8, 8, seed=1)]
     with torch.autocast("cpu", torch.bfloat16):
         under = stage_loss(estimates, clean)
     assert under.dtype == torch.float32
     assert torch.equal(under, stage_loss(estimates, clean))
 
 
-def test_the_weight_of_the_edges_can_be_set():
-    clean, estimates = seeded(1, 3, 8, 8), [seeded(1, 3, 8, 8, seed=1)]
+def test_edge_weight_zero_is_the_charbonnier_loss():
+    clean, estimates = random_image(1, 3, 8, 8), [random_image(1, 3, 8, 8, seed=1)]
     without = stage_loss(estimates, clean, edge_weight=0.0)
     assert torch.equal(without, stage_loss(estimates, clean, kind="charbonnier"))
 
 
-def test_an_unknown_loss_is_refused_by_name():
+def test_an_unknown_loss_is_named():
     with pytest.raises(ValueError, match=r"must be one of charbonnier, .*is 'l1'"):
-        # Past the annotation, as a params file gets past it.
-        getattr(stage_loss, "__wrapped__", stage_loss)([seeded(1, 3, 8, 8)], seeded(1, 3, 8, 8), kind="l1")
+        # Without the check of annotations, as for a value of params.yaml.
+        getattr(stage_loss, "__wrapped__", stage_loss)([random_image(1, 3, 8, 8)], random_image(1, 3, 8, 8), kind="l1")

@@ -1,10 +1,14 @@
-"""PSNR and SSIM give the field's numbers: against torchmetrics, by hand, and on published test sets."""
+"""PSNR, SSIM and luma against torchmetrics and scikit-image, by hand, and on published test sets."""
 
 import math
 
+import numpy as np
 import pytest
+import skimage.color
+import skimage.data
 import torch
 from factories import image_set
+from skimage.metrics import peak_signal_noise_ratio as peak_signal_noise_ratio_skimage
 from skimage.metrics import structural_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -23,20 +27,20 @@ def pairs(name: str, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(to_tensor(read_image(folder / "input" / n)), to_tensor(read_image(folder / "target" / n))) for n in names]
 
 
-def test_psnr_of_a_known_error_is_known():
+def test_psnr_of_a_constant_error():
     clean = torch.full((2, 3, 4, 5), 0.5, dtype=torch.float64)
     restored = clean + torch.tensor([0.1, 0.01])[:, None, None, None]
     torch.testing.assert_close(psnr(restored, clean), torch.tensor([20.0, 40.0], dtype=torch.float64))
 
 
-def test_psnr_is_that_of_torchmetrics():
+def test_psnr_equals_torchmetrics():
     restored, clean = images(0, 1, 3, 33, 47), images(1, 1, 3, 33, 47)
     expected = peak_signal_noise_ratio(restored.double(), clean.double(), data_range=1.0)
     torch.testing.assert_close(psnr(restored, clean)[0], expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_ssim_is_that_of_other_implementations_where_the_window_fits(channels):
+def test_ssim_equals_torchmetrics_and_scikit_image(channels):
     clean = images(0, 1, channels, 40, 52).double()
     restored = clean + 0.3 * images(1, 1, channels, 40, 52)
     _, reference = structural_similarity_index_measure(restored, clean, data_range=1.0, return_full_image=True)
@@ -49,7 +53,7 @@ def test_ssim_is_that_of_other_implementations_where_the_window_fits(channels):
     assert ssim(restored, clean).item() == pytest.approx(reference[5:-5, 5:-5].mean(), abs=1e-9)
 
 
-def test_every_image_of_a_batch_is_measured_on_its_own():
+def test_images_of_a_batch_are_measured_separately():
     restored, clean = images(0, 3, 3, 20, 24), images(1, 3, 3, 20, 24)
     for metric in (psnr, ssim):
         one_by_one = torch.cat([metric(a[None], b[None]) for a, b in zip(restored, clean, strict=True)])
@@ -62,7 +66,7 @@ def test_identical_images_have_infinite_psnr_and_ssim_one():
     torch.testing.assert_close(ssim(clean, clean), torch.ones(2, dtype=torch.float64))
 
 
-def test_float64_holds_differences_that_float32_would_lose():
+def test_metrics_are_computed_in_float64():
     clean = torch.full((1, 1, 8, 8), 0.5, dtype=torch.float64)
     assert psnr(clean + 1e-9, clean).item() == pytest.approx(180, abs=1e-5)
 
@@ -83,7 +87,7 @@ def test_images_smaller_than_the_window_still_have_an_ssim(size):
     assert -1 <= ssim(1 - clean, clean).item() < 1
 
 
-def test_luma_is_matlabs_rgb2ycbcr():
+def test_luma_equals_matlabs_rgb2ycbcr():
     colours = torch.tensor([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
     grey_levels = luma(colours[:, :, None, None])[:, 0, 0, 0] * 255
     expected = torch.tensor([16, 235, 81.481, 144.553, 40.966], dtype=torch.float64)
@@ -95,20 +99,37 @@ def test_quantising_rounds_to_grey_levels_and_clips():
     torch.testing.assert_close(quantise_8bit(image).ravel() * 255, torch.tensor([0.0, 0, 1, 100, 255]))
 
 
-def test_images_that_cannot_be_compared_are_refused():
-    with pytest.raises((ValueError, TypeError), match=r"shapes differ|clean"):  # TypeError: where types are enforced
+def test_images_of_different_shapes_and_too_large_crops_are_refused():
+    with pytest.raises(
+        (ValueError, TypeError), match=r"shapes differ|clean"
+    ):  # TypeError: with the type checks of the tests
         psnr(images(0, 1, 3, 8, 8)[:, :1], images(0, 1, 1, 8, 7))
-    with pytest.raises(ValueError, match="crop=4 does not leave"):
+    with pytest.raises(ValueError, match="crop=4 leaves no pixel"):
         psnr(images(0, 1, 3, 8, 9), images(0, 1, 3, 8, 9), crop=4)
 
 
-def test_the_known_value_of_gopro_sample():
+def test_luma_metrics_of_a_photograph_equal_scikit_image():
+    clean = skimage.data.astronaut()[100:300, 100:260]
+    noise = np.random.default_rng(0).normal(0, 25, clean.shape)
+    noisy = np.clip(np.rint(clean + noise), 0, 255).astype(np.uint8)
+    measured = [luma(torch.from_numpy(image / 255).permute(2, 0, 1)[None]) for image in (noisy, clean)]
+    expected = [skimage.color.rgb2ycbcr(image)[..., 0] / 255 for image in (noisy, clean)]
+    torch.testing.assert_close(measured[0][0, 0], torch.from_numpy(expected[0]), atol=1e-12, rtol=0)
+    assert psnr(*measured).item() == pytest.approx(
+        peak_signal_noise_ratio_skimage(*expected[::-1], data_range=1), abs=1e-9
+    )
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1, "full": True}
+    _, similarity = structural_similarity(*expected, **options)
+    assert ssim(*measured).item() == pytest.approx(similarity[5:-5, 5:-5].mean(), abs=1e-9)
+
+
+def test_psnr_of_gopro_sample():
     values = [psnr(degraded, clean).item() for degraded, clean in pairs("GoPro_sample", 2)]
     assert sum(values) / 2 == pytest.approx(24.58, abs=0.005)
 
 
 @pytest.mark.slow
-def test_the_known_values_of_rain100l_and_polyu():
+def test_psnr_and_ssim_of_rain100l_and_polyu():
     rain = [(luma(degraded.double()), luma(clean.double())) for degraded, clean in pairs("Rain100L", 100)]
     assert sum(psnr(*pair).item() for pair in rain) / 100 == pytest.approx(26.901, abs=0.0005)
     assert sum(ssim(*pair).item() for pair in rain) / 100 == pytest.approx(0.8384, abs=0.00005)

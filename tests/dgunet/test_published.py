@@ -120,8 +120,8 @@ def test_a_mapping_that_is_no_published_state_dict_is_refused():
     for state_dict, message in [
         ({}, "empty"),
         ({"conv.weight": torch.zeros(3, 3)}, r"missing or misshapen: shallow_feat1\.0\.weight"),
-        ({"state_dict": [1]}, "no mapping"),
-        ({"r0": 0.5}, "no floating-point tensors: r0"),
+        ({"state_dict": [1]}, "not a mapping"),
+        ({"r0": 0.5}, "not floating-point tensors: r0"),
     ]:
         with pytest.raises(ValueError, match=message):
             published.from_state_dict(state_dict)
@@ -130,7 +130,7 @@ def test_a_mapping_that_is_no_published_state_dict_is_refused():
 def test_a_wrong_number_of_stages_is_refused(weights):
     with pytest.raises(ValueError, match="at least 3"):
         published.from_state_dict(weights, num_stages=2)
-    with pytest.raises(ValueError, match="say 3, not 7"):
+    with pytest.raises(ValueError, match="has 3 stages, not 7"):
         published.from_state_dict(case_weights("dgunet_plus"), num_stages=7)
 
 

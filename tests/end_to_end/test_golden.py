@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from checkout import Checkout, sha256
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1800)]
 GOLDEN = Path(__file__).with_name("golden.json")
 TASKS = ("denoise", "derain")
 AVX2 = {

@@ -1,4 +1,4 @@
-"""Photographs of every kind in, the same kind out; nothing broken passes silently."""
+"""Image files of every kind are read and written without loss of depth, alpha or metadata; damaged ones are refused."""
 
 import errno
 import io
@@ -32,12 +32,12 @@ from dgunet.images.exif import marked_upright
 from dgunet.tensors import to_array, to_tensor
 
 HEIGHT, WIDTH = 20, 30
-GRAY = bytes(16) + b"GRAY" + bytes(8)  # as much of a profile as is looked at
+GRAY = bytes(16) + b"GRAY" + bytes(8)  # the part of a profile that is read
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def smooth(channels: int, dtype: type = np.uint8, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """A ramp that is different in every channel, with no two corners alike."""
+    """A ramp that differs between channels, and between the corners of each."""
     y, x = np.mgrid[0:height, 0:width] / (height + width)
     planes = [(x * (c + 1) + y * (4 - c)) / 5 for c in range(channels)]
     return quantise(np.stack(planes, axis=2).astype(np.float32), dtype)
@@ -70,7 +70,7 @@ def assert_equal(a: Photo, b: Photo) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_the_gray_of_colours_has_their_full_range_and_a_gray_picture_is_kept(dtype):
+def test_in_channels_gives_full_range_gray_and_keeps_a_gray_image(dtype):
     colours = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (40, 50, 3), dtype, endpoint=True)
     colours[0, 0], colours[0, 1] = 0, np.iinfo(dtype).max
     gray = in_channels(colours, 1)
@@ -85,7 +85,7 @@ def test_the_gray_of_colours_has_their_full_range_and_a_gray_picture_is_kept(dty
 @pytest.mark.parametrize("has_alpha", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_png_gives_back_what_was_written(tmp_path, dtype, channels, has_alpha):
+def test_png_round_trip(tmp_path, dtype, channels, has_alpha):
     profile = GRAY if channels == 1 else SRGB
     original = photo(channels, dtype, has_alpha, icc_profile=profile, exif=exif_of_orientation(1).tobytes()[6:])
     write_photo(tmp_path / "a.png", original)
@@ -101,7 +101,7 @@ def test_png_gives_back_what_was_written(tmp_path, dtype, channels, has_alpha):
         *[(np.uint16, 1, 0), (np.uint16, 3, 0), (np.uint16, 3, 1)],  # Pillow refuses to read the fourth
     ],
 )
-def test_tiff_gives_back_what_was_written(tmp_path, dtype, channels, has_alpha):
+def test_tiff_round_trip(tmp_path, dtype, channels, has_alpha):
     profile = GRAY if channels == 1 else SRGB
     original = photo(channels, dtype, bool(has_alpha), icc_profile=profile, exif=exif_of_orientation(1).tobytes()[6:])
     write_photo(tmp_path / "a.tif", original)
@@ -114,7 +114,7 @@ def test_tiff_gives_back_what_was_written(tmp_path, dtype, channels, has_alpha):
 
 
 @pytest.mark.parametrize(("channels", "has_alpha"), [(1, False), (3, False), (3, True)])
-def test_bmp_gives_back_what_was_written(tmp_path, channels, has_alpha):
+def test_bmp_round_trip(tmp_path, channels, has_alpha):
     original = photo(channels, np.uint8, has_alpha)
     write_photo(tmp_path / "a.bmp", original)
     assert_equal(read_photo(tmp_path / "a.bmp"), original)
@@ -165,14 +165,14 @@ def test_cmyk_becomes_rgb(file_format):
     assert np.abs(restored.pixels.astype(int) - np.asarray(rgb)).max() <= 8
 
 
-def test_a_damaged_cmyk_profile_is_passed_over_and_not_kept():
+def test_a_damaged_cmyk_profile_is_ignored_and_dropped():
     data = encoded(Image.fromarray(smooth(3)).convert("CMYK"), "JPEG", icc_profile=b"nonsense")
     restored = read_photo(data)
     assert restored.icc_profile is None
     assert np.abs(restored.pixels.astype(int) - smooth(3)).max() <= 8
 
 
-def test_a_profile_for_colours_that_the_pixels_no_longer_have_is_not_kept():
+def test_a_profile_that_does_not_fit_the_converted_pixels_is_dropped():
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     assert read_photo(encoded(Image.fromarray(smooth(3)).convert("LAB"), "TIFF", icc_profile=lab)).icc_profile is None
     gray = Image.fromarray(smooth(1)[..., 0]).convert("P")
@@ -193,7 +193,7 @@ def test_palettes_become_gray_or_rgb_with_their_transparency():
     assert restored.pixels.shape[2] == restored.alpha.shape[2] == 1
 
 
-def test_transparency_by_colour_becomes_alpha():
+def test_a_transparent_colour_becomes_alpha():
     pixels = smooth(1)
     restored = read_photo(encoded(Image.fromarray(pixels[..., 0]), "PNG", transparency=int(pixels[5, 5, 0])))
     np.testing.assert_array_equal(restored.pixels, pixels)
@@ -228,7 +228,7 @@ def test_exif_rotation_is_applied_once_and_its_tag_reset(tmp_path, orientation, 
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "WEBP", "JPEG"])
-def test_what_exif_says_of_the_shot_and_the_place_is_kept(file_format):
+def test_exif_directories_of_exposure_and_position_are_kept(file_format):
     exif = exif_of_orientation(1)
     exif.get_ifd(0x8769)[0x8827] = 400  # ISO
     exif.get_ifd(0x8825)[1] = "N"
@@ -242,7 +242,7 @@ def test_what_exif_says_of_the_shot_and_the_place_is_kept(file_format):
     )
 
 
-def test_sixteen_bit_tiffs_whose_white_is_zero_are_no_negatives():
+def test_a_sixteen_bit_tiff_with_zero_as_white_is_not_inverted():
     pixels = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH, 1) * 7
     data = encode(Photo(65535 - pixels), "TIFF")
     entry = struct.pack("<HHIHH", 262, 3, 1, 1, 0)  # PhotometricInterpretation, a SHORT, one of them: black is zero
@@ -261,7 +261,7 @@ def test_colours_multiplied_by_transparency_are_refused():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_sixteen_bit_images_are_turned_like_eight_bit_ones(orientation):
+def test_sixteen_bit_images_are_oriented_as_eight_bit_ones(orientation):
     exif = exif_of_orientation(orientation)
     eight = read_photo(encoded(Image.fromarray(smooth(1)[..., 0]), "PNG", exif=exif))
     sixteen = read_photo(encoded(Image.fromarray(smooth(1)[..., 0].astype(np.uint16)), "PNG", exif=exif))
@@ -270,7 +270,7 @@ def test_sixteen_bit_images_are_turned_like_eight_bit_ones(orientation):
     np.testing.assert_array_equal(eight.pixels, sixteen.pixels)
 
 
-def test_exif_behind_the_pixels_of_a_png_is_found():
+def test_exif_after_the_pixels_of_a_png_is_found():
     data = encoded(Image.fromarray(smooth(3)), "PNG")
     exif = exif_of_orientation(6).tobytes()[6:]
     chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
@@ -282,11 +282,11 @@ def test_exif_behind_the_pixels_of_a_png_is_found():
 @pytest.mark.parametrize(
     "exif", [b"", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff" + b"\x12\x01" * 9]
 )
-def test_damaged_exif_is_left_alone(exif):
+def test_damaged_exif_is_not_changed(exif):
     assert marked_upright(exif) == exif
 
 
-def test_the_rest_of_exif_stays_byte_for_byte():
+def test_setting_the_orientation_changes_one_byte_of_exif():
     exif = exif_of_orientation(6).tobytes()[6:] + b"maker note"
     assert marked_upright(exif) != exif
     assert len([1 for a, b in zip(exif, marked_upright(exif), strict=True) if a != b]) == 1
@@ -321,7 +321,7 @@ def test_damage_inside_sixteen_bit_colour_is_refused(tmp_path):
         read_photo(bytes(data))
 
 
-def test_what_is_no_still_image_of_8_or_16_bits_is_refused():
+def test_files_other_than_still_images_of_8_or_16_bits_are_refused():
     frames = [Image.fromarray(smooth(3)), Image.fromarray(smooth(3)[::-1])]
     with pytest.raises(UnreadableImage, match="no PNG, JPEG"):
         read_photo(b"hello")
@@ -341,12 +341,12 @@ def test_huge_images_are_refused_before_decoding():
         read_photo(encoded(Image.fromarray(smooth(3)), "PNG"), max_pixels=599)
 
 
-def test_a_missing_file_is_the_systems_own_error(tmp_path):
+def test_a_missing_file_raises_file_not_found(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_photo(tmp_path / "none.png")
 
 
-def test_images_for_training_are_rgb_in_zero_to_one():
+def test_read_image_gives_rgb_in_zero_to_one():
     gray = read_image(encoded(Image.fromarray(smooth(1)[..., 0]), "PNG"))
     assert gray.shape == (HEIGHT, WIDTH, 3)
     np.testing.assert_array_equal(gray, np.repeat(smooth(1) / np.float32(255), 3, axis=2))
@@ -357,7 +357,7 @@ def test_images_for_training_are_rgb_in_zero_to_one():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_quantising_is_the_inverse_of_reading_and_clips(dtype):
+def test_quantise_is_the_inverse_of_to_float_and_clips(dtype):
     codes = np.arange(np.iinfo(dtype).max + 1).astype(dtype).reshape(1, -1, 1)
     np.testing.assert_array_equal(quantise(to_float(codes), dtype), codes)
     outside = np.array([-1, 2], np.float32).reshape(1, 2, 1)
@@ -366,7 +366,7 @@ def test_quantising_is_the_inverse_of_reading_and_clips(dtype):
     np.testing.assert_array_equal(quantise(between, dtype).ravel(), [0, 1])
 
 
-def test_tensors_and_arrays_are_one_image():
+def test_tensor_and_array_round_trip():
     image = np.random.default_rng(0).random((5, 7, 3), np.float32)
     assert to_tensor(image).shape == (1, 3, 5, 7)
     np.testing.assert_array_equal(to_array(to_tensor(image)), image)
@@ -381,13 +381,13 @@ def test_tensors_and_arrays_are_one_image():
         ("a.jpg", Photo(smooth(3), smooth(1)), "transparency"),
     ],
 )
-def test_what_a_format_cannot_hold_is_refused_and_nothing_written(tmp_path, name, original, message):
+def test_pixels_that_a_format_cannot_hold_are_refused_without_a_file(tmp_path, name, original, message):
     with pytest.raises(ValueError, match=message):
         write_photo(tmp_path / name, original)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch):
     write_image(tmp_path / "a.png", to_float(smooth(3)))
     before = (tmp_path / "a.png").read_bytes()
 
@@ -401,7 +401,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     assert (tmp_path / "a.png").read_bytes() == before
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
 
@@ -411,7 +411,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(OSError, match=r"not written.*a\.png"):
         write_image(tmp_path / "missing" / "a.png", to_float(smooth(3)))
 
@@ -419,7 +419,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_a_missing_system_library_of_opencv_is_named(tmp_path):
     (tmp_path / "cv2.py").write_text('raise ImportError("libGL.so.1: cannot open shared object file")')
     run = subprocess.run(
-        [sys.executable, "-c", "import dgunet.images.files"],
+        [sys.executable, "-c", "import dgunet.images"],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}"},
         capture_output=True,
         text=True,
@@ -428,3 +428,11 @@ def test_a_missing_system_library_of_opencv_is_named(tmp_path):
     assert run.returncode == 1
     assert "libGL.so.1" in run.stderr
     assert "apt-get install libgl1 libglib2.0-0" in run.stderr
+
+
+def test_images_import_no_torch_and_the_package_exports_its_functions():
+    code = (
+        "import sys; from dgunet.images import Photo, dimensions, read_image, read_photo, write_image, write_photo; "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(PROJECT)}, check=True)

@@ -296,8 +296,8 @@ def test_initial_sensing_matrix_is_orthonormal_and_keeps_the_energy_of_smooth_im
     torch.testing.assert_close(sensing.matrix @ sensing.matrix.T, torch.eye(count), atol=1e-5, rtol=0)
     rows, columns = torch.meshgrid(torch.linspace(0, 1, 32), torch.linspace(0, 1, 32), indexing="ij")
     smooth = (0.5 + 0.2 * rows - 0.1 * columns**2)[None, None]
-    kept = sensing.degrade(smooth).square().sum() / smooth.square().sum()
-    assert kept > (0.95 if count == 1 else 0.999)
+    share = sensing.degrade(smooth).square().sum() / smooth.square().sum()
+    assert share > (0.95 if count == 1 else 0.999)
 
 
 def test_a_new_network_starts_at_the_degraded_image_or_the_back_projection():
@@ -312,8 +312,8 @@ def test_a_new_network_starts_at_the_degraded_image_or_the_back_projection():
 
 
 def test_recompute_stores_less_and_gives_the_same_gradients(network):
-    def kept(recompute):
-        """Bytes that are kept for the backward pass, and the gradients."""
+    def saved_for_backward(recompute):
+        """Bytes that autograd saves for the backward pass, and the gradients."""
         network.recompute = recompute
         stored = {}
 
@@ -328,7 +328,7 @@ def test_recompute_stores_less_and_gives_the_same_gradients(network):
         gradients = torch.autograd.grad(sum(e.square().sum() for e in estimates), list(network.parameters()))
         return total, gradients
 
-    everything, plain = kept(False)
-    little, again = kept(True)
-    assert little < everything / 2
-    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    all_bytes, gradients = saved_for_backward(False)
+    fewer_bytes, recomputed = saved_for_backward(True)
+    assert fewer_bytes < all_bytes / 2
+    assert all(torch.equal(a, b) for a, b in zip(gradients, recomputed, strict=True))
