@@ -16,7 +16,6 @@ import pytest
 import yaml
 from checkout import Checkout
 from fenced_blocks import Block, blocks, documents
-from mlflow import MlflowClient
 from test_documents import merge
 
 from pipeline.sources.listing import STARTER_PHOTOS
@@ -33,6 +32,15 @@ TRAIN = {
     "patch_size": 32,
     "batch_size": 2,
 }
+
+SET_CHAMPIONS = """
+from mlflow import MlflowClient
+
+client = MlflowClient("sqlite:///mlflow.db")
+for model in client.search_registered_models():
+    if "champion" not in model.aliases:
+        client.set_registered_model_alias(model.name, "champion", "1")
+"""
 
 
 def shrink(params: dict[str, Any]) -> None:
@@ -97,10 +105,7 @@ class Reader:
 
     def _set_champions(self) -> None:
         """Give each new model the alias `champion`: after so few steps none is better than its baseline."""
-        client = MlflowClient(f"sqlite:///{self.checkout.folder}/mlflow.db")
-        for model in client.search_registered_models():
-            if "champion" not in model.aliases:
-                client.set_registered_model_alias(model.name, "champion", "1")
+        self.checkout.run(sys.executable, "-c", SET_CHAMPIONS)
 
 
 @pytest.fixture(scope="module")
