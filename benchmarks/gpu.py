@@ -24,7 +24,7 @@ from dgunet.losses import stage_loss
 from pipeline.config.params import load_task_section
 from pipeline.dataloader.loader import Batch
 from pipeline.training.settings import Compute, Train
-from pipeline.training.trainer import Training
+from pipeline.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -141,7 +141,7 @@ def step_of(name: str, sizes: dict[str, int | bool], device: torch.device, batch
             "final_learning_rate": 1e-12,
         }
     )
-    training = Training(published.from_state_dict(weights), recipe, device)
+    training = Trainer(published.from_state_dict(weights), recipe, device)
     return lambda: training.step(batch)
 
 

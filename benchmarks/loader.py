@@ -35,7 +35,7 @@ from pipeline.sources.manifest import Entry, read_manifest
 from pipeline.synthesis import tiles
 from pipeline.synthesis.settings import Synthesize
 from pipeline.training.settings import Train
-from pipeline.training.trainer import Training
+from pipeline.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results" / "loader.md"
 SAMPLES, STEPS = 64, 25
@@ -200,7 +200,7 @@ def share_of_a_step(folder: Path) -> tuple[float, float, float]:
     recipe = load_task_section("denoise", "train", Train)
     patches = dataset.PatchDataset(folder, recipe.batch_size, recipe.patch_size, seed=1)
     steps = {"rank": 0, "world_size": 1, "num_steps": 10**6, "num_loader_processes": 0, "pin_memory": False}
-    training = Training(DGUNet.with_seed(DGUNetConfig(**recipe.network.model_dump()), 0), recipe, torch.device("cpu"))
+    training = Trainer(DGUNet.with_seed(DGUNetConfig(**recipe.network.model_dump()), 0), recipe, torch.device("cpu"))
     costs, took, waits = [], [], []
     for step in range(STEPS):
         costs.append(taken(partial(batch, patches, step)))

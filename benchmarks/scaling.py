@@ -26,14 +26,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgunet.network import DGUNet, DGUNetConfig
-from pipeline.cluster import resources, session, training_run
+from pipeline.cluster import resources, training_run
 from pipeline.cluster.channel import RunListener
+from pipeline.cluster.session import session
 from pipeline.config.params import load_task_section
 from pipeline.dataloader.loader import Batch
 from pipeline.runtime import files
-from pipeline.training import collectives, context
+from pipeline.training import collectives
+from pipeline.training.context import WorkerContext
 from pipeline.training.settings import Train
-from pipeline.training.trainer import Training
+from pipeline.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results" / "scaling.md"
 NETWORKS = {  # parameters in millions, as counted by tests/test_network.py
@@ -93,7 +95,7 @@ def main() -> None:
 
 def on_nodes(count: int, steps: int) -> dict[str, float]:
     """Times of a worker group on so many nodes."""
-    heard: list[dict[str, float]] = []
+    reports: list[dict[str, float]] = []
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(count):
         nodes.add_node(num_cpus=1)
@@ -102,51 +104,51 @@ def on_nodes(count: int, steps: int) -> dict[str, float]:
             "RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled", "DGUNET_STORAGE": f"{folder}/runs",
             "PYTHONPATH": str(files.PROJECT),
         }  # fmt: skip
-        with session.session():
+        with session():
             work = partial(timed, steps, load_task_section("derain", "train", Train))
-            share = resources.Share(count, 1.0, 0.0)
+            share = resources.WorkerResources(count, 1.0, 0.0)
             training_run.fit(
-                work, name="scaling", into=Path(folder) / "out", ears=RunListener(heard.append), share=share
+                work, name="scaling", into=Path(folder) / "out", listener=RunListener(reports.append), resources=share
             )
     nodes.shutdown()
-    return heard[0]
+    return reports[0]
 
 
-def timed(steps: int, recipe: Train, worker: context.Worker) -> None:
+def timed(steps: int, recipe: Train, context: WorkerContext) -> None:
     """Take steps in turn with and without the exchange of gradients; report the slowest worker's medians."""
-    recipe = recipe.model_copy(update={"batch_size": recipe.batch_size * worker.num_workers})
-    training = Training(DGUNet.with_seed(DGUNetConfig(**recipe.network.model_dump()), 0), recipe, worker.device)
-    own = recipe.batch_size // worker.num_workers
+    recipe = recipe.model_copy(update={"batch_size": recipe.batch_size * context.world_size})
+    trainer = Trainer(DGUNet.with_seed(DGUNetConfig(**recipe.network.model_dump()), 0), recipe, context.device)
+    own = recipe.batch_size // context.world_size
     clean = torch.rand(own, 3, recipe.patch_size, recipe.patch_size, generator=torch.Generator().manual_seed(0))
     batch = Batch(clean, clean.flip(0), ["none"] * own)
     spent: dict[bool, list[float]] = {True: [], False: []}
     for number in range(2 * steps + 4):
         talking = number % 2 == 0
-        if worker.num_workers > 1:
+        if context.world_size > 1:
             torch.distributed.barrier()
         started = time.perf_counter()
-        if talking or not isinstance(training.objective, DistributedDataParallel):
-            loss, _ = training.step(batch)
-            if worker.num_workers > 1:  # on a CPU the loop asks for these, too, after each step
+        if talking or not isinstance(trainer.objective, DistributedDataParallel):
+            loss, _ = trainer.step(batch)
+            if context.world_size > 1:  # on a CPU the loop asks for these, too, after each step
                 torch.distributed.all_reduce(loss)
-                collectives.agreed((False, False))
+                collectives.broadcast((False, False))
         else:
-            with training.objective.no_sync():
-                training.step(batch)
+            with trainer.objective.no_sync():
+                trainer.step(batch)
         if number >= 4:
             spent[talking].append(time.perf_counter() - started)
     mine: Any = torch.tensor([statistics.median(spent[False]), statistics.median(spent[True])])
-    if worker.num_workers > 1:
+    if context.world_size > 1:
         torch.distributed.all_reduce(mine, op=torch.distributed.ReduceOp.MAX)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "done").touch()
-        figures = {"alone": float(mine[0]), "together": float(mine[1]), "batch": float(own)} | exchanged(worker)
-        worker.report(figures, Path(folder) if worker.rank == 0 else None)
+        figures = {"alone": float(mine[0]), "together": float(mine[1]), "batch": float(own)} | exchanged(context)
+        context.report(figures, Path(folder) if context.rank == 0 else None)
 
 
-def exchanged(worker: context.Worker) -> dict[str, float]:
+def exchanged(context: WorkerContext) -> dict[str, float]:
     """Median seconds of an exchange of the gradients of each published network, on this worker."""
-    if worker.num_workers == 1:
+    if context.world_size == 1:
         return {}
     found = {}
     for name, config in NETWORKS.items():

@@ -1,4 +1,4 @@
-"""Shards -> model folder: a DGUNet trained by Ray workers, the best of its averaged weights on the val split."""
+"""Shards -> model folder: trains a DGUNet on Ray workers; the model has the averaged weights that are best on val."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.cluster import run_lock, session, training_run
+from pipeline.cluster import training_run
 from pipeline.cluster.channel import RunListener
+from pipeline.cluster.checkpoints import delete_checkpoints
+from pipeline.cluster.run_lock import hold_run_lock
+from pipeline.cluster.session import session
 from pipeline.config.params import load_section, load_task_section, merged_task, read_params
 from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.fingerprint import fingerprint
@@ -37,35 +40,35 @@ def main() -> None:
     parser.add_argument("--shards", required=True, type=Path, help="folder with train/ and val/")
     parser.add_argument("--model", required=True, type=Path, help="model folder to write")
     parser.add_argument("--curve", required=True, type=Path, help="CSV of the training curve to write")
-    given = parser.parse_args()
-    recipe = load_task_section(given.task, "train", Train)
+    args = parser.parse_args()
+    recipe = load_task_section(args.task, "train", Train)
     seed = load_section("seed", int)
-    data = {split: checksum(given.shards / split / INDEX) for split in ("train", "val")}
-    indices = {split: read_index(given.shards / split) for split in ("train", "val")}
-    job = TrainingJob(recipe, int(indices["train"].recipe["channels"]), given.shards.resolve(), indices, seed)
-    card = {"task": given.task, "provenance": {"commit": commit(), "data": data["train"]}}
-    name = f"{given.task}-{fingerprint('train', recipe.model_dump(), data, seed)}"
-    params = {**merged_task(read_params(), given.task), "seed": seed}
+    data = {split: checksum(args.shards / split / INDEX) for split in ("train", "val")}
+    indices = {split: read_index(args.shards / split) for split in ("train", "val")}
+    job = TrainingJob(recipe, int(indices["train"].recipe["channels"]), args.shards.resolve(), indices, seed)
+    card = {"task": args.task, "provenance": {"commit": commit(), "data": data["train"]}}
+    name = f"{args.task}-{fingerprint('train', recipe.model_dump(), data, seed)}"
+    params = {**merged_task(read_params(), args.task), "seed": seed}
 
     with (
-        run_lock.alone(name),
-        session.session(),
-        runs.run(given.task, name, {"fingerprint": name}, params, system_metrics=True) as run,
+        hold_run_lock(name),
+        session(),
+        runs.run(args.task, name, {"fingerprint": name}, params, system_metrics=True) as run,
         tempfile.TemporaryDirectory() as folder,
     ):
-        with closing(_Display(given.task, recipe.num_steps)) as display:
-            listener = RunListener(lambda metrics: run.log(metrics, int(metrics["step"])), display.show, display.tell)
+        with closing(_Display(args.task, recipe.num_steps)) as display:
+            listener = RunListener(lambda metrics: run.log(metrics, int(metrics["step"])), display.show, display.notice)
             training_run.fit(job, name=name, into=Path(folder), listener=listener, most_workers=recipe.batch_size)
         history = trainer.history(Path(folder))
         run.log_history(history)
-        trainer.export(Path(folder), given.model, card)
-        _write_curve(given.curve, history)
-        run.tag({"model": digest(given.model.iterdir()), "commit": card["provenance"]["commit"], "data": data["train"]})
-        training_run.delete_checkpoints(name)
+        trainer.export(Path(folder), args.model, card)
+        _write_curve(args.curve, history)
+        run.tag({"model": digest(args.model.iterdir()), "commit": card["provenance"]["commit"], "data": data["train"]})
+        delete_checkpoints(name)
 
 
 class _Display:
-    """Step, loss, val PSNR, images/s and time left: a bar on a terminal, a line now and then in a log."""
+    """Shows step, loss, val PSNR, images/s and time left: a bar on a terminal, a line now and then in a log."""
 
     def __init__(self, task: str, num_steps: int) -> None:
         self.task, self.num_steps, self.shown, self.next_line = task, num_steps, -1, 0.0
@@ -74,14 +77,11 @@ class _Display:
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
         )  # fmt: skip
 
-    def show(self, step: int, figures: Mapping[str, float]) -> None:
+    def show(self, step: int, stats: Mapping[str, float]) -> None:
         if step == self.shown:
             return
         self.shown = step
-        left, psnr = int(figures["seconds_left"]), figures["val_psnr"]
-        val = f"val {psnr:.2f} dB, " if math.isfinite(psnr) else ""
-        speed = f"{figures['images_per_second']:.0f} images/s, {left // 60}:{left % 60:02d} left"
-        text = f"loss {figures['loss']:.4f}, {val}{speed}"
+        text = f"loss {stats['loss']:.4f}, {_val(stats)}{stats['images_per_second']:.0f} images/s, {_left(stats)}"
         if not self.bar.disable:
             self.bar.n = step
             self.bar.set_postfix_str(text)
@@ -89,11 +89,23 @@ class _Display:
             self.next_line = time.monotonic() + SECONDS_BETWEEN_LINES
             print(f"train {self.task}: step {step}/{self.num_steps}, {text}", file=sys.stderr, flush=True)
 
-    def tell(self, line: str) -> None:
-        self.bar.write(f"train {self.task}: {line}", file=sys.stderr)
+    def notice(self, text: str) -> None:
+        self.bar.write(f"train {self.task}: {text}", file=sys.stderr)
 
     def close(self) -> None:
         self.bar.close()
+
+
+def _val(stats: Mapping[str, float]) -> str:
+    last, best = stats["val_psnr"], stats["best_val_psnr"]
+    if not math.isfinite(last):
+        return ""
+    return f"val {last:.2f} dB, " if last == best else f"val {last:.2f} dB (best {best:.2f}), "
+
+
+def _left(stats: Mapping[str, float]) -> str:
+    minutes, seconds = divmod(int(stats["seconds_left"]), 60)
+    return f"{minutes}:{seconds:02d} left"
 
 
 def _write_curve(path: Path, history: Sequence[Mapping[str, float | int]]) -> None:

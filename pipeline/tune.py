@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster import run_lock, session
+from pipeline.cluster.run_lock import hold_run_lock
+from pipeline.cluster.session import session
 from pipeline.config.params import load_section, load_task_section
 from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.fingerprint import fingerprint
@@ -57,8 +58,8 @@ def main() -> None:
     params = {"tune": settings.model_dump(), "train": recipe.model_dump(), "seed": seed}
 
     with (
-        run_lock.alone(name),
-        session.session(dashboard=True),
+        hold_run_lock(name),
+        session(dashboard=True),
         runs.run(given.task, name, {"fingerprint": name}, params, system_metrics=False) as run,
     ):
         watch = _Watch(given.task, problem, run.id)

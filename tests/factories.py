@@ -14,12 +14,12 @@ from PIL import Image
 
 from pipeline.config.params import is_same_kind, task_names
 from pipeline.shards.format import Index, Pair, write_index, write_shard
-from pipeline.training.context import Worker
+from pipeline.training.context import WorkerContext
 from pipeline.training.settings import Train
 
 PROJECT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("DGUNET_DATA") or PROJECT / "data" / "sets")  # published images
-PARITY = Path(os.environ.get("DGUNET_PARITY") or DATA / "parity")  # weights and outputs of the published code
+PARITY = Path(os.environ.get("DGUNET_TEST_PARITY") or DATA / "parity")  # weights and outputs of the published code
 RECIPE: dict[str, Any] = {
     "network": {
         "width": 8, "growth": 4, "head_growth": 4, "num_stages": 2, "share_stages": False,
@@ -116,7 +116,7 @@ def lay(*names: str) -> None:
         path.write_bytes(png(number))
 
 
-def step_of(worker: Worker) -> int:
-    """The step that the worker is to go on from."""
-    with worker.resume as folder:
+def step_of(context: WorkerContext) -> int:
+    """The step from which the worker continues."""
+    with context.resume as folder:
         return int((folder / "step").read_text()) if folder else 0

@@ -5,7 +5,7 @@ Independent of `dgunet`, with the names of the published files. Tests compare wi
 
 `reference_outputs.npz` holds the float64 outputs of all CASES, rounded to float32. After a deliberate change of the
 formula or the cases, `python tests/reference_network.py` writes it again; hold the reference network against the
-published outputs first (`DGUNET_PARITY`, tests/dgunet/test_parity.py).
+published outputs first (`DGUNET_TEST_PARITY`, tests/dgunet/test_parity.py).
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped where there is none."""
+"""Training on a GPU. Skipped where there is none."""
 
 from collections.abc import Iterator
 from typing import get_args
@@ -11,7 +11,7 @@ from dgunet.losses import LossKind
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline.dataloader.loader import Batch
 from pipeline.training.settings import Train
-from pipeline.training.trainer import Training
+from pipeline.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,13 +24,13 @@ def batch(channels: int = 3) -> Batch:
     return Batch(clean.pin_memory(), (clean / 2).pin_memory(), ["none"] * 4)
 
 
-def training(device: str, loss: str = "charbonnier", ratio: int | None = None, **compute: object) -> Training:
+def trainer(device: str, loss: str = "charbonnier", ratio: int | None = None, **compute: object) -> Trainer:
     sizes = {**RECIPE["network"], "sensing_ratio_percent": ratio}
     recipe = Train.model_validate(
         {**RECIPE, "loss": loss, "network": sizes, "compute": {**RECIPE["compute"], **compute}}
     )
     network = DGUNet.with_seed(DGUNetConfig(image_channels=1 if ratio else 3, **recipe.network.model_dump()), 0)
-    return Training(network, recipe, torch.device(device))
+    return Trainer(network, recipe, torch.device(device))
 
 
 @pytest.fixture
@@ -46,15 +46,15 @@ def no_waiting() -> Iterator[None]:
 def test_a_step_never_waits_for_the_device(
     no_waiting: None, compute: dict[str, object], loss: str, ratio: int | None
 ) -> None:
-    trained, given = training("cuda", loss, ratio, **compute), batch(1 if ratio else 3)
-    for _ in range(3):  # workspaces are made
-        trained.step(given)
+    training, inputs = trainer("cuda", loss, ratio, **compute), batch(1 if ratio else 3)
+    for _ in range(3):  # the first steps allocate memory
+        training.step(inputs)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
-    trained.step(given)
+    training.step(inputs)
 
 
 def test_a_step_is_the_same_as_on_the_cpu() -> None:
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        losses = [[float(made.step(batch())[0]) for _ in range(4)] for made in (training("cpu"), training("cuda"))]
+        losses = [[float(made.step(batch())[0]) for _ in range(4)] for made in (trainer("cpu"), trainer("cuda"))]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)

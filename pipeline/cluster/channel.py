@@ -1,4 +1,4 @@
-"""The line between a run's workers, Ray's controller and the driver: reports, progress, notices, the wish to stop."""
+"""A Ray actor through which workers, controller and driver exchange reports, progress, notices and stop requests."""
 
 from __future__ import annotations
 
@@ -15,153 +15,156 @@ import ray.train
 from pipeline.cluster import checkpoints, ray_internals
 from pipeline.cluster.failures import describe_worker_failures
 
-SECONDS_BETWEEN_QUESTIONS = 0.5
-MOST_SECONDS_TO_ANSWER = 0.1
+SECONDS_BETWEEN_REQUESTS = 0.5
+MAX_SECONDS_FOR_ANSWER = 0.1
 
 
 @dataclass(frozen=True)
 class RunListener:
-    """Who listens to a run, in the driver.
+    """Callbacks of the driver for what happens in a run.
 
-    report: each report once, when its checkpoint is safe. progress: (step, figures). notice: a line for a person, when
-    workers were lost or something is waited for.
+    Attributes:
+        report: (metrics) once for each report, when its checkpoint is in the storage.
+        progress: (step, stats) of the latest step that is known.
+        notice: (one line of text) when workers failed or the run waits for something.
     """
 
     report: Callable[[dict[str, float]], None] = lambda metrics: None
-    progress: Callable[[int, dict[str, float]], None] = lambda step, figures: None
-    notice: Callable[[str], None] = lambda run_channel: None
+    progress: Callable[[int, dict[str, float]], None] = lambda step, stats: None
+    notice: Callable[[str], None] = lambda text: None
 
 
 class RunChannel:
-    """The telephone exchange: an actor of its own, called by all and calling nobody."""
+    """Actor that stores messages until the driver polls them. It calls nobody."""
 
     def __init__(self) -> None:
         self.latest: tuple[int, dict[str, float]] | None = None
         self.reports: list[dict[str, float]] = []
         self.notices: list[str] = []
-        self.stored = 0
-        self.working, self.farewell = False, ""
+        self.reported = 0
+        self.working, self.last_notice = False, ""
         self.failure: Exception | None = None
         self.stopping = False
 
-    def progress(self, step: int, figures: dict[str, float]) -> None:
-        """Keep the latest figures."""
-        self.latest, self.working = (step, figures), True
+    def progress(self, step: int, stats: dict[str, float]) -> None:
+        """Store the latest stats."""
+        self.latest, self.working = (step, stats), True
 
     def report(self, metrics: dict[str, float]) -> None:
-        """Take a report whose checkpoint is safe; without metrics there is nothing to pass on."""
+        """Count a report whose checkpoint is in the storage, and store its metrics if it has any."""
         if metrics:
             self.reports.append(metrics)
-        self.stored += 1
+        self.reported += 1
 
     def num_reports(self) -> int:
-        """Return how many reports were taken since the start."""
-        return self.stored
+        """Return the number of reports since the actor started."""
+        return self.reported
 
     def notice(self, text: str) -> None:
-        """Take a line for a person."""
+        """Store a line for people."""
         self.notices.append(text)
 
-    def enter(self) -> None:
-        """Learn that a worker has begun."""
+    def workers_started(self) -> None:
+        """Record that a worker has started."""
         self.working = True
 
-    def leave(self, text: str = "") -> None:
-        """Learn that the workers are gone, in a line for a person; the same again, of the same workers, is no news."""
-        if text and (self.working or text != self.farewell):
+    def workers_gone(self, text: str = "") -> None:
+        """Record that all workers have stopped. Repeated notices about the same workers are dropped."""
+        if text and (self.working or text != self.last_notice):
             self.notices.append(text)
-        self.working, self.farewell = False, text or self.farewell
+        self.working, self.last_notice = False, text or self.last_notice
 
     def fail(self, error: Exception) -> None:
-        """Take an error that no retry can mend."""
+        """Store an error that no retry can correct."""
         self.failure = error
 
     def stop(self) -> None:
-        """Have the workers save and return."""
+        """Ask the workers to save a checkpoint and return."""
         self.stopping = True
 
     def stop_requested(self) -> bool:
-        """Return whether the workers are to save and return."""
+        """Return whether the workers are to save a checkpoint and return."""
         return self.stopping
 
-    def listen(self) -> dict[str, Any]:
-        """Return what is new since the last time."""
-        heard = {
+    def poll(self) -> dict[str, Any]:
+        """Return the messages since the last call, and whether workers are running."""
+        messages = {
             "latest": self.latest, "reports": self.reports, "notices": self.notices, "failure": self.failure,
             "working": self.working,
         }  # fmt: skip
         self.reports, self.notices = [], []
-        return heard
+        return messages
 
 
 class ReportCallback(ray.train.UserCallback):  # type: ignore[misc]
-    """Passes on each report once, when its checkpoint is committed, and each loss; lives in Ray's controller."""
+    """Forwards each report once, when its checkpoint is committed, and each failure; runs in Ray's controller."""
 
-    def __init__(self, run_channel: Any, place: str) -> None:
-        self.run_channel, self.place = run_channel, place
+    def __init__(self, channel: Any, run_dir: str) -> None:
+        self.channel, self.run_dir = channel, run_dir
 
     def after_report(self, run_context: Any, metrics: list[dict[str, float]], checkpoint: Any) -> None:
-        """Pass on what rank 0 reported."""
+        """Forward the report of rank 0."""
         with suppress(OSError):
-            checkpoints.keep(self.place)
-        self.run_channel.report.remote(metrics[0])
+            checkpoints.backup_snapshot(self.run_dir)
+        self.channel.report.remote(metrics[0])
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-        """Pass on who was lost."""
-        self.run_channel.leave.remote(f"{describe_worker_failures(worker_exceptions)}; back to the last checkpoint")
+        """Forward which workers failed."""
+        text = f"{describe_worker_failures(worker_exceptions)}; continuing from the last checkpoint"
+        self.channel.workers_gone.remote(text)
 
 
 class WorkerChannel:
-    """A worker's end of the line."""
+    """What a training worker calls to reach the channel."""
 
-    def __init__(self, run_channel: Any) -> None:
-        self.run_channel, self.answer, self.asked, self.stopping = run_channel, None, -math.inf, False
+    def __init__(self, channel: Any) -> None:
+        self.channel, self.answer, self.asked, self.stopping = channel, None, -math.inf, False
         self.preemption: Any = None
 
-    def progress(self, step: int, figures: dict[str, float]) -> None:
-        """Tell how far training has come."""
-        self.run_channel.progress.remote(step, figures)
+    def progress(self, step: int, stats: dict[str, float]) -> None:
+        """Send the step and its stats."""
+        self.channel.progress.remote(step, stats)
 
     def notice(self, text: str) -> None:
-        """Tell a person something."""
-        self.run_channel.notice.remote(text)
+        """Send a line for people."""
+        self.channel.notice.remote(text)
 
     def stop_requested(self) -> bool:
-        """Return whether the driver wants the workers to save and return, asking it now and then.
+        """Return whether the driver asked the workers to save a checkpoint and return.
 
-        An answer takes milliseconds and is waited for, so that a worker that asks seldom has a fresh one; not longer
-        than MOST_SECONDS_TO_ANSWER, then it is looked for the next time.
+        The channel is asked every SECONDS_BETWEEN_REQUESTS. The answer takes milliseconds and is waited for, at most
+        MAX_SECONDS_FOR_ANSWER; a later one is read at the next call.
         """
-        self._hear(0.0)
-        if self.answer is None and time.monotonic() - self.asked >= SECONDS_BETWEEN_QUESTIONS:
-            self.answer, self.asked = self.run_channel.stop_requested.remote(), time.monotonic()
-            self._hear(MOST_SECONDS_TO_ANSWER)
+        self._read_answer(0.0)
+        if self.answer is None and time.monotonic() - self.asked >= SECONDS_BETWEEN_REQUESTS:
+            self.answer, self.asked = self.channel.stop_requested.remote(), time.monotonic()
+            self._read_answer(MAX_SECONDS_FOR_ANSWER)
         return self.stopping
 
-    def _hear(self, seconds: float) -> None:
+    def _read_answer(self, seconds: float) -> None:
         if self.answer is not None and ray.wait([self.answer], timeout=seconds)[0]:
             self.stopping, self.answer = ray.get(self.answer), None
 
     def save_requested(self) -> bool:
-        """Return whether Ray has word, not heard before, that nodes of this run are to be taken away."""
-        word = ray_internals.preemption_notice()
-        if word is None or word == self.preemption:
+        """Return whether Ray has announced that nodes of this run will be taken away, once for each announcement."""
+        preemption = ray_internals.preemption_notice()
+        if preemption is None or preemption == self.preemption:
             return False
-        self.preemption = word
-        ranks = ", ".join(map(str, word.preempted_ranks))
-        self.notice(f"the node of worker {ranks} is to be taken away: a checkpoint is saved before")
+        self.preemption = preemption
+        ranks = ", ".join(map(str, preemption.preempted_ranks))
+        self.notice(f"the node of worker {ranks} will be taken away: saving a checkpoint")
         return True
 
 
-def forward_messages(run_channel: Any, listener: RunListener) -> bool:
-    """Tell `ears` what is new; return whether there are workers at work. Raises what a worker said is final."""
-    heard = ray.get(run_channel.listen.remote())
-    if heard["latest"]:
-        listener.progress(*heard["latest"])
-    for metrics in heard["reports"]:
+def forward_messages(channel: Any, listener: RunListener) -> bool:
+    """Poll the channel and call the listener; return whether workers are running. Raises a failure that is final."""
+    messages = ray.get(channel.poll.remote())
+    if messages["latest"]:
+        listener.progress(*messages["latest"])
+    for metrics in messages["reports"]:
         listener.report(metrics)
-    for text in heard["notices"]:
+    for text in messages["notices"]:
         listener.notice(text)
-    if heard["failure"]:
-        raise heard["failure"]
-    return bool(heard["working"])
+    if messages["failure"]:
+        raise messages["failure"]
+    return bool(messages["working"])

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, has saved a checkpoint, and can go on from there."""
+    """The run was asked to stop. It has saved a checkpoint and can continue from it."""
 
 
 class WorkersLost(OSError):
-    """Workers died or hung more often than a run survives; its last checkpoint is kept."""
+    """Workers died or hung more often than a run survives. The last checkpoint is kept."""
 
 
 class StorageLost(OSError):
-    """Checkpoints could not be stored, or shards not be read, for longer than a run waits."""
+    """For longer than a run waits, checkpoints could not be stored or shards not be read."""
 
 
 def storage_lost(meaning: str, error: OSError, waited: float) -> StorageLost:
-    """Return the error to raise when a storage could not be used for `waited` seconds."""
+    """Return the error to raise when a storage could not be used.
+
+    Args:
+        meaning: what could not be done.
+        error: the last error.
+        waited: seconds for which it was tried.
+    """
     return StorageLost(
-        f"{meaning}, tried for {waited:.0f} s: {error}. What was done up to the last checkpoint is kept: the same "
-        "command goes on from there"
+        f"{meaning}, tried for {waited:.0f} s: {error}. The last checkpoint is kept: the same command continues from it"
     )

@@ -9,7 +9,7 @@ import ray.train
 
 
 def describe_failure(error: Exception) -> str:
-    """Say in one line why training failed."""
+    """Return in one line why training failed."""
     if isinstance(error, ray.train.WorkerGroupError):
         return describe_worker_failures(error.worker_failures)
     cause = getattr(error, "controller_failure", error)
@@ -17,7 +17,7 @@ def describe_failure(error: Exception) -> str:
 
 
 def describe_worker_failures(errors: Mapping[int, Exception]) -> str:
-    """Say in one line what befell which worker."""
+    """Return in one line which workers failed and how; `errors` is by rank."""
     ranks: dict[str, list[str]] = {}
     for rank, error in sorted(errors.items()):
         ranks.setdefault(_describe_cause(error), []).append(str(rank))
@@ -31,7 +31,7 @@ def _describe_cause(error: Exception) -> str:
     if "HealthCheckFailed" in kind or "worker process has died" in text:
         return "died"
     if "Timed out" in text or "timeout" in text:
-        return "waited in vain for another"
+        return "timed out waiting for another worker"
     if "Connection" in text:
-        return "lost touch with another"
+        return "lost the connection to another worker"
     return f"failed with {(text.strip().splitlines() or [kind])[-1]}"

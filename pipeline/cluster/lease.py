@@ -1,88 +1,181 @@
-"""Who drives a run: a beat in the run's own folder, so that also drivers on other machines see that it is taken."""
+"""A lease file with a heartbeat in the run's folder, so that two drivers do not run the same training.
+
+The file has a random id of the driver and the number of its heartbeats, 0 while the driver only claims the lease.
+Neither locks nor the clocks of machines are used:
+
+    claim   wait until there is no lease, or one whose heartbeat has stopped; write an id; wait longer than from that
+            read to the write; read back: the driver whose id is there has the lease
+    hold    write a heartbeat every SECONDS_BETWEEN_HEARTBEATS, also over the claim of another driver
+
+The claim is Fischer's algorithm (Lamport, "A Fast Mutual Exclusion Algorithm", 1987). Where a storage is slow, a claim
+may be written over a lease that is held by then; its driver waits until the holder has written its next heartbeat.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
-
-import psutil
 
 from pipeline.cluster import checkpoints
 
-NAME = "driver.json"
-SECONDS_BETWEEN_BEATS = 10.0
-SECONDS_TO_WATCH = 25.0
+FILE = "driver.json"
+SECONDS_BETWEEN_HEARTBEATS = 10.0
+SECONDS_TO_WATCH = 25.0  # of a heartbeat that may have stopped
+SECONDS_TO_SETTLE = 1.0  # from a claim to its read back
+_held: set[str] = set()  # ids of the leases that this process holds or claims
+
+
+class Lease:
+    """A lease that this driver holds.
+
+    Attributes:
+        lost: the error to raise when another driver has taken over the lease, as after a suspension of this machine.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address, self.id = address, uuid.uuid4().hex
+        self.lost: ValueError | None = None
+        self._content: dict[str, Any] = {"driver": self.id, "heartbeat": 0, **_this_process()}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._write_heartbeats, daemon=True)
+
+    def claim(self) -> None:
+        """Wait for the lease, and begin its heartbeat.
+
+        Raises:
+            ValueError: another driver has it.
+            OSError: the storage cannot be used.
+        """
+        read = _wait_until_free(self.address)
+        _write(self.address, self._content)
+        seconds = time.monotonic() - read
+        if seconds < SECONDS_TO_SETTLE / 2:
+            time.sleep(SECONDS_TO_SETTLE)
+        else:
+            time.sleep(seconds + 2 * SECONDS_BETWEEN_HEARTBEATS)
+        found = _read(self.address)
+        if found is None or found["driver"] != self.id:
+            raise _taken(self.address, found)
+        self._thread.start()
+
+    def release(self) -> None:
+        """End the heartbeat and delete the file, if it is still that of this driver."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(SECONDS_BETWEEN_HEARTBEATS)  # a storage may hang for longer
+        with suppress(OSError):
+            found = _read(self.address)
+            if found and found["driver"] == self.id:
+                filesystem, folder = checkpoints.filesystem(self.address)
+                filesystem.delete_file(f"{folder}/{FILE}")
+
+    def _write_heartbeats(self) -> None:
+        while True:
+            self._content["heartbeat"] += 1
+            with suppress(OSError):  # whoever stores a checkpoint reports that the storage cannot be used
+                found = _read(self.address)
+                if found and found["driver"] != self.id and found["heartbeat"]:
+                    self.lost = _taken(self.address, found)
+                    return
+                _write(self.address, self._content)
+            if self._ended.wait(SECONDS_BETWEEN_HEARTBEATS):
+                return
 
 
 @contextmanager
-def hold_lease(address: str) -> Iterator[None]:
-    """Drive the run whose folder is `address`; ValueError where another driver is at work on it.
+def hold_lease(address: str) -> Iterator[Lease]:
+    """Hold the lease of the run whose folder is `address`.
 
-    A driver that is gone leaves its last beat. That it is gone shows at once on its own machine; elsewhere the beat is
-    watched for SECONDS_TO_WATCH. Clocks are not compared. An outage of the storage is for others to tell.
+    The lease of a driver that was killed is taken at once on the same machine, elsewhere after SECONDS_TO_WATCH.
+    Raises ValueError where another driver has it, OSError where the storage cannot be used.
     """
-    _make_sure_nobody_else_drives(address)
-    over = threading.Event()
-    heart = threading.Thread(target=_beat, args=(address, over), daemon=True)
-    heart.start()
+    lease = Lease(address)
+    _held.add(lease.id)
     try:
-        yield
+        lease.claim()
+        yield lease
     finally:
-        over.set()
-        heart.join(SECONDS_BETWEEN_BEATS)  # not for ever: a storage may hang
-        with suppress(OSError):
-            filesystem, folder = checkpoints.place(address)
-            filesystem.delete_file(f"{folder}/{NAME}")
+        lease.release()
+        _held.discard(lease.id)
 
 
-def _make_sure_nobody_else_drives(address: str) -> None:
-    found = _read(address)
-    if found is None or (found["host"] == socket.gethostname() and _is_gone(found["pid"])):
-        return
-    deadline = time.monotonic() + SECONDS_TO_WATCH
-    while time.monotonic() < deadline:
-        time.sleep(SECONDS_BETWEEN_BEATS / 10)
-        now = _read(address)
-        if now is None:
-            return
-        if now != found:
-            raise ValueError(
-                f"another process drives the run in {address}: number {now['pid']} on {now['host']}. Wait for it, or "
-                "stop it; DGUNET_STORAGE names a place for runs of your own"
-            )
+def _wait_until_free(address: str) -> float:
+    """Wait until there is no lease or its driver is gone; return when that was read. ValueError if it is alive."""
+    read = started = time.monotonic()
+    first = _read(address)
+    if first is None or _is_gone(first):
+        return read
+    while time.monotonic() - started < SECONDS_TO_WATCH:
+        time.sleep(SECONDS_BETWEEN_HEARTBEATS / 10)
+        read = time.monotonic()
+        found = _read(address)
+        if found is None:
+            return read
+        if found != first:
+            raise _taken(address, found)
+    return read
 
 
-def _is_gone(pid: int) -> bool:
-    return pid == os.getpid() or not psutil.pid_exists(pid)
+def _taken(address: str, found: Mapping[str, Any] | None) -> ValueError:
+    """Return the error to raise when another driver, whose lease is `found`, has the run."""
+    driver = f": number {found['pid']} on {found['host']}" if found else ""
+    return ValueError(
+        f"another process drives the run in {address}{driver}. Wait for it, or stop it; DGUNET_STORAGE names another "
+        "place for the checkpoints of your own runs"
+    )
 
 
-def _beat(address: str, over: threading.Event) -> None:
-    driver = {"host": socket.gethostname(), "pid": os.getpid(), "driver": uuid.uuid4().hex}
-    for beat in itertools.count():
-        with suppress(OSError):
-            _write(address, {**driver, "beat": beat})
-        if over.wait(SECONDS_BETWEEN_BEATS):
-            return
+def _is_gone(found: Mapping[str, Any]) -> bool:
+    """Return whether the driver of a lease is certainly gone: False where that cannot be known from here.
+
+    The name of a host is not enough: two containers may have the same.
+    """
+    this = _this_process()
+    if not this["boot"] or any(found.get(name) != this[name] for name in ("host", "boot", "pid_namespace")):
+        return False
+    if found["pid"] == this["pid"] and found["started"] == this["started"]:
+        return str(found["driver"]) not in _held
+    return bool(_start_time(found["pid"]) != found["started"])
 
 
-def _write(address: str, beat: dict[str, Any]) -> None:
-    filesystem, folder = checkpoints.place(address)
-    with filesystem.open_output_stream(f"{folder}/{NAME}.new") as file:
-        file.write(json.dumps(beat).encode())
-    filesystem.move(f"{folder}/{NAME}.new", f"{folder}/{NAME}")
+def _this_process() -> dict[str, Any]:
+    """Return what tells this process from all others, on all machines; `boot` is empty where Linux does not say it."""
+    identity = {"host": socket.gethostname(), "pid": os.getpid(), "boot": "", "pid_namespace": "", "started": 0}
+    with suppress(OSError):
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        identity |= {"boot": boot, "pid_namespace": namespace, "started": _start_time(os.getpid())}
+    return identity
+
+
+def _start_time(pid: int) -> int | None:
+    """Return when a process of this machine started, in clock ticks since the boot; None if it has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        # "pid (name) state ppid …": the name may contain spaces and brackets; field 22 is the start.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else int(fields[19])
+    return None
+
+
+def _write(address: str, content: Mapping[str, Any]) -> None:
+    filesystem, folder = checkpoints.filesystem(address)
+    temporary = f"{folder}/{FILE}.{content['driver']}"  # two drivers may write at the same time
+    with filesystem.open_output_stream(temporary) as file:
+        file.write(json.dumps(content).encode())
+    filesystem.move(temporary, f"{folder}/{FILE}")
 
 
 def _read(address: str) -> dict[str, Any] | None:
-    filesystem, folder = checkpoints.place(address)
-    with suppress(FileNotFoundError, ValueError), filesystem.open_input_stream(f"{folder}/{NAME}") as file:
-        found: dict[str, Any] = json.loads(file.read())
-        return found
+    filesystem, folder = checkpoints.filesystem(address)
+    with suppress(FileNotFoundError, ValueError), filesystem.open_input_stream(f"{folder}/{FILE}") as file:
+        content: dict[str, Any] = json.loads(file.read())
+        return content
     return None

@@ -30,9 +30,10 @@ __all__ = ["SNAPSHOT", "RunTrainer", "WorkerGroupCleanup", "preemption_notice", 
 
 
 def preemption_notice() -> Any:
-    """Return what Ray last told this worker about nodes that are to be taken away, None if nothing.
+    """Return the last announcement of nodes of this run that will be taken away; None if there was none.
 
-    The public ray.train.get_preemption_info() asks all workers at each call; Ray leaves the same notice with each.
+    The public ray.train.get_preemption_info() exchanges messages with all workers at each call; Ray also stores the
+    announcement in each worker.
     """
     return get_train_context().preemption_context.preemption_info
 
@@ -46,14 +47,14 @@ def refresh_tuner(tuner: tune.Tuner, *, max_concurrent_trials: int, callbacks: l
 
 
 class WorkerGroupCleanup(WorkerGroupCallback):  # type: ignore[misc]
-    """Tells the line when workers are gone, whoever ended them, and has a group that fails as it starts leave nothing.
+    """Tells the channel when all workers have stopped, and frees the resources of a group whose start failed.
 
-    Of a group whose start fails Ray gives back what it holds of the cluster, but not once the first callback was told
-    of the group (`WorkerGroup._start`): the next group would wait for that room for ever.
+    If the start of a group fails after the first callback was called, Ray does not free what the group holds of the
+    cluster (`WorkerGroup._start`), and the next group waits for it forever.
     """
 
-    def __init__(self, run_channel: Any) -> None:
-        self.run_channel: Any = run_channel
+    def __init__(self, channel: Any) -> None:
+        self.channel: Any = channel
         self.starting: Any = None
 
     @contextmanager
@@ -64,26 +65,26 @@ class WorkerGroupCleanup(WorkerGroupCallback):  # type: ignore[misc]
             yield
         except Exception as error:
             if self.starting is not None:
-                self.starting._clear_state()  # what has not started, as Ray sees it, is given back
+                self.starting._clear_state()  # frees the resources
             if isinstance(error, WorkerGroupStartupFailedError):
-                self.run_channel.leave.remote("workers died as they started; trying again")
+                self.channel.workers_gone.remote("workers died as they started; trying again")
             raise
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Remember the group, before the callbacks that may fail."""
+        """Store the group, before the callbacks that may fail."""
         self.starting = worker_group
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
-        """Pass on that the workers go: also where nothing failed, of a node that is drained or a group that grows."""
-        self.run_channel.leave.remote()
+        """Report that the workers stop, also where none failed: a node is drained, or the group grows."""
+        self.channel.workers_gone.remote()
 
 
 class RunTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
-    """TorchTrainer whose first callback is `Group`: those of its configuration come after Ray's own."""
+    """TorchTrainer whose first callback is `WorkerGroupCleanup`; configured callbacks come after Ray's own."""
 
-    def __init__(self, run_channel: Any, **settings: Any) -> None:
+    def __init__(self, channel: Any, **settings: Any) -> None:
         super().__init__(**settings)
-        self.group = WorkerGroupCleanup(run_channel)
+        self.cleanup = WorkerGroupCleanup(channel)
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [self.group, *super()._create_default_callbacks()]
+        return [self.cleanup, *super()._create_default_callbacks()]

@@ -13,12 +13,12 @@ LOCKS = PROJECT / ".cache" / "locks"
 
 
 @contextmanager
-def alone(name: str) -> Iterator[None]:
-    """Keep other processes on this machine away from the run `name`; ValueError if one is at work on it."""
+def hold_run_lock(name: str) -> Iterator[None]:
+    """Hold the lock of the run `name`; ValueError if another process on this machine holds it."""
     LOCKS.mkdir(parents=True, exist_ok=True)
     try:
-        hold_lease = FileLock(LOCKS / name).acquire(timeout=0)
+        lock = FileLock(LOCKS / name).acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another process is at work on {name}: wait for it, or stop it") from None
-    with hold_lease:
+        raise ValueError(f"another process works on {name}: wait for it, or stop it") from None
+    with lock:
         yield

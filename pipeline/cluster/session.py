@@ -1,8 +1,4 @@
-"""Work on many processes and machines, through Ray; `pipeline.cluster.training_run` trains on it.
-
-`session` joins the cluster that RAY_ADDRESS names, or starts Ray on this machine. `map_unordered` runs a function
-over items. `alone` keeps two runs of one name apart.
-"""
+"""A Ray session: joins the cluster that RAY_ADDRESS names, or starts Ray on this machine."""
 
 from __future__ import annotations
 
@@ -10,69 +6,85 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import ray
 
-from pipeline.cluster.checkpoints import storage
+from pipeline.runtime.environment import read_environment, restored_environ
 from pipeline.runtime.files import PROJECT
+from pipeline.runtime.threads import VARIABLES, thread_settings
 
-OBJECT_STORE_BYTES = 256 * 2**20  # nothing large goes through it
-# Reports wait for the controller's next poll (2 s apart by default); printing is forwarded twice.
-RAY_SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
-PASSED_ON = ("MLFLOW_", "AWS_", "DGUNET_")
+OBJECT_STORE_BYTES = 256 * 2**20  # no large object is passed through it
+RAY_DEFAULTS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports wait for the controller's next poll; Ray's own: 2 s
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it forwards printed lines twice
+}
+FORWARDED = ("MLFLOW_", "AWS_", "DGUNET_", "RAY_TRAIN_", *VARIABLES)
 
 
 @contextmanager
 def session(*, dashboard: bool = False) -> Iterator[None]:
-    """Join the Ray cluster of RAY_ADDRESS, or start one on this machine; leave it at the end.
+    """Join the Ray cluster of RAY_ADDRESS, or start Ray on this machine; leave it at the end.
 
-    dashboard: the session needs Ray's dashboard (about 1 GB of memory): a search does, see `pipeline.tuning.search`.
+    Inside, os.environ has what Ray and its processes read from it; afterwards it is as before. What the user has set
+    stays.
+
+    Args:
+        dashboard: whether Ray's dashboard is needed, as by a search. It takes about 1 GB of memory.
+
+    Raises:
+        ValueError: the cluster has no dashboard, but needs one.
     """
-    for name, value in RAY_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    os.environ["DGUNET_STORAGE"] = storage()  # in this process's words: others work in other folders
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)} | RAY_SETTINGS
-        # A copy of the project on a node has its own PROJECT, and after a change of code another.
-        passed_on.setdefault("DGUNET_SHARD_CACHE", f"{tempfile.gettempdir()}/dgunet-shards-{os.getuid()}")
-        if "://" not in address:
-            passed_on["RAY_ADDRESS"] = address
-        runtime = {"working_dir": str(PROJECT), "env_vars": passed_on}
-        joined = ray.init(address, log_to_driver=False, runtime_env=runtime)
-        if dashboard and not joined.dashboard_url:
+    with restored_environ():
+        environment = read_environment()
+        os.environ["DGUNET_STORAGE"] = environment.storage  # other processes have other working directories
+        os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(environment.timeout_seconds)
+        for name, value in {**RAY_DEFAULTS, **thread_settings(os.environ)}.items():
+            os.environ.setdefault(name, value)
+        try:
+            if address := os.environ.get("RAY_ADDRESS"):
+                _join(address, dashboard=dashboard)
+            else:
+                _start(dashboard=dashboard)
+            yield
+        finally:
             ray.shutdown()
-            raise ValueError(
-                f"the Ray cluster {address} has no dashboard: start its head with --include-dashboard=true"
-            )
-    else:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else can reach it, and HOME may be read-only
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
-        with _known_address() if dashboard else nullcontext() as own:
-            ray.init(
-                "local", include_dashboard=dashboard, log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES,
-                logging_level="ERROR", runtime_env=own and {"env_vars": {"RAY_ADDRESS": own}},
-                # Of four times as many processes that start at once Ray warns on the terminal: a search starts eight.
-                _system_config=own and {"worker_maximum_startup_concurrency": 8},
-            )  # fmt: skip
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
-@contextmanager
-def _known_address() -> Iterator[str]:
-    """The address of the session that is started meanwhile, for its workers.
+def _join(address: str, *, dashboard: bool) -> None:
+    forwarded = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED)}
+    # On a node the checkout is a copy, another one after each change of the code: no place for a cache.
+    forwarded.setdefault("DGUNET_SHARD_CACHE", f"{tempfile.gettempdir()}/dgunet-shards-{os.getuid()}")
+    if "://" not in address:
+        forwarded["RAY_ADDRESS"] = address
+    runtime = {"working_dir": str(PROJECT), "env_vars": forwarded}
+    joined = ray.init(address, log_to_driver=False, runtime_env=runtime)
+    if dashboard and not joined.dashboard_url:
+        raise ValueError(f"the Ray cluster {address} has no dashboard: start its head with --include-dashboard=true")
 
-    What gives back the CPUs of a stopped trial looks for its session on the machine, and gives up where it finds two.
-    """
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = str(free.getsockname()[1])
-    os.environ["RAY_GCS_SERVER_PORT"] = port
-    try:
-        yield f"{ray.util.get_node_ip_address()}:{port}"
-    finally:
-        del os.environ["RAY_GCS_SERVER_PORT"]
+
+def _start(*, dashboard: bool) -> None:
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray listens on this machine alone, and HOME may be read-only
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+    options: dict[str, object] = {}
+    with restored_environ():
+        if dashboard:
+            # What frees the CPUs of a stopped trial searches the machine for the session's address, and gives up where
+            # it finds two sessions. So all processes of this session are given the address.
+            port = _free_port()
+            os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+            options = {
+                "runtime_env": {"env_vars": {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}},
+                # Ray prints a warning when four times as many processes start at once; a search starts eight.
+                "_system_config": {"worker_maximum_startup_concurrency": 8},
+            }
+        ray.init(
+            "local", include_dashboard=dashboard, log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES,
+            logging_level="ERROR", **options,
+        )  # fmt: skip
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

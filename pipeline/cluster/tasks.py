@@ -12,17 +12,17 @@ Result = TypeVar("Result")
 
 
 def map_unordered(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield `function(item)` for each item as they are done, on all the cluster's cores.
+    """Yield `function(item)` for each item, as they finish, on all cores of the cluster.
 
-    Items are drawn only as fast as they are worked off, so neither they nor the results pile up. An item whose process
-    or node died is worked on again (up to three times); an exception of `function` is raised here.
+    Items are read only as fast as they are processed, so neither they nor the results fill the memory. An item whose
+    process or node died is processed again, up to three times. An exception of `function` is raised here.
     """
     shared, remote = ray.put(function), ray.remote(num_cpus=1, max_retries=3)(_apply)
-    at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    max_running = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     running: list[ray.ObjectRef] = []
     for item in items:
         running.append(remote.remote(shared, item))
-        if len(running) >= at_once:
+        if len(running) >= max_running:
             done, running = ray.wait(running, num_returns=1)
             yield _result(done[0])
     while running:
@@ -38,5 +38,5 @@ def _result(reference: ray.ObjectRef) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        # What a user can mend is told as it was; of all else Ray's error shows where it happened.
+        # A user's error is raised as it was; of any other, Ray's error has the traceback of the task.
         raise (error.cause if isinstance(error.cause, ValueError | OSError) else error) from None

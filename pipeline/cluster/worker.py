@@ -18,32 +18,33 @@ import torch
 from pipeline.cluster import checkpoints
 from pipeline.cluster.channel import WorkerChannel
 from pipeline.cluster.errors import StorageLost, storage_lost
-from pipeline.training.context import Worker
+from pipeline.training.context import WorkerContext
 
-MOST_SECONDS_BETWEEN_TRIES = 30.0
+MAX_SECONDS_BETWEEN_TRIES = 30.0
 
 
 def run_worker(config: dict[str, Any]) -> None:
-    """Run in each worker process: tell `work` who it is."""
+    """Run the job of `config`, see `pipeline.cluster.training_run`, with the context of this worker."""
     torch.set_num_threads(config["threads"])
-    context, run_channel = ray.train.get_context(), config["run_channel"]
-    run_channel.enter.remote()
+    train_context, run_channel = ray.train.get_context(), config["channel"]
+    run_channel.workers_started.remote()
     channel = WorkerChannel(run_channel)
-    retry_while_unavailable = partial(_retry_while_unavailable, channel, config["patience"])
-    worker = Worker(
-        rank=context.get_world_rank(),
-        num_workers=context.get_world_size(),
+    retry_while_unavailable = partial(_retry_while_unavailable, channel, config["timeout_seconds"])
+    context = WorkerContext(
+        rank=train_context.get_world_rank(),
+        world_size=train_context.get_world_size(),
         device=ray.train.torch.get_device(),
         resume=_last_checkpoint(retry_while_unavailable),
         report=partial(_report, retry_while_unavailable=retry_while_unavailable),
         progress=channel.progress,
         stop_requested=channel.stop_requested,
         save_requested=channel.save_requested,
-        keep=partial(_keep, config["place"]),
+        keep_file=partial(_keep_file, config["run_dir"]),
         retry_while_unavailable=retry_while_unavailable,
+        seconds_between_checkpoints=config["seconds_between_checkpoints"],
     )
     try:
-        config["work"](worker)
+        config["job"](context)
     except (ValueError, StorageLost) as error:
         ray.get(run_channel.fail.remote(error))
         raise
@@ -59,21 +60,21 @@ def _last_checkpoint(retry_while_unavailable: Callable[..., Any]) -> Iterator[Pa
 
         def fetch() -> Path:
             folder = Path(stack.enter_context(checkpoint.as_directory()))
-            if not any(folder.iterdir()):  # which raises an OSError itself where a folder is gone
+            if not any(folder.iterdir()):  # which raises an OSError itself where a folder is missing
                 raise FileNotFoundError(f"{folder} is empty")
             return folder
 
         yield retry_while_unavailable("the checkpoint cannot be read", fetch)
 
 
-def _keep(place: str, name: str, content: bytes) -> str:
-    where = f"{place}/{name}"
+def _keep_file(run_dir: str, name: str, content: bytes) -> str:
+    address = f"{run_dir}/{name}"
     try:
-        with fsspec.open(where, "wb") as file:
+        with fsspec.open(address, "wb") as file:
             file.write(content)
     except OSError as error:
         return f"no file ({error})"
-    return where
+    return address
 
 
 def _report(metrics: dict[str, float], folder: Path | None, *, retry_while_unavailable: Callable[..., Any]) -> None:
@@ -87,38 +88,52 @@ def _report(metrics: dict[str, float], folder: Path | None, *, retry_while_unava
             return _upload(checkpoint, name, retry_while_unavailable)
         except StorageLost as error:
             lost.append(error)
-            raise RuntimeError("given up") from None  # Ray tries again what it knows by its words: time-outs of S3
+            # Ray repeats an upload where the message of the error is one that it knows, as of a timeout of S3.
+            raise RuntimeError("the upload was given up") from None
 
     try:
         ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_fn=upload)
     except RuntimeError as error:
         raise (lost[0] if lost else error) from None
-    # report() returns before the controller has committed it; a worker killed then would lose two checkpoints.
+    # report() returns before the controller has committed the checkpoint: a worker that is killed before would lose
+    # this one and the one before.
     ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
 
 
 def _upload(checkpoint: Any, name: str, retry_while_unavailable: Callable[..., Any]) -> Any:
-    place = ray.train.get_context().get_storage()
+    storage = ray.train.get_context().get_storage()
 
     def persist() -> Any:
         try:
-            return place.persist_current_checkpoint(checkpoint, name)
-        except RuntimeError as error:  # so Ray says that its mark in the storage is not there
-            raise OSError(f"there is no {place.experiment_fs_path}") from error
+            return storage.persist_current_checkpoint(checkpoint, name)
+        except RuntimeError as error:  # Ray's error where the marker file that it has put into the storage is missing
+            raise OSError(f"there is no {storage.experiment_fs_path}") from error
 
-    return retry_while_unavailable(f"the checkpoint cannot be stored in {place.experiment_fs_path}", persist)
+    return retry_while_unavailable(f"the checkpoint cannot be stored in {storage.experiment_fs_path}", persist)
 
 
-def _retry_while_unavailable(channel: WorkerChannel, patience: float, meaning: str, action: Callable[[], Any]) -> Any:
-    """Do something to a storage; try again, ever less often, while it is full or away and nobody wants to leave."""
+def _retry_while_unavailable(
+    channel: WorkerChannel, timeout_seconds: float, meaning: str, action: Callable[[], Any]
+) -> Any:
+    """Return what `action` returns; while it raises OSError, call it again, at growing intervals.
+
+    Args:
+        channel: receives a notice at each error, and says whether to stop.
+        timeout_seconds: how long to go on.
+        meaning: what an OSError means, for the notice.
+        action: what to do.
+
+    Raises:
+        StorageLost: after `timeout_seconds`, or when the run was asked to stop.
+    """
     started, pause = time.monotonic(), 1.0
     while True:
         try:
             return action()
         except OSError as error:
             waited = time.monotonic() - started
-            if waited > patience or channel.stop_requested():
+            if waited > timeout_seconds or channel.stop_requested():
                 raise storage_lost(meaning, error, waited) from error
-            channel.notice(f"{meaning}, trying again for {patience - waited:.0f} s: {error}")
+            channel.notice(f"{meaning}, trying again for {timeout_seconds - waited:.0f} s: {error}")
         time.sleep(pause)
-        pause = min(2 * pause, MOST_SECONDS_BETWEEN_TRIES)
+        pause = min(2 * pause, MAX_SECONDS_BETWEEN_TRIES)

@@ -21,7 +21,7 @@ from pipeline.degradations import degrade
 from pipeline.degradations.compose import Degradation
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.settings import BenchmarkSettings
-from pipeline.runtime import environment
+from pipeline.runtime.environment import read_environment
 from pipeline.sources import listing, patterns, places, storage
 
 BENCHMARKS = "benchmarks"  # section of params.yaml
@@ -103,7 +103,7 @@ def load_benchmark(params: Mapping[str, Any], name: str) -> Benchmark:
 
 def _located(place: str) -> str:
     """Return a place of params.yaml as one to read from: relative ones are below DGUNET_DATA."""
-    return place if "://" in place or Path(place).is_absolute() else f"{environment.data_folder()}/{place}"
+    return place if "://" in place or Path(place).is_absolute() else f"{read_environment().data}/{place}"
 
 
 def _missing(place: str) -> str | None:

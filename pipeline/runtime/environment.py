@@ -1,34 +1,113 @@
-"""Reads the environment variables of the project."""
+"""The environment variables of the project, DGUNET_…: where files lie and how large the machine is.
+
+No variable changes a result, so none of them is a value of params.yaml. README.md has a table of them.
+"""
 
 from __future__ import annotations
 
+import difflib
 import os
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
 
-Number = TypeVar("Number", int, float)
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from pipeline.runtime.files import PROJECT
 
-def patience() -> int:
-    """Return for how many seconds a run waits for a worker or a storage that does not answer: DGUNET_PATIENCE."""
-    return number("DGUNET_PATIENCE", 600)
-
-
-def number(name: str, default: Number) -> Number:
-    """Return the number that the environment gives `name`, a whole one if `default` is; ValueError where it is none."""
-    kind = type(default)
-    with suppress(ValueError):
-        if (given := kind(os.environ.get(name) or default)) >= 0:
-            return given
-    what = "whole number" if kind is int else "number"
-    raise ValueError(f"{name} must be a {what}, 0 or more, not {os.environ[name]!r}")
+PREFIX = "DGUNET_"
+TEST_PREFIX = "DGUNET_TEST_"  # read by tests alone
 
 
-def max_failures() -> int:
-    """Return how many deaths of workers a run survives without a new checkpoint: DGUNET_MAX_FAILURES."""
-    return number("DGUNET_MAX_FAILURES", 3)
+def _parse_range(text: Any) -> tuple[int, int]:
+    least, _, most = str(text).partition(":")
+    low, high = int(least), int(most or least)
+    if not 1 <= low <= high:
+        raise ValueError(text)
+    return low, high
 
 
-def data_folder() -> str:
-    """Return the folder, or URL, that holds the images of benchmarks: DGUNET_DATA."""
-    return (os.environ.get("DGUNET_DATA") or "data/sets").rstrip("/")
+def _without_slash(address: str) -> str:
+    return address.rstrip("/")
+
+
+def _absolute(address: str) -> str:
+    return _without_slash(address) if "://" in address else str(Path(address).absolute())
+
+
+class Environment(BaseSettings):
+    """The values of all DGUNET_… variables; an empty variable counts as not set.
+
+    Each `description` says which values are allowed.
+
+    Attributes:
+        workers: least and most training workers; None: one per GPU, else one.
+        cpus_per_worker: CPUs of each training worker; 0: an equal part of what the nodes have.
+        loader_processes: processes that make the batches of a worker; None: 4 on a GPU, else 0.
+        storage: where checkpoints of running work lie: a URL without a slash at the end, or an absolute path.
+        shards: URL of the shards, or empty: they lie in their own folders.
+        shard_cache: folder on each machine for shards that come from a URL.
+        shard_cache_gb: size limit of that folder, in 10⁹ bytes.
+        checkpoint_minutes: the longest time between two checkpoints.
+        max_failures: how many failures of workers a run survives without a new checkpoint in between.
+        timeout_seconds: how long a run waits for a worker or a storage that does not answer.
+        data: folder or URL of published image sets, for benchmarks and tests.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True, validate_default=False
+    )
+
+    workers: Annotated[
+        tuple[int, int] | None,
+        NoDecode,
+        BeforeValidator(_parse_range),
+        Field(description='a number of workers, or "least:most"'),
+    ] = None
+    cpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number, 0 or more")] = 0.0
+    loader_processes: Annotated[int | None, Field(ge=0, description="a whole number, 0 or more")] = None
+    storage: Annotated[str, AfterValidator(_absolute), Field(description="a folder or a URL")] = str(
+        PROJECT / ".cache" / "runs"
+    )
+    shards: Annotated[str, Field(description="a URL")] = ""
+    shard_cache: Annotated[Path, Field(description="a folder")] = PROJECT / ".cache" / "shards"
+    shard_cache_gb: Annotated[float, Field(ge=0, description="a number of gigabytes, 0 or more")] = 20.0
+    checkpoint_minutes: Annotated[float, Field(ge=0, description="a number of minutes, 0 or more")] = 10.0
+    max_failures: Annotated[int, Field(ge=0, description="a whole number, 0 or more")] = 3
+    timeout_seconds: Annotated[int, Field(ge=0, description="a whole number of seconds, 0 or more")] = 600
+    data: Annotated[str, AfterValidator(_without_slash), Field(description="a folder or a URL")] = "data/sets"
+
+
+def variable_name(field: str) -> str:
+    """Return the environment variable of a field of `Environment`."""
+    return f"{PREFIX}{field.upper()}"
+
+
+def read_environment() -> Environment:
+    """Return the variables as they are now; ValueError names each wrong one, its value and what is allowed."""
+    known = {variable_name(field): info for field, info in Environment.model_fields.items()}
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX) and name not in known:
+            (closest, *_) = [*difflib.get_close_matches(name, known, 1), f"one of {', '.join(known)}"]
+            raise ValueError(f"{name} is not a variable of this project: rename it to {closest}, or unset it")
+    try:
+        return Environment()
+    except ValidationError as error:
+        mistakes = [(variable_name(str(each["loc"][0])), each["input"]) for each in error.errors(include_url=False)]
+        raise ValueError(
+            "; ".join(f"{name} must be {known[name].description}, not {value!r}" for name, value in mistakes)
+        ) from None
+
+
+@contextmanager
+def restored_environ() -> Iterator[None]:
+    """Give os.environ back its variables and values at the end."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})

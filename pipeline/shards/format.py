@@ -155,7 +155,7 @@ class Shard:
         try:
             size = self.path.stat().st_size
         except FileNotFoundError:
-            raise self._damaged(f"is missing (and {store.ENV_URL} names no URL where it may lie)") from None
+            raise self._damaged("is missing (and DGUNET_SHARDS names no URL where it may lie)") from None
         if size != entry.bytes:
             raise self._damaged(f"has {size} bytes, the index says {entry.bytes}")
         if checksum(self.path) != entry.sha256:

@@ -24,9 +24,8 @@ from typing import Any, BinaryIO, TypeVar
 import fsspec
 from filelock import FileLock
 
-from pipeline.runtime.files import PROJECT
+from pipeline.runtime.environment import read_environment
 
-ENV_URL, ENV_CACHE, ENV_CACHE_GB = "DGUNET_SHARDS", "DGUNET_SHARD_CACHE", "DGUNET_SHARD_CACHE_GB"
 WAITS = (1.0, 4.0, 16.0)  # seconds between attempts to reach the place
 ABANDONED_SECONDS = 3600  # a download as old as this belongs to a process that was killed
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # a file appears there whole or not at all
@@ -43,7 +42,7 @@ class OutOfReach(OSError):
 
 def in_use() -> bool:
     """Whether shards lie at a URL."""
-    return bool(os.environ.get(ENV_URL))
+    return bool(read_environment().shards)
 
 
 def put(path: Path, sha256: str) -> None:
@@ -82,19 +81,12 @@ def open_shard(sha256: str) -> BinaryIO:
 
     Raises NotThere, OutOfReach.
     """
-    folder = Path(os.environ.get(ENV_CACHE) or PROJECT / ".cache" / "shards")
-    most = _cache_bytes()
+    environment = read_environment()
+    folder, most = environment.shard_cache, environment.shard_cache_gb * 1e9
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{sha256}.tar"
     with FileLock(folder / f".{sha256[:2]}.lock"):  # processes that want the same shard bring it once
         return _open_cached(path, sha256) or _bring(path, sha256, most)
-
-
-def _cache_bytes() -> float:
-    try:
-        return float(os.environ.get(ENV_CACHE_GB) or 20) * 1e9
-    except ValueError:
-        raise ValueError(f"{ENV_CACHE_GB} must be a number, not {os.environ[ENV_CACHE_GB]!r}") from None
 
 
 def _open_cached(path: Path, sha256: str) -> BinaryIO | None:
@@ -168,22 +160,22 @@ def _persist(attempt: Callable[[], Result], sha256: str) -> Result:
             if wait is None:
                 reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
                 raise OutOfReach(
-                    f"{_url(sha256)}: cannot be reached, tried {len(WAITS) + 1} times ({reason}). Check {ENV_URL} and "
-                    "the network, then run the same command again: it goes on from here"
+                    f"{_url(sha256)}: cannot be reached, tried {len(WAITS) + 1} times ({reason}). Check DGUNET_SHARDS "
+                    "and the network, then run the same command again: it goes on from here"
                 ) from error
             time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
 
 
 def _url(sha256: str) -> str:
-    return f"{os.environ[ENV_URL].rstrip('/')}/{sha256}.tar"
+    return f"{read_environment().shards.rstrip('/')}/{sha256}.tar"
 
 
 def _place(sha256: str) -> tuple[Any, str]:
     try:
         filesystem, place = fsspec.core.url_to_fs(_url(sha256))
     except (ImportError, ValueError) as error:  # a package that is not installed, a protocol that nobody knows
-        raise ValueError(f"{ENV_URL}={os.environ[ENV_URL]}: {error}") from error
+        raise ValueError(f"DGUNET_SHARDS={read_environment().shards}: {error}") from error
     return filesystem, str(place)
 
 

@@ -1,4 +1,7 @@
-"""The other workers of a training run, asked through torch.distributed; alone where it is not initialised."""
+"""Exchanges Python objects between the workers of a training run, through torch.distributed.
+
+Where torch.distributed is not initialised, there is one worker.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,28 @@ import torch.distributed as dist
 
 
 def rank() -> int:
-    """Return this worker's number, from 0."""
+    """Return the number of this worker, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Return how many workers there are."""
+    """Return the number of workers."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def all_gather(mine: list[Any]) -> list[list[Any]]:
-    """Return every worker's list, by rank, on every worker."""
+def all_gather(own: list[Any]) -> list[list[Any]]:
+    """Return the lists of all workers, by rank; every worker calls it and gets the same."""
     if world_size() == 1:
-        return [mine]
-    everyones: list[list[Any]] = [[] for _ in range(world_size())]
-    dist.all_gather_object(everyones, mine)
-    return everyones
+        return [own]
+    lists: list[list[Any]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(lists, own)
+    return lists
 
 
-def broadcast(mine: Any) -> Any:
-    """Return what rank 0 gave, on every worker."""
+def broadcast(value: Any) -> Any:
+    """Return the value of rank 0; every worker calls it, and only the value of rank 0 counts."""
     if world_size() == 1:
-        return mine
-    given = [mine]
-    dist.broadcast_object_list(given, src=0)
-    return given[0]
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,34 @@ import torch
 
 
 @dataclass(frozen=True)
-class Worker:
-    """What one training worker is told: who it is, what to continue from, and whom to tell.
+class WorkerContext:
+    """Which worker this is, where it continues, and its callbacks. The defaults are those of a worker on its own.
 
-    resume: the folder of the checkpoint to go on from, there while the context is entered: of one in a bucket, a copy.
-    report: (metrics, checkpoint folder or None); every worker calls it equally often. It returns when the checkpoint
-        is safe in storage.
-    progress: (step, figures), never waits. stop_requested: whether to save and return, never waits.
-    keep: (name, content) of a file to be kept beside the checkpoints; returns where, or why not.
-    patiently: (what an OSError means, action); it is waited out, as long as DGUNET_PATIENCE says, and tried again.
+    Attributes:
+        rank: number of this worker, from 0.
+        world_size: number of workers.
+        device: device of the network.
+        resume: context of the checkpoint folder to continue from, or of None; the folder may be gone afterwards.
+        report: (metrics, checkpoint folder or None); every worker calls it at the same steps, only rank 0 has a folder.
+            Returns when the checkpoint is safe in storage. Empty metrics: there is nothing to report but a checkpoint.
+        progress: (step, stats) every few seconds on rank 0, to be shown; does not wait.
+        stop_requested: whether all workers are to save a checkpoint and return; does not wait. Called on rank 0, after
+            each step on a CPU and each second on a GPU.
+        save_requested: likewise, whether to save a checkpoint and go on.
+        keep_file: (name, content) of a file to store beside the checkpoints; returns its address, or why there is none.
+        retry_while_unavailable: (what an OSError means, action); returns what the action returns, and repeats it while
+            it raises OSError: a full disk or an unreachable storage.
+        seconds_between_checkpoints: the longest time between two checkpoints, plus a few steps.
     """
 
-    rank: int
-    num_workers: int
-    device: torch.device
-    resume: AbstractContextManager[Path | None]
-    report: Callable[[dict[str, float], Path | None], None]
-    progress: Callable[[int, dict[str, float]], None]
-    stop_requested: Callable[[], bool]
-    save_requested: Callable[[], bool]
-    keep: Callable[[str, bytes], str]
-    retry_while_unavailable: Callable[[str, Callable[[], Any]], Any]
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (it cannot be changed)
+    resume: AbstractContextManager[Path | None] = nullcontext()  # noqa: RUF009 (it has no state)
+    report: Callable[[dict[str, float], Path | None], None] = lambda metrics, folder: None
+    progress: Callable[[int, dict[str, float]], None] = lambda step, stats: None
+    stop_requested: Callable[[], bool] = lambda: False
+    save_requested: Callable[[], bool] = lambda: False
+    keep_file: Callable[[str, bytes], str] = lambda name, content: "no file"
+    retry_while_unavailable: Callable[[str, Callable[[], Any]], Any] = lambda meaning, action: action()
+    seconds_between_checkpoints: float = math.inf

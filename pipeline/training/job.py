@@ -1,4 +1,4 @@
-"""What one training worker does: joins network, loader and loop; told by the cluster who it is."""
+"""The training job of one worker: builds network, batches and validation pairs, and runs the loop."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from pathlib import Path
 
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline.dataloader import dataset, loader, pairs
-from pipeline.runtime import environment
+from pipeline.runtime.environment import read_environment
 from pipeline.shards.format import Index
-from pipeline.training import context, loop
+from pipeline.training import loop
+from pipeline.training.context import WorkerContext
 from pipeline.training.settings import Train
+
+LOADER_PROCESSES_ON_GPU = 4
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """All that a worker has to know; the same for each.
+    """The input of a training run, the same for all workers.
 
-    shards: the folder of the splits; `indices`, by split, come along: where shards lie at a URL, the folder is on the
-        driver's node alone.
+    Attributes:
+        recipe: the section `train` of the task.
+        channels: image channels.
+        shards: folder of the splits; where shards lie at a URL, the folder exists on the driver's node alone.
+        indices: index of each split's shards, so that workers need not read it from `shards`.
+        seed: seed of the weights, of the order of the samples and of what is sampled for them.
     """
 
     recipe: Train
@@ -28,28 +35,27 @@ class TrainingJob:
     indices: Mapping[str, Index]
     seed: int
 
-    def __call__(self, worker: context.Worker) -> None:
-        """Train as one of the workers."""
-        recipe, world = self.recipe, {"rank": worker.rank, "world_size": worker.num_workers}
+    def __call__(self, context: WorkerContext) -> None:
+        """Train as the worker that `context` describes."""
+        recipe, on_gpu = self.recipe, context.device.type == "cuda"
         config = DGUNetConfig(image_channels=self.channels, **recipe.network.model_dump())
         network = DGUNet.with_seed(config, self.seed)
         patches = dataset.PatchDataset(
             self.shards / "train", recipe.batch_size, recipe.patch_size, self.seed, recipe.mixup_alpha,
             index=self.indices["train"],
         )  # fmt: skip
-        processes = environment.number("DGUNET_LOADER_PROCESSES", 4 if worker.device.type == "cuda" else 0)
-        ports = loop.Ports(
+        processes = read_environment().loader_processes
+        if processes is None:
+            processes = LOADER_PROCESSES_ON_GPU if on_gpu else 0
+        loop.fit(
+            network,
+            recipe,
+            context,
             batches=lambda first_step: loader.batches(
-                patches, first_step=first_step, num_steps=recipe.num_steps, num_loader_processes=processes,
-                pin_memory=worker.device.type == "cuda", **world,
+                patches, rank=context.rank, world_size=context.world_size, first_step=first_step,
+                num_steps=recipe.num_steps, num_loader_processes=processes, pin_memory=on_gpu,
             ),
-            validation=lambda: pairs.pairs(self.shards / "val", index=self.indices["val"], **world),
-            report=worker.report,
-            progress=worker.progress,
-            stop_requested=worker.stop_requested,
-            save_requested=worker.save_requested,
-            keep=worker.keep,
-            retry_while_unavailable=worker.retry_while_unavailable,
-            seconds_between_checkpoints=60.0 * environment.number("DGUNET_CHECKPOINT_MINUTES", 10.0),
+            validation=lambda: pairs.pairs(
+                self.shards / "val", rank=context.rank, world_size=context.world_size, index=self.indices["val"]
+            ),
         )  # fmt: skip
-        loop.fit(network, recipe, ports, device=worker.device, resume=worker.resume)

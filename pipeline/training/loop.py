@@ -1,8 +1,7 @@
-"""The course of a training: steps, validation, checkpoints; told where to report.
+"""The training loop: steps, validation, checkpoints. Reports through the callbacks of `WorkerContext`.
 
-The loop knows the world as the callables of `Ports` and, when torch.distributed is initialised, its other workers.
-Whatever is random in training is a function of (seed, step), see `pipeline.dataloader`; whatever else has a state is
-in the checkpoint. So a run that was interrupted and resumed has the losses of one that was not.
+What is random in training is a function of (seed, step), see `pipeline.dataloader`; everything else that changes is in
+the checkpoint. So a run that was interrupted and resumed has the same losses as one that was not.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,48 +22,24 @@ from dgunet.network import DGUNet
 from pipeline.dataloader.loader import Batch
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.training import collectives
+from pipeline.training.context import WorkerContext
 from pipeline.training.progress import ProgressMeter
 from pipeline.training.settings import Train
-from pipeline.training.trainer import Progress, Training, learning_rate
+from pipeline.training.trainer import Progress, Trainer, learning_rate
 
-# Reading a loss back makes the host wait for the device, so it looks at its figures, and asks for wishes, now and then.
-MOST_STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 20}
+# At a sync point the host reads the losses back, for which it waits for the device, and the workers agree whether to
+# save or to stop. On a GPU it is not reached at each step.
+MAX_STEPS_BETWEEN_SYNCS = {"cpu": 1, "cuda": 20}
+
+Batches = Callable[[int], Iterator[Batch]]
 
 
 class TrainingFailed(ValueError):
-    """Training cannot go on; says at which step, on which pairs, and what to do."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """What the loop needs of the world.
-
-    batches: first step -> this worker's batches from there to the last step.
-    validation: -> this worker's share of the validation pairs, a stretch of them.
-    report: (metrics, checkpoint folder or None), called by every worker at the same steps; the folder is the
-        receiver's to copy before it returns. Only rank 0 has one. No metrics: the checkpoint is all there is to tell.
-    progress: (step, figures) every few seconds on rank 0, for a person to watch.
-    stop_requested: asked at every look on rank 0 (each step on a CPU, each second on a GPU); when true, all workers
-        save a checkpoint and return.
-    save_requested: likewise; all save a checkpoint and go on.
-    keep: (name, content) of a file worth keeping when training fails; returns where it was put.
-    patiently: (what an OSError means, action) where one may pass: a full disk, a store of shards that is away.
-    seconds_between_checkpoints: no more than these are lost, whatever happens, and a few steps.
-    """
-
-    batches: Callable[[int], Iterator[Batch]]
-    validation: Callable[[], Iterator[EvaluationPair]]
-    report: Callable[[dict[str, float], Path | None], None]
-    progress: Callable[[int, dict[str, float]], None] = lambda step, figures: None
-    stop_requested: Callable[[], bool] = lambda: False
-    save_requested: Callable[[], bool] = lambda: False
-    keep: Callable[[str, bytes], str] = lambda name, content: "nowhere"
-    retry_while_unavailable: Callable[[str, Callable[[], Any]], Any] = lambda meaning, action: action()
-    seconds_between_checkpoints: float = math.inf
+    """Training cannot continue. The message gives the step, the pairs and what to do."""
 
 
 class _Step(NamedTuple):
-    """A step whose figures the host has not read yet."""
+    """A step whose loss the host has not read yet."""
 
     number: int
     keys: Sequence[str]
@@ -77,73 +50,88 @@ class _Step(NamedTuple):
 def fit(
     network: DGUNet,
     recipe: Train,
-    ports: Ports,
+    context: WorkerContext,
     *,
-    device: torch.device,
-    resume: AbstractContextManager[Path | None],
+    batches: Batches,
+    validation: Callable[[], Iterator[EvaluationPair]],
 ) -> Progress:
-    """Train `network` by `recipe` on `device`, from the start or from the checkpoint folder that `resume` holds.
+    """Train a network, from the start or from the checkpoint of `context.resume`.
 
-    Validates and reports, with a checkpoint, every `recipe.validate_every` steps and at the end; has checkpoints in
-    between as `ports` asks. Raises TrainingFailed when more than `recipe.max_skipped_steps` steps in a row had a
-    gradient that is not finite, or validation had.
+    Validates and reports, with a checkpoint, every `recipe.validate_every` steps and at the end. Saves checkpoints in
+    between as `context` asks.
+
+    Args:
+        network: the network; it is changed in place.
+        recipe: the section `train` of the task.
+        context: rank, device, checkpoint to continue from, and callbacks.
+        batches: first step -> batches of this worker from there to the last step.
+        validation: -> the validation pairs of this worker.
+
+    Returns:
+        How far training has come: to the last step, or to where it was asked to stop.
+
+    Raises:
+        TrainingFailed: more than `recipe.max_skipped_steps` steps in a row had a gradient that is not finite, the
+            validation PSNR is not a number, or the device has too little memory.
     """
-    training = Training(network, recipe, device)
-    with resume as folder:
+    trainer = Trainer(network, recipe, context.device)
+    with context.resume as folder:
         if folder is not None:
-            training.load(folder)
-    progress = training.progress
+            trainer.load(folder)
+    progress = trainer.progress
     meter = ProgressMeter(progress.step)
     pending: list[_Step] = []
-    batches = _Batches(ports)
-    next_look = progress.step + 1
+    reader = _BatchReader(batches)
+    next_sync = progress.step + 1
     while True:
-        if _due(progress, recipe):
-            _validated(training, meter, ports)
+        if _validation_due(progress, recipe):
+            _validate_and_report(trainer, meter, context, validation)
         if progress.step == recipe.num_steps:
             return progress
         with meter.waiting():
-            batch = ports.retry_while_unavailable("shards cannot be read", lambda: batches.next(progress.step))
-        pending.append(_Step(progress.step, batch.keys, *_stepped(training, batch)))
-        due = _due(progress, recipe)
-        if not due and progress.step < next_look:
+            batch = context.retry_while_unavailable("shards cannot be read", lambda: reader.read(progress.step))
+        pending.append(_Step(progress.step, batch.keys, *_take_step(trainer, batch)))
+        due = _validation_due(progress, recipe)
+        if not due and progress.step < next_sync:
             continue
-        progress.losses += _read_back(pending, progress, recipe, ports)
-        if collectives.rank() == 0 and meter.due():
-            ports.progress(progress.step, meter.figures(progress, recipe))
-        timely = not due and meter.seconds_unsaved() > ports.seconds_between_checkpoints
-        wishes = None
-        if collectives.rank() == 0:
-            steps = meter.steps_to_next_look(progress.step, MOST_STEPS_BETWEEN_LOOKS[device.type])
-            wishes = ports.stop_requested(), ports.save_requested() or timely, steps
-        stop, save, steps = collectives.broadcast(wishes)
-        next_look = progress.step + steps
-        if stop or save:  # what was done is saved first, before any validation; no trace of it is left in the history
-            _report({}, training, meter, ports)
+        progress.losses += _read_losses(pending, progress, recipe, context, batches)
+        if context.rank == 0 and meter.due():
+            context.progress(progress.step, meter.stats(progress, recipe))
+        overdue = not due and meter.seconds_unsaved() > context.seconds_between_checkpoints
+        decision = None
+        if context.rank == 0:
+            steps = meter.steps_to_next_sync(progress.step, MAX_STEPS_BETWEEN_SYNCS[context.device.type])
+            decision = context.stop_requested(), context.save_requested() or overdue, steps
+        stop, save, steps = collectives.broadcast(decision)
+        next_sync = progress.step + steps
+        if stop or save:  # before a validation that is due, which takes long; the history does not show it
+            _report({}, trainer, meter, context)
         if stop:
             return progress
 
 
-def _stepped(training: Training, batch: Batch) -> tuple[Tensor, Tensor]:
+def _take_step(trainer: Trainer, batch: Batch) -> tuple[Tensor, Tensor]:
     try:
-        return training.step(batch)
+        return trainer.step(batch)
     except torch.OutOfMemoryError as error:
         raise TrainingFailed(
-            f"step {training.progress.step}: the device has too little memory for it. Raise train.compute.accumulate "
+            f"step {trainer.progress.step}: the device has too little memory for it. Raise train.compute.accumulate "
             "(the same step in parts), set train.compute.recompute_activations: true, or lower train.batch_size or "
             f"train.patch_size ({str(error).splitlines()[0]})"
         ) from error
 
 
-def _due(progress: Progress, recipe: Train) -> bool:
-    """Return whether the network is to be validated as it is now."""
+def _validation_due(progress: Progress, recipe: Train) -> bool:
+    """Return whether the network is to be validated at this step and was not yet."""
     validated = progress.history[-1]["step"] if progress.history else 0
     at_an_end = progress.step % recipe.validate_every == 0 or progress.step == recipe.num_steps
     return at_an_end and progress.step > validated
 
 
-def _read_back(pending: list[_Step], progress: Progress, recipe: Train, ports: Ports) -> list[float]:
-    """Read the figures of the pending steps, count those that were skipped, and empty the list."""
+def _read_losses(
+    pending: list[_Step], progress: Progress, recipe: Train, context: WorkerContext, batches: Batches
+) -> list[float]:
+    """Return the losses of the pending steps without those that were skipped, count these, and empty the list."""
     losses = []
     total = torch.stack([step.loss for step in pending])
     if collectives.world_size() > 1:
@@ -158,74 +146,78 @@ def _read_back(pending: list[_Step], progress: Progress, recipe: Train, ports: P
         progress.skipped += 1
         progress.skipped_in_a_row += 1
         if progress.skipped_in_a_row > recipe.max_skipped_steps:
-            raise _hopeless(step, loss, norm, progress, ports)
+            raise _not_finite(step, progress, context, batches, loss=loss, norm=norm)
     pending.clear()
     return losses
 
 
-def _hopeless(step: _Step, loss: float, norm: float, progress: Progress, ports: Ports) -> TrainingFailed:
-    """Keep this worker's share of the step's batch, read once more, and say what happened."""
+def _not_finite(
+    step: _Step, progress: Progress, context: WorkerContext, batches: Batches, *, loss: float, norm: float
+) -> TrainingFailed:
+    """Store this worker's part of the step's batch, which is read once more, and return the error to raise."""
     content = io.BytesIO()
-    torch.save(next(ports.batches(step.number))._asdict(), content)
-    kept = ports.keep(f"batch-of-step-{step.number}-worker-{collectives.rank()}.pt", content.getvalue())
+    torch.save(next(batches(step.number))._asdict(), content)
+    address = context.keep_file(f"batch-of-step-{step.number}-worker-{context.rank}.pt", content.getvalue())
     return TrainingFailed(
-        f"step {step.number}: the loss is {loss}, its gradient's norm {norm}, and so for "
-        f"{progress.skipped_in_a_row} steps in a row. The weights before them are in the last checkpoint, the batch is "
-        f"in {kept}. Lower train.learning_rate or train.gradient_clip, or look at the pairs: "
+        f"step {step.number}: the loss is {loss} and the norm of its gradient {norm}, not finite for "
+        f"{progress.skipped_in_a_row} steps in a row. The last checkpoint has the weights before these steps, "
+        f"{address} has the batch. Lower train.learning_rate or train.gradient_clip, or look at the pairs: "
         f"{', '.join(key for part in collectives.all_gather(list(step.keys)) for key in part)}"
     )
 
 
-def _validated(training: Training, meter: ProgressMeter, ports: Ports) -> None:
-    """Validate, add a line to the history, and report it with a checkpoint."""
-    progress = training.progress
-    figures = meter.figures(progress, training.recipe)
-    val_psnr = ports.retry_while_unavailable("shards cannot be read", lambda: training.validate(ports.validation()))
+def _validate_and_report(
+    trainer: Trainer, meter: ProgressMeter, context: WorkerContext, validation: Callable[[], Iterator[EvaluationPair]]
+) -> None:
+    """Validate, add an entry to the history, and report it with a checkpoint."""
+    progress = trainer.progress
+    stats = meter.stats(progress, trainer.recipe)
+    val_psnr = context.retry_while_unavailable("shards cannot be read", lambda: trainer.validate(validation()))
     if math.isnan(val_psnr):
         raise TrainingFailed(
-            f"step {progress.step}: what the averaged network makes of the validation pairs is not a number. Lower "
+            f"step {progress.step}: the PSNR of the averaged network on the validation pairs is not a number. Lower "
             "train.learning_rate or train.gradient_clip"
         )
-    training.keep_best(val_psnr)
+    trainer.update_best(val_psnr)
     losses = progress.losses
-    line = {
+    entry = {
         "step": progress.step,
         "loss": math.fsum(losses) / len(losses) if losses else math.nan,
-        "learning_rate": learning_rate(progress.step - 1, training.recipe),
+        "learning_rate": learning_rate(progress.step - 1, trainer.recipe),
         "val_psnr": val_psnr,
         "skipped_steps": progress.skipped,
     }
-    progress.history.append(line)
+    progress.history.append(entry)
     losses.clear()
-    speed = {name: figures[name] for name in ("images_per_second", "waiting_for_data")}
-    _report(line | speed, training, meter, ports)
-    if collectives.rank() == 0:
-        ports.progress(progress.step, {**figures, "val_psnr": val_psnr})
+    speed = {name: stats[name] for name in ("images_per_second", "waiting_for_data")}
+    _report(entry | speed, trainer, meter, context)
+    if context.rank == 0:
+        context.progress(progress.step, {**stats, "val_psnr": val_psnr, "best_val_psnr": progress.best_psnr})
 
 
-def _report(metrics: dict[str, Any], training: Training, meter: ProgressMeter, ports: Ports) -> None:
-    if collectives.rank() != 0:
-        ports.report(metrics, None)
+def _report(metrics: dict[str, Any], trainer: Trainer, meter: ProgressMeter, context: WorkerContext) -> None:
+    if context.rank != 0:
+        context.report(metrics, None)
         return
     with tempfile.TemporaryDirectory() as folder:
-        ports.retry_while_unavailable("the checkpoint cannot be written", lambda: training.save(Path(folder)))
-        ports.report(metrics, Path(folder))
+        context.retry_while_unavailable("the checkpoint cannot be written", lambda: trainer.save(Path(folder)))
+        context.report(metrics, Path(folder))
     meter.saved = time.monotonic()
 
 
-class _Batches:
-    """This worker's batches; after an error they go on at the step that is asked for, as an iterator does not."""
+class _BatchReader:
+    """Reads the batches of this worker. An iterator ends at an error; this one starts again at the step asked for."""
 
-    def __init__(self, ports: Ports) -> None:
-        self.begin = ports.batches
-        self.coming: Iterator[Batch] | None = None
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        self.iterator: Iterator[Batch] | None = None
 
-    def next(self, step: int) -> Batch:
-        """Return the batch of `step`; steps are asked for one by one, again where it could not be read."""
-        if self.coming is None:
-            self.coming = self.begin(step)
+    def read(self, step: int) -> Batch:
+        """Return the batch of `step`, which is the next one, or the last one again if it could not be read."""
+        if self.iterator is None:
+            self.iterator = self.batches(step)
         try:
-            return next(self.coming)
+            return next(self.iterator)
         except OSError:
-            self.coming = None
+            self.iterator = None
             raise

@@ -10,16 +10,16 @@ from pipeline.training.settings import Train
 from pipeline.training.trainer import Progress
 
 PROGRESS_SECONDS = 2.0
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_SYNCS = 1.0
 
 
 class ProgressMeter:
-    """Times for a person to watch; they change nothing."""
+    """Measures times that are shown to people; they change nothing in training."""
 
     def __init__(self, first_step: int) -> None:
         self.first_step, self.shown, self.waited = first_step, 0.0, 0.0
-        self.started = self.saved = self.looked = time.monotonic()
-        self.looked_at = first_step
+        self.started = self.saved = self.synced = time.monotonic()
+        self.last_sync = first_step
 
     def waiting(self) -> AbstractContextManager[None]:
         """Return a context manager that measures time spent waiting for data."""
@@ -33,24 +33,29 @@ class ProgressMeter:
         self.shown = now
         return True
 
-    def steps_to_next_look(self, step: int, most: int) -> int:
-        """Return how many steps, at the pace since the last look, take SECONDS_BETWEEN_LOOKS, between 1 and `most`."""
+    def steps_to_next_sync(self, step: int, most: int) -> int:
+        """Return how many steps take SECONDS_BETWEEN_SYNCS at the speed since the last sync, between 1 and `most`."""
         now = time.monotonic()
-        pace = (step - self.looked_at) / max(now - self.looked, 1e-9)
-        self.looked, self.looked_at = now, step
-        return max(1, min(most, int(pace * SECONDS_BETWEEN_LOOKS)))
+        speed = (step - self.last_sync) / max(now - self.synced, 1e-9)
+        self.synced, self.last_sync = now, step
+        return max(1, min(most, int(speed * SECONDS_BETWEEN_SYNCS)))
 
     def seconds_unsaved(self) -> float:
         """Return the seconds since the last checkpoint."""
         return time.monotonic() - self.saved
 
-    def figures(self, progress: Progress, recipe: Train) -> dict[str, float]:
-        """Return loss, PSNR, speed in images per second, seconds left and the share of time spent waiting for data."""
+    def stats(self, progress: Progress, recipe: Train) -> dict[str, float]:
+        """Return what is shown of a run.
+
+        Keys: `loss` of the last step; `val_psnr` and `best_val_psnr` in dB, of the last validation and of the best
+        (not a number before the first); `images_per_second`; `seconds_left`; `waiting_for_data`, a share of the time.
+        """
         step, seconds = progress.step, max(time.monotonic() - self.started, 1e-9)
         steps_per_second = (step - self.first_step) / seconds
         return {
             "loss": progress.losses[-1] if progress.losses else math.nan,
-            "val_psnr": progress.best_psnr,
+            "val_psnr": progress.history[-1]["val_psnr"] if progress.history else math.nan,
+            "best_val_psnr": progress.best_psnr if progress.history else math.nan,
             "images_per_second": steps_per_second * recipe.batch_size,
             "seconds_left": (recipe.num_steps - step) / max(steps_per_second, 1e-9),
             "waiting_for_data": self.waited / seconds,

@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from dgunet.losses import LossKind
+from dgunet.network import DGUNetConfig
 from pipeline.config.params import Fraction, Section
 
 
 class Network(Section):
-    """Sizes of the DGUNet, as `dgunet.DGUNetConfig` (image channels follow from `synthesize.channels`)."""
+    """Sizes of the DGUNet: the fields of `dgunet.DGUNetConfig`, which says what is allowed.
 
-    width: PositiveInt
-    growth: Annotated[int, Field(ge=0)]
-    head_growth: Annotated[int, Field(ge=0)]
-    num_stages: Annotated[int, Field(ge=2)]
+    `image_channels` is not among them: it follows from `synthesize.channels`.
+    """
+
+    width: int
+    growth: int
+    head_growth: int
+    num_stages: int
     share_stages: bool
-    sensing_ratio_percent: Annotated[float, Field(gt=0, le=100)] | None
+    sensing_ratio_percent: float | None
     full_image: bool
+
+    @field_validator("*")
+    @classmethod
+    def _is_allowed(cls, value: object, info: Any) -> object:
+        name = str(info.field_name)
+        sensing = {"image_channels": 1, "sensing_ratio_percent": 100}  # with these all other fields are free
+        try:
+            DGUNetConfig(**{**sensing, name: value})  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix(f"{name}: ")) from None
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Network:
+        DGUNetConfig(image_channels=3 if self.sensing_ratio_percent is None else 1, **self.model_dump())
+        return self
 
 
 class Compute(Section):
-    """How a training step is computed: its speed and memory, its result but for rounding.
+    """How a training step is computed. It changes speed and memory, and results only by rounding.
 
-    precision: `bfloat16` is autocast where the device has units for it, float32 elsewhere.
-    accumulate: a worker's share of the batch goes through the network in so many parts: less memory, the same step.
-    recompute_activations: those inside of a stage are computed again in the backward pass instead of kept (activation
-        checkpointing, Chen et al. 2016): memory of one stage instead of all, for a second forward pass.
-    compile: by torch.compile; needs a C++ compiler, on a GPU Triton, and some minutes at the start.
+    Attributes:
+        precision: `bfloat16` uses autocast on devices that compute faster in it; others compute in float32.
+        accumulate: number of parts in which a worker's part of the batch goes through the network: less memory, the
+            same step.
+        recompute_activations: compute activations inside a stage again in the backward pass instead of storing them
+            (activation checkpointing, Chen et al. 2016): memory of one stage instead of all, a second forward pass.
+        compile: use torch.compile; needs a C++ compiler, on a GPU Triton, and some minutes at the start.
     """
 
     precision: Literal["float32", "bfloat16"]
@@ -38,14 +61,18 @@ class Compute(Section):
 
 
 class Train(Section):
-    """The recipe; `batch_size` is global, each worker's share is derived.
+    """How a network is trained.
 
-    mixup_alpha: each pair becomes w·itself + (1 − w)·another of its batch, w ~ Beta(α, α) (Zhang et al., ICLR 2018);
-    0 does not mix.
+    Attributes:
+        batch_size: images of a batch over all workers.
+        mixup_alpha: each pair becomes w·itself + (1 − w)·another of its batch, w ~ Beta(α, α) (Zhang et al.,
+            ICLR 2018); 0 does not mix.
+        average_decay: decay of the exponential average of the weights.
+        max_skipped_steps: how many steps in a row may have a gradient that is not finite.
     """
 
     network: Network
-    loss: Literal["charbonnier", "charbonnier_edge", "charbonnier_clamped", "mse_clamped"]
+    loss: LossKind
     mixup_alpha: Annotated[float, Field(ge=0)]
     patch_size: Annotated[int, Field(ge=16)]
     batch_size: PositiveInt

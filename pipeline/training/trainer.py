@@ -1,4 +1,4 @@
-"""A network in training: the state that a checkpoint holds, and the step that changes it; on any device."""
+"""Trains a network on one device: the state that a checkpoint holds, and the step that changes it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STATE = "state.pt"
 
 
 class Objective(nn.Module):
-    """The loss of a network on a batch, as one module: what DistributedDataParallel wraps."""
+    """The loss of a network on a batch as one module, for DistributedDataParallel to wrap."""
 
     def __init__(self, network: DGUNet, loss: LossKind) -> None:
         super().__init__()
@@ -42,25 +42,32 @@ class Objective(nn.Module):
 
 @dataclass
 class Progress:
-    """How far training has come: part of the checkpoint, and the same for equal runs (so no times)."""
+    """How far training has come. It is part of the checkpoint and the same for equal runs, so it holds no times."""
 
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
     best_psnr: float = -math.inf
     best_step: int = 0
-    losses: list[float] = field(default_factory=list)  # since the last line of the history
+    losses: list[float] = field(default_factory=list)  # since the last entry of the history
     history: list[dict[str, float | int]] = field(default_factory=list)
 
 
-class Training:
-    """A network in training: what a checkpoint holds, and the step that changes it."""
+class Trainer:
+    """A network in training with its averaged weights, its optimiser and its progress.
+
+    Attributes:
+        network: the network, on `device`.
+        averaged: the network with exponentially averaged weights; it is validated and exported.
+        best: the averaged weights with the highest validation PSNR so far, on the CPU.
+        progress: how far training has come.
+    """
 
     def __init__(self, network: DGUNet, recipe: Train, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         self.network = network.to(device)
         self.averaged = copy.deepcopy(self.network).requires_grad_(False)
-        # Not torch's AveragedModel: it counts its steps on the host, and makes that wait for the device at each.
+        # Not torch's AveragedModel: at each step it reads a counter back, for which the host waits for the device.
         self._average = get_ema_multi_avg_fn(recipe.average_decay)  # type: ignore[no-untyped-call]
         self.best: dict[str, Tensor] = _on_cpu(self.averaged)
         self.progress = Progress()
@@ -76,14 +83,15 @@ class Training:
             self.objective = DistributedDataParallel(
                 self.objective,
                 device_ids=[device] if device.type == "cuda" else None,
-                static_graph=compute.accumulate == 1,  # its first backward pass may not be one of several
+                static_graph=compute.accumulate == 1,  # refuses several backward passes per step
                 gradient_as_bucket_view=True,
             )
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Take one step; return its loss (mean over the global batch) and gradient norm, both on the device.
+        """Take one step; return this worker's part of the loss and the norm of the gradient, both on the device.
 
-        Where the gradient is not finite the weights stay as they are: fused optimisers decide that on the device.
+        The mean of the parts over all workers is the loss of the global batch. Where the gradient is not finite, the
+        weights and the optimiser stay as they are: fused optimisers decide that on the device.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.progress.step, self.recipe)
@@ -92,9 +100,9 @@ class Training:
         parts = list(zip(*(t.chunk(self.recipe.compute.accumulate) for t in (clean, degraded)), strict=True))
         losses = []
         for number, (clean_part, degraded_part) in enumerate(parts, 1):
-            # DistributedDataParallel averages over workers; their shares of the batch may differ by one.
+            # DistributedDataParallel averages over workers; their parts of the batch may differ by one image.
             weight = len(clean_part) * collectives.world_size() / self.recipe.batch_size
-            with self._gradients_stay_here() if number < len(parts) else nullcontext():
+            with self._without_gradient_exchange() if number < len(parts) else nullcontext():
                 with self._autocast():
                     loss = self.objective(clean_part, degraded_part) * weight
                 loss.backward()
@@ -102,7 +110,7 @@ class Training:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
         self.optimizer.found_inf = (~torch.isfinite(norm)).float().reshape(())  # type: ignore[attr-defined]
         self.optimizer.step()
-        self._take_average()
+        self._update_average()
         self.progress.step += 1
         return torch.stack(losses).sum(), norm.detach()
 
@@ -122,14 +130,14 @@ class Training:
             raise ValueError("there is no validation pair: raise prepare.split.val, or add images")
         return math.fsum(score for _, score in scores) / len(scores)
 
-    def keep_best(self, val_psnr: float) -> None:
-        """Remember the averaged weights if `val_psnr` is the highest so far."""
+    def update_best(self, val_psnr: float) -> None:
+        """Copy the averaged weights to `best` if `val_psnr` is the highest so far."""
         if val_psnr > self.progress.best_psnr:
             self.progress.best_psnr, self.progress.best_step = val_psnr, self.progress.step
             self.best = _on_cpu(self.averaged)
 
     def save(self, folder: Path) -> None:
-        """Write the whole state into `folder`. Raises OSError where it cannot."""
+        """Write a checkpoint into `folder`. Raises OSError where it cannot."""
         state = {
             "config": asdict(self.network.config),
             "progress": asdict(self.progress),
@@ -140,7 +148,7 @@ class Training:
         }
         try:
             torch.save(state, folder / STATE)
-        except RuntimeError as error:  # so torch tells of a full disk
+        except RuntimeError as error:  # torch's error for a full disk
             raise OSError(f"{folder / STATE} cannot be written: is the disk full? ({error})") from error
 
     def load(self, folder: Path) -> None:
@@ -153,15 +161,15 @@ class Training:
         self.best = state["best"]
 
     @torch.no_grad()
-    def _take_average(self) -> None:
+    def _update_average(self) -> None:
         averaged, live = (list[Tensor](network.parameters()) for network in (self.averaged, self.network))
         if self.progress.step == 0:
             torch._foreach_copy_(averaged, live)
         else:
             self._average(averaged, live, None)
 
-    def _gradients_stay_here(self) -> AbstractContextManager[Any]:
-        """Gradients are added up on this worker; only the last part of a batch has them averaged over all."""
+    def _without_gradient_exchange(self) -> AbstractContextManager[Any]:
+        """Add gradients up on this worker; with the last part of a batch they are averaged over all workers."""
         return self.objective.no_sync() if isinstance(self.objective, DistributedDataParallel) else nullcontext()
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -180,20 +188,26 @@ def learning_rate(step: int, recipe: Train) -> float:
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
-    """Return whether products in bfloat16 are faster there than in float32: GPUs since Ampere, CPUs with AMX."""
+    """Return whether the device computes faster in bfloat16 than in float32: GPUs since Ampere, CPUs with AMX."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def history(folder: Path) -> list[dict[str, float | int]]:
-    """Return a checkpoint's reports, first to last."""
-    lines: list[dict[str, float | int]] = _read(folder)["progress"]["history"]
-    return lines
+    """Return the entries of a checkpoint's history, one for each validation."""
+    entries: list[dict[str, float | int]] = _read(folder)["progress"]["history"]
+    return entries
 
 
 def export(folder: Path, model: Path, card: Mapping[str, Any]) -> None:
-    """Write the best weights of the checkpoint in `folder` as the model folder `model`; `card` as it is there."""
+    """Write the best weights of a checkpoint as a model folder.
+
+    Args:
+        folder: the checkpoint.
+        model: the model folder to write.
+        card: the model card; the best step and its PSNR are added as `provenance.metrics`.
+    """
     state = _read(folder)
     network = build_network(DGUNetConfig(**state["config"]), state["best"], "best weights so far")
     steps, val_psnr = state["progress"]["best_step"], state["progress"]["best_psnr"]

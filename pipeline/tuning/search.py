@@ -31,16 +31,19 @@ from ray.tune.search.optuna import OptunaSearch
 from pipeline.cluster import checkpoints, errors, resources, training_run
 from pipeline.cluster.channel import RunListener
 from pipeline.cluster.ray_internals import refresh_tuner
-from pipeline.runtime import environment
-from pipeline.training import context, loop, trainer
+from pipeline.runtime.environment import read_environment, restored_environ
+from pipeline.training import loop, trainer
+from pipeline.training.context import WorkerContext
 from pipeline.tuning.settings import Choice, Dimension, Integer, LogUniform, Tune
 from pipeline.tuning.space import rounded
 from pipeline.tuning.trial import Trial
 
 METRIC, STEP, FAILURE, SECONDS = "val_psnr", "step", "failure", "time_total_s"
 WORST_PSNR = 0.0  # dB, of white for black: what a recipe that diverges is worth
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C and SIGTERM are ours, below
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a listener speaks instead
+TUNE_DEFAULTS = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `_saved_on_stop` handles Ctrl-C and SIGTERM
+    "RAY_AIR_NEW_OUTPUT": "0",  # the listener prints instead
+}
 Values = Mapping[str, Any]
 Reports = dict[str, list[dict[str, Any]]]  # by the id of the trial
 Listener = Callable[[int, str, Values, Mapping[str, float]], None]
@@ -58,7 +61,7 @@ class Search:
     settings: Tune
     num_steps: int
     seed: int
-    work_of: Callable[[Values], Callable[[context.Worker], None]]
+    work_of: Callable[[Values], Callable[[WorkerContext], None]]
     first: Values | None
 
 
@@ -73,14 +76,16 @@ def search(problem: Search, listener: Listener) -> list[Trial]:
     waiting = tune.PlacementGroupFactory([{"memory": 1}])
     trainable = tune.with_resources(_Driver(problem.name, share, problem), waiting)
     heard = _Heard(listener)
-    folder = f"{checkpoints.storage()}/{problem.name}"
+    folder = checkpoints.run_dir(problem.name)
     if tune.Tuner.can_restore(folder):
         tuner = tune.Tuner.restore(folder, trainable, resume_errored=True)
         scheduler = refresh_tuner(tuner, max_concurrent_trials=at_once, callbacks=[heard])
         scheduler.earlier = heard.reports
     else:
         tuner = _tuner(problem, trainable, at_once, heard)
-    with _saved_on_stop() as stopped, warnings.catch_warnings():
+    with restored_environ(), _saved_on_stop() as stopped, warnings.catch_warnings():
+        for name, value in TUNE_DEFAULTS.items():
+            os.environ.setdefault(name, value)
         # A trial that was begun again counts its reports from 1 again; Optuna's sampler does not use the number.
         warnings.filterwarnings("ignore", message="The reported value is ignored", category=UserWarning)
         grid = tuner.fit()
@@ -93,7 +98,7 @@ def forget_trials(name: str, trials: list[Trial]) -> None:
     """Remove the checkpoints of the trials of the search `name`; what they reported stays."""
     for trial in trials:
         with suppress(FileNotFoundError):  # it came to nothing, or is forgotten already
-            training_run.delete_checkpoints(f"{name}-{trial.id}")
+            checkpoints.delete_checkpoints(f"{name}-{trial.id}")
 
 
 def resources_of_trial(settings: Tune) -> resources.WorkerResources:
@@ -139,8 +144,8 @@ def _tuner(problem: Search, trainable: Any, at_once: int, heard: _Heard) -> tune
             trial_dirname_creator=_folder,
         ),
         run_config=tune.RunConfig(
-            name=problem.name, storage_path=checkpoints.storage(), verbose=0, callbacks=[heard],
-            failure_config=tune.FailureConfig(max_failures=environment.max_failures()),
+            name=problem.name, storage_path=read_environment().storage, verbose=0, callbacks=[heard],
+            failure_config=tune.FailureConfig(max_failures=read_environment().max_failures),
         ),
     )  # fmt: skip
 
@@ -171,7 +176,7 @@ class _Driver:
         run = f"{self.name}-{tune.get_context().get_trial_id()}"
         with tempfile.TemporaryDirectory() as folder:
             try:
-                training_run.fit(work, name=run, into=Path(folder), listener=RunListener(report), share=self.share)
+                training_run.fit(work, name=run, into=Path(folder), listener=RunListener(report), resources=self.share)
             except loop.TrainingFailed as error:
                 tune.report({STEP: self.problem.num_steps, METRIC: WORST_PSNR, FAILURE: str(error)})
                 return

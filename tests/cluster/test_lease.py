@@ -1,4 +1,4 @@
-"""One driver for each run, wherever the other is: seen by a beat in the run's folder, never by clocks."""
+"""One driver for each run, wherever another one is: the lease is judged by its id and heartbeat, never by clocks."""
 
 import json
 import os
@@ -6,83 +6,208 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from factories import PROJECT
-from processes import until
+from processes import started, until
 
 from pipeline.cluster import lease
 
-BEATS = """
-import time
+DRIVER = """
+import sys, time
 from pipeline.cluster import lease
-with lease.hold_lease({!r}):
-    print("held", flush=True)
-    time.sleep(60)
+wait_until_free = lease._wait_until_free
+
+def wait_and_pause(address):
+    read = wait_until_free(address)
+    print("free", flush=True)
+    time.sleep(float(sys.stdin.readline()))  # as a slow storage
+    return read
+
+lease._wait_until_free = wait_and_pause
+for folder in map(str.strip, sys.stdin):
+    try:
+        with lease.hold_lease(folder):
+            print("held", flush=True)
+            sys.stdin.readline()
+        print("released", flush=True)
+    except ValueError as error:
+        print(f"refused: {error}", flush=True)
 """
 
 
+class Driver:
+    """A process that claims leases. It pauses between the look whether a lease is free and its claim."""
+
+    def __init__(self, process: Any) -> None:
+        self.process, self.pid = process, process.pid
+
+    def say(self, line: object) -> None:
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> str:
+        return str(self.process.stdout.readline()).strip()
+
+
+@contextmanager
+def driver() -> Iterator[Driver]:
+    command = [sys.executable, "-c", DRIVER]
+    with started(*command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield Driver(process)
+
+
+@pytest.fixture(scope="module")
+def drivers() -> Iterator[list[Driver]]:
+    with driver() as first, driver() as second:
+        yield [first, second]
+
+
 @pytest.fixture(autouse=True)
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "SECONDS_BETWEEN_BEATS", 0.1)
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "SECONDS_BETWEEN_HEARTBEATS", 0.1)
     monkeypatch.setattr(lease, "SECONDS_TO_WATCH", 1.0)
+    monkeypatch.setattr(lease, "SECONDS_TO_SETTLE", 0.2)
 
 
-def elsewhere(folder: Path, beat: int) -> None:
-    (folder / "new").write_text(json.dumps({"host": "elsewhere", "pid": 7, "driver": "d", "beat": beat}))
-    (folder / "new").replace(folder / lease.NAME)
+def content(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / lease.FILE).read_text())
+    return found
+
+
+def write(folder: Path, **values: Any) -> None:
+    """Write the lease of another driver; of what `values` does not say it is like that of this process."""
+    (folder / "new").write_text(json.dumps({**lease._this_process(), "driver": "other", "heartbeat": 3, **values}))
+    (folder / "new").replace(folder / lease.FILE)
+
+
+@contextmanager
+def heartbeat(folder: Path, **values: Any) -> Iterator[None]:
+    """Another driver, in a thread, that has the lease."""
+    ended = threading.Event()
+
+    def write_heartbeats() -> None:
+        for number in range(1, 1000):
+            write(folder, **values, heartbeat=number)
+            if ended.wait(0.02):
+                return
+
+    thread = threading.Thread(target=write_heartbeats)
+    thread.start()
+    try:
+        until((folder / lease.FILE).exists)
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_a_run_that_another_machine_drives_is_refused(tmp_path: Path) -> None:
-    over = threading.Event()
-
-    def beat() -> None:
-        for number in range(1000):
-            elsewhere(tmp_path, number)
-            if over.wait(0.02):
-                return
-
-    heart = threading.Thread(target=beat)
-    heart.start()
-    until((tmp_path / lease.NAME).exists)
-    with pytest.raises(ValueError, match="number 7 on elsewhere"), lease.hold_lease(str(tmp_path)):
+    with (
+        heartbeat(tmp_path, host="elsewhere", pid=7),
+        pytest.raises(ValueError, match="number 7 on elsewhere"),
+        lease.hold_lease(str(tmp_path)),
+    ):
         pass
-    over.set()
-    heart.join()
-    assert json.loads((tmp_path / lease.NAME).read_text())["host"] == "elsewhere"
+    assert content(tmp_path)["host"] == "elsewhere"
 
 
-def test_a_driver_that_died_on_another_machine_is_followed(tmp_path: Path) -> None:
-    elsewhere(tmp_path, 3)
+@pytest.mark.parametrize("other", [{"pid_namespace": "pid:[1]"}, {"boot": "of another machine"}, {"boot": ""}])
+def test_a_driver_in_another_container_with_the_same_host_name_is_not_taken_for_gone(
+    tmp_path: Path, other: dict[str, str]
+) -> None:
+    with (
+        heartbeat(tmp_path, pid=10**7, started=1, **other),  # there is no such process here
+        pytest.raises(ValueError, match=f"number 10000000 on {socket.gethostname()}"),
+        lease.hold_lease(str(tmp_path)),
+    ):
+        pass
+
+
+def test_the_lease_of_a_driver_that_died_on_another_machine_is_taken(tmp_path: Path) -> None:
+    write(tmp_path, host="elsewhere", pid=7)
     with lease.hold_lease(str(tmp_path)):
-        until(lambda: json.loads((tmp_path / lease.NAME).read_text())["host"] == socket.gethostname())
-        first = json.loads((tmp_path / lease.NAME).read_text())
-        until(lambda: json.loads((tmp_path / lease.NAME).read_text())["beat"] > first["beat"])
-    assert not (tmp_path / lease.NAME).exists()
+        first = content(tmp_path)
+        assert first["host"] == socket.gethostname()
+        until(lambda: content(tmp_path)["heartbeat"] > first["heartbeat"])
+    assert not (tmp_path / lease.FILE).exists()
 
 
-def test_a_driver_that_was_killed_on_this_machine_is_followed_at_once(
+def test_the_lease_of_a_driver_that_was_killed_on_this_machine_is_taken_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [sys.executable, "-c", BEATS.format(str(tmp_path))]
-    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout
-        assert other.stdout.readline() == "held\n"
-        until((tmp_path / lease.NAME).exists)
-        other.kill()
+    with driver() as other:
+        other.say(tmp_path)
+        other.say(0)
+        assert [other.answer(), other.answer()] == ["free", "held"]
+        other.process.kill()
+    assert content(tmp_path)["pid"] == other.pid
     monkeypatch.setattr(lease, "SECONDS_TO_WATCH", 1e9)
     with lease.hold_lease(str(tmp_path)):
-        until(lambda: json.loads((tmp_path / lease.NAME).read_text())["pid"] == os.getpid())
+        assert content(tmp_path)["pid"] == os.getpid()
 
 
-def test_a_storage_that_is_away_does_not_end_the_lease(tmp_path: Path) -> None:
+def test_the_number_of_a_driver_that_died_may_belong_to_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, pid=os.getppid(), started=1)
+    monkeypatch.setattr(lease, "SECONDS_TO_WATCH", 1e9)
+    with lease.hold_lease(str(tmp_path)):
+        assert content(tmp_path)["driver"] != "other"
+
+
+def test_a_run_that_this_process_drives_is_refused(tmp_path: Path) -> None:
+    with lease.hold_lease(str(tmp_path)):
+        with pytest.raises(ValueError, match="another process drives"), lease.hold_lease(str(tmp_path)):
+            pass
+        assert content(tmp_path)["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.0, 0.1, 0.4])
+def test_of_two_drivers_that_start_together_one_continues(
+    tmp_path: Path, drivers: list[Driver], seconds: float
+) -> None:
+    for each in drivers:
+        each.say(tmp_path)
+    assert [each.answer() for each in drivers] == ["free", "free"]  # neither sees a lease of the other
+    drivers[0].say(0)
+    drivers[1].say(seconds)
+    answers = [each.answer().partition(":")[0] for each in drivers]
+    assert sorted(answers) == ["held", "refused"]
+    holder = drivers[answers.index("held")]
+    assert content(tmp_path)["pid"] == holder.pid
+    holder.say("release")
+    assert holder.answer() == "released"
+
+
+def test_a_claim_that_was_written_too_late_is_refused(tmp_path: Path, drivers: list[Driver]) -> None:
+    late = drivers[0]
+    late.say(tmp_path)
+    assert late.answer() == "free"
+    with lease.hold_lease(str(tmp_path)) as held:
+        late.say(0)
+        assert late.answer().startswith("refused: another process drives")
+        assert not held.lost
+        until(lambda: content(tmp_path)["driver"] == held.id)
+
+
+def test_a_driver_learns_that_another_one_has_taken_over(tmp_path: Path) -> None:
+    with lease.hold_lease(str(tmp_path)) as held, heartbeat(tmp_path, host="elsewhere", pid=7):
+        until(lambda: held.lost)
+    assert "number 7 on elsewhere" in str(held.lost)
+    assert content(tmp_path)["host"] == "elsewhere"
+
+
+def test_a_storage_that_is_unavailable_does_not_end_the_lease(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     with lease.hold_lease(str(folder)):
-        until((folder / lease.NAME).exists)
         folder.rename(tmp_path / "away")
-        first = json.loads((tmp_path / "away" / lease.NAME).read_text())["beat"]
+        first = content(tmp_path / "away")["heartbeat"]
         (tmp_path / "away").rename(folder)
-        until(lambda: json.loads((folder / lease.NAME).read_text())["beat"] > first + 1)
+        until(lambda: content(folder)["heartbeat"] > first + 1)
         folder.rename(tmp_path / "away")

@@ -1,4 +1,4 @@
-"""Ray with real processes: what is killed is done again, what was asked to stop saves first, errors come home."""
+"""Ray with real processes: killed work is repeated, a run asked to stop saves first, errors reach the driver."""
 
 import json
 import os
@@ -20,13 +20,14 @@ import ray
 from factories import pythonpath, step_of
 from processes import command, started, until
 
-from pipeline.cluster import checkpoints, errors, resources, run_lock, session, tasks, training_run
+from pipeline.cluster import checkpoints, errors, lease, resources, run_lock, tasks, training_run
 from pipeline.cluster.channel import RunChannel, RunListener, WorkerChannel
 from pipeline.cluster.failures import describe_worker_failures
-from pipeline.training import context
+from pipeline.cluster.session import session
+from pipeline.training.context import WorkerContext
 
 PYTHONPATH = pythonpath(__file__)
-pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings are not ours to mend
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +36,13 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", PYTHONPATH)
         patch.setenv("DGUNET_STORAGE", str(folder))
-        with session.session():
+        patch.setattr(lease, "SECONDS_TO_SETTLE", 0.1)  # no other driver is there
+        with session():
             yield folder
 
 
 def square_unless_killed(folder: Path, number: int) -> int:
-    """Dies the first time it is asked about 3."""
+    """Is killed at the first call for 3."""
     mark = folder / str(number)
     if number == 3 and not mark.exists():
         mark.touch()
@@ -52,22 +54,22 @@ def refuse(number: int) -> int:
     raise ValueError(f"no square of {number}")
 
 
-def test_a_task_whose_process_is_killed_is_done_again(storage: Path, tmp_path: Path) -> None:
+def test_a_task_whose_process_is_killed_is_repeated(storage: Path, tmp_path: Path) -> None:
     squares = tasks.map_unordered(partial(square_unless_killed, tmp_path), iter(range(6)))
     assert sorted(squares) == [0, 1, 4, 9, 16, 25]
 
 
-def test_items_are_drawn_as_they_are_worked_off(storage: Path, tmp_path: Path) -> None:
-    sampled: list[int] = []
+def test_items_are_read_only_as_fast_as_they_are_processed(storage: Path, tmp_path: Path) -> None:
+    read: list[int] = []
 
     def items() -> Iterator[int]:
         for number in range(100):
-            sampled.append(number)
+            read.append(number)
             yield number
 
     results = tasks.map_unordered(partial(square_unless_killed, tmp_path), items())
     next(results)
-    assert len(sampled) < 20
+    assert len(read) < 20
 
 
 def test_the_error_of_a_task_is_raised_as_it_was(storage: Path) -> None:
@@ -76,51 +78,51 @@ def test_the_error_of_a_task_is_raised_as_it_was(storage: Path) -> None:
     assert str(error.value) == "no square of 7"  # and not Ray's traceback
 
 
-def count(last: int, folder: str, worker: context.Worker) -> None:
-    """Counts to `last`, a checkpoint each; a file in `folder` says what befalls it on the way."""
-    wounds = Path(folder)
-    step = step_of(worker)
-    with (wounds / "starts").open("a") as file:
+def count(last: int, folder: str, context: WorkerContext) -> None:
+    """Counts to `last` with a checkpoint for each; a file STEP.kill or STEP.error in `folder` makes it fail there."""
+    place = Path(folder)
+    step = step_of(context)
+    with (place / "starts").open("a") as file:
         file.write(f"{step} ")
     while step < last:
         step += 1
-        worker.progress(step, {"loss": 1.0})
-        checkpoint = wounds / f"made{step}"
+        context.progress(step, {"loss": 1.0})
+        checkpoint = place / f"made{step}"
         checkpoint.mkdir(exist_ok=True)
         (checkpoint / "step").write_text(str(step))
-        worker.report({"step": step}, checkpoint)
-        for wound in wounds.glob(f"{step}.*"):
-            kind = wound.suffix
-            wound.unlink()
+        context.report({"step": step}, checkpoint)
+        for fault in place.glob(f"{step}.*"):
+            kind = fault.suffix
+            fault.unlink()
             if kind == ".kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if kind == ".error":
                 raise ValueError("the recipe is wrong")
-        if worker.stop_requested():
+        if context.stop_requested():
             return
 
 
 def counted(folder: Path, name: str, last: int) -> tuple[list[int], Path]:
-    heard: list[int] = []
+    steps: list[int] = []
     folder.mkdir(exist_ok=True)
     training_run.fit(
         partial(count, last, str(folder)), name=name, into=folder / "out",
-        listener=RunListener(lambda metrics: heard.append(int(metrics["step"]))),
+        listener=RunListener(lambda metrics: steps.append(int(metrics["step"]))),
     )  # fmt: skip
-    return heard, folder / "out"
+    return steps, folder / "out"
 
 
-def test_a_killed_worker_goes_on_from_the_last_checkpoint_and_no_report_is_heard_twice(
+def test_a_killed_worker_continues_from_the_last_checkpoint_and_no_report_is_repeated(
     storage: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "2.kill").touch()
-    heard, out = counted(tmp_path, "killed", 4)
+    steps, out = counted(tmp_path, "killed", 4)
     assert (out / "step").read_text() == "4"
-    assert heard == [1, 2, 3, 4]
+    assert steps == [1, 2, 3, 4]
     assert (tmp_path / "starts").read_text() == "0 2 "
 
 
-def test_an_error_that_a_retry_cannot_mend_is_raised_at_once(storage: Path, tmp_path: Path) -> None:
+def test_an_error_that_no_retry_can_correct_is_raised_at_once(storage: Path, tmp_path: Path) -> None:
     (tmp_path / "1.error").touch()
     with pytest.raises(ValueError, match="the recipe is wrong"):
         counted(tmp_path, "wrong", 3)
@@ -128,28 +130,28 @@ def test_an_error_that_a_retry_cannot_mend_is_raised_at_once(storage: Path, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("copy_too", [False, True])
-def test_a_list_of_checkpoints_that_was_cut_off_does_not_stop_a_run(
-    storage: Path, tmp_path: Path, copy_too: bool
-) -> None:
-    name = f"cut-{copy_too}"
+@pytest.mark.parametrize("backup_too", [False, True])
+def test_a_damaged_list_of_checkpoints_does_not_stop_a_run(storage: Path, tmp_path: Path, backup_too: bool) -> None:
+    name = f"cut-{backup_too}"
     counted(tmp_path, name, 3)
-    for file in (storage / name).glob("checkpoint_manager_snapshot.json*" if copy_too else "*.json"):
+    for file in (storage / name).glob("checkpoint_manager_snapshot.json*" if backup_too else "*.json"):
         file.write_bytes(file.read_bytes()[:40])
     notices: list[str] = []
     training_run.fit(
         partial(count, 5, str(tmp_path)), name=name, into=tmp_path / "out", listener=RunListener(notice=notices.append)
     )
     assert (tmp_path / "out" / "step").read_text() == "5"
-    assert (tmp_path / "starts").read_text() == ("0 0 " if copy_too else "0 3 ")
-    assert ("starting anew" if copy_too else "going on from the last that is there") in notices[0]
+    assert (tmp_path / "starts").read_text() == ("0 0 " if backup_too else "0 3 ")
+    assert ("starting again from step 0" if backup_too else "continuing from the last one that is complete") in notices[
+        0
+    ]
 
 
-def test_a_list_that_cannot_be_read_at_the_moment_is_left_alone(storage: Path, tmp_path: Path) -> None:
+def test_a_list_that_cannot_be_read_at_the_moment_is_not_changed(storage: Path, tmp_path: Path) -> None:
     counted(tmp_path, "flaky", 3)
     before = sorted((path, path.read_bytes()) for path in (storage / "flaky").rglob("*") if path.is_file())
 
-    filesystem, place = checkpoints.place(str(storage / "flaky"))
+    filesystem, folder = checkpoints.filesystem(str(storage / "flaky"))
 
     class Flaky:
         def __getattr__(self, name: str) -> Any:
@@ -159,30 +161,30 @@ def test_a_list_that_cannot_be_read_at_the_moment_is_left_alone(storage: Path, t
             raise OSError("the network is down")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "place", lambda address: (Flaky(), place))
+        patch.setattr(checkpoints, "filesystem", lambda address: (Flaky(), folder))
         with pytest.raises(OSError, match="the network is down"):
             checkpoints.repair_snapshot(str(storage / "flaky"))
     assert before == sorted((path, path.read_bytes()) for path in (storage / "flaky").rglob("*") if path.is_file())
 
 
-def test_a_copy_that_names_a_checkpoint_too_many_still_serves(storage: Path, tmp_path: Path) -> None:
+def test_a_backup_that_lists_a_deleted_checkpoint_can_be_used(storage: Path, tmp_path: Path) -> None:
     counted(tmp_path, "stale", 3)
-    (storage / "stale" / RECORD).write_bytes(b"{")
+    (storage / "stale" / checkpoints.SNAPSHOT).write_bytes(b"{")
     first, last = sorted(path for path in (storage / "stale").iterdir() if path.is_dir())
     shutil.rmtree(first)
-    assert "going on from the last that is there" in (checkpoints.repair_snapshot(str(storage / "stale")) or "")
-    assert json.loads((storage / "stale" / RECORD).read_text())["latest_checkpoint_result"]["checkpoint_dir_name"] == (
-        last.name
+    assert "continuing from the last one that is complete" in (
+        checkpoints.repair_snapshot(str(storage / "stale")) or ""
     )
+    assert json.loads((storage / "stale" / checkpoints.SNAPSHOT).read_text())["latest_checkpoint_result"][
+        "checkpoint_dir_name"
+    ] == (last.name)
     assert checkpoints.repair_snapshot(str(storage / "stale")) is None
     counted(tmp_path, "stale", 5)
     assert (tmp_path / "starts").read_text() == "0 3 "
 
 
 @pytest.mark.slow
-def test_a_checkpoint_cut_off_by_a_loss_of_power_is_passed_over_for_the_one_before(
-    storage: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_is_left_out_for_the_one_before(storage: Path, tmp_path: Path) -> None:
     counted(tmp_path, "power", 3)
     last = max(path for path in (storage / "power").iterdir() if path.is_dir())
     (last / "step").write_bytes(b"")
@@ -191,18 +193,17 @@ def test_a_checkpoint_cut_off_by_a_loss_of_power_is_passed_over_for_the_one_befo
     training_run.fit(partial(count, 5, str(tmp_path)), name="power", into=tmp_path / "out", listener=listener)
     assert (tmp_path / "out" / "step").read_text() == "5"
     assert (tmp_path / "starts").read_text() == "0 2 "
-    assert "going on from the last that is there" in notices[0]
+    assert "continuing from the last one that is complete" in notices[0]
 
 
-def test_a_share_fits_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    share = resources.plan_resources
+def test_workers_are_planned_so_that_they_fit_on_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     laptop = [{"CPU": 2.0}]
     gpu_nodes = [{"CPU": 16.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}]
     monkeypatch.delenv("DGUNET_CPUS_PER_WORKER", raising=False)
     for workers_asked, nodes, most, expected in (
         (None, laptop, None, resources.WorkerResources(1, 2.0, 0.0, 1)),
         ("4", laptop, None, resources.WorkerResources(4, 0.5, 0.0, 4)),
-        ("4", laptop, 2, resources.WorkerResources(2, 1.0, 0.0, 2)),  # a batch of two feeds two
+        ("4", laptop, 2, resources.WorkerResources(2, 1.0, 0.0, 2)),  # a batch of two is enough for two
         ("1:8", laptop, 4, resources.WorkerResources(1, 1.0, 0.0, 4)),
         ("2", gpu_nodes, None, resources.WorkerResources(2, 8.0, 1.0, 2)),
         ("1", [{"CPU": 4.0}, {"CPU": 4.0}], None, resources.WorkerResources(1, 4.0, 0.0, 1)),
@@ -213,28 +214,28 @@ def test_a_share_fits_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             monkeypatch.delenv("DGUNET_WORKERS", raising=False)
             monkeypatch.setattr(ray, "cluster_resources", dict)
-        assert share(nodes, most) == expected
+        assert resources.plan_resources(nodes, most) == expected
     monkeypatch.setenv("DGUNET_WORKERS", "3")
     with pytest.raises(ValueError, match=r"3 workers do not fit .* 2 GPUs on 3 nodes: lower DGUNET_WORKERS"):
-        share(gpu_nodes)
+        resources.plan_resources(gpu_nodes)
     monkeypatch.setenv("DGUNET_WORKERS", "2")
     monkeypatch.setenv("DGUNET_CPUS_PER_WORKER", "9")
     with pytest.raises(ValueError, match="DGUNET_CPUS_PER_WORKER"):
-        share(gpu_nodes)
+        resources.plan_resources(gpu_nodes)
 
 
-def test_one_process_at_a_time_is_at_work_on_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_at_a_time_holds_the_lock_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "LOCKS", tmp_path / "locks")
-    with run_lock.alone("denoise"):
-        with run_lock.alone("derain"):
+    with run_lock.hold_run_lock("denoise"):
+        with run_lock.hold_run_lock("derain"):
             pass
-        with pytest.raises(ValueError, match="another process is at work on denoise"), run_lock.alone("denoise"):
+        with pytest.raises(ValueError, match="another process works on denoise"), run_lock.hold_run_lock("denoise"):
             pass
-    with run_lock.alone("denoise"):
+    with run_lock.hold_run_lock("denoise"):
         pass
 
 
-def test_a_storage_that_cannot_be_written_is_told_before_anything_starts(
+def test_a_storage_that_cannot_be_written_is_reported_before_anything_starts(
     storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -245,7 +246,7 @@ def test_a_storage_that_cannot_be_written_is_told_before_anything_starts(
         )
 
 
-def test_a_storage_that_stays_away_is_given_up_and_the_wait_ends_when_asked_to_stop(
+def test_a_run_waits_for_a_storage_until_the_timeout_or_a_stop_request(
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run() -> Any:
@@ -256,16 +257,16 @@ def test_a_storage_that_stays_away_is_given_up_and_the_wait_ends_when_asked_to_s
     threading.Timer(2, stop.set).start()
     with pytest.raises(errors.Interrupted):
         training_run._run_and_resume(run, "gone", run_channel, stop)
-    assert ray.get(run_channel.listen.remote())["notices"][0] == "storage: the storage is gone; trying again for 600 s"
-    monkeypatch.setenv("DGUNET_PATIENCE", "0")
+    assert ray.get(run_channel.poll.remote())["notices"][0] == "storage: the storage is gone; trying again for 600 s"
+    monkeypatch.setenv("DGUNET_TIMEOUT_SECONDS", "0")
     with pytest.raises(errors.StorageLost, match=r"DGUNET_STORAGE.*the storage is gone"):
         training_run._run_and_resume(run, "gone", run_channel, threading.Event())
 
 
-def test_a_run_is_not_begun_anew_where_its_checkpoints_have_gone(
+def test_a_run_does_not_start_again_from_step_0_where_its_checkpoints_are_gone(
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DGUNET_PATIENCE", "0")
+    monkeypatch.setenv("DGUNET_TIMEOUT_SECONDS", "0")
     run_channel, runs = ray.remote(num_cpus=0)(RunChannel).remote(), []
 
     def run() -> Any:
@@ -273,13 +274,13 @@ def test_a_run_is_not_begun_anew_where_its_checkpoints_have_gone(
         ray.get(run_channel.report.remote({"step": 1}))
         raise ray.train.WorkerGroupError("lost", {0: RuntimeError("lost")})
 
-    with pytest.raises(errors.StorageLost, match="the checkpoints are gone from"):
+    with pytest.raises(errors.StorageLost, match="the checkpoints are no longer in"):
         training_run._run_and_resume(run, "gone", run_channel, threading.Event())
     assert runs == [1]
 
 
 @pytest.mark.parametrize("most", [0, 2])
-def test_a_run_that_ray_cannot_start_is_tried_again_as_often_as_losses_are_survived(
+def test_a_run_that_ray_cannot_start_is_tried_again_max_failures_times(
     storage: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     monkeypatch.setenv("DGUNET_MAX_FAILURES", str(most))
@@ -292,13 +293,13 @@ def test_a_run_that_ray_cannot_start_is_tried_again_as_often_as_losses_are_survi
     with pytest.raises(ray.train.ControllerError, match="in use"):
         training_run._run_and_resume(run, "unstartable", run_channel, threading.Event())
     assert len(runs) == 1 + most
-    expected = "the run failed with the address is in use; back to the last checkpoint"
-    assert ray.get(run_channel.listen.remote())["notices"] == [expected][:most], "the same is told once"
+    expected = "the run failed with the address is in use; continuing from the last checkpoint"
+    assert ray.get(run_channel.poll.remote())["notices"] == [expected][:most], "a repeated notice is dropped"
 
 
-def test_a_wish_to_stop_is_heard_however_seldom_a_worker_looks(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.cluster.channel.SECONDS_BETWEEN_QUESTIONS", 0.0)
-    monkeypatch.setattr("pipeline.cluster.channel.MOST_SECONDS_TO_ANSWER", 60.0)
+def test_a_stop_request_is_seen_however_seldom_a_worker_asks(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.cluster.channel.SECONDS_BETWEEN_REQUESTS", 0.0)
+    monkeypatch.setattr("pipeline.cluster.channel.MAX_SECONDS_FOR_ANSWER", 60.0)
     run_channel = ray.remote(num_cpus=0)(RunChannel).remote()
     channel = WorkerChannel(run_channel)
     channel.progress(1, {})
@@ -308,46 +309,48 @@ def test_a_wish_to_stop_is_heard_however_seldom_a_worker_looks(storage: Path, mo
     assert channel.stop_requested()
 
 
-def test_a_farewell_is_told_once_of_the_same_workers() -> None:
+def test_a_notice_about_the_same_workers_is_not_repeated() -> None:
     run_channel = RunChannel()
     for _ in range(2):
-        run_channel.enter()
+        run_channel.workers_started()
         for _ in range(3):
-            run_channel.leave("worker 0 died")
-        run_channel.leave()
-    assert run_channel.listen()["notices"] == ["worker 0 died"] * 2
-    assert not run_channel.listen()["working"]
+            run_channel.workers_gone("worker 0 died")
+        run_channel.workers_gone()
+    assert run_channel.poll()["notices"] == ["worker 0 died"] * 2
+    assert not run_channel.poll()["working"]
 
 
-def test_an_error_without_words_is_told_by_its_name() -> None:
+def test_an_error_without_a_message_is_described_by_its_name() -> None:
     assert describe_worker_failures({0: EOFError(), 1: EOFError()}) == "worker 0, 1 failed with EOFError"
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [("s3://bucket/runs/", "s3://bucket/runs"), ("runs", str(Path("runs").absolute()))]
+    ("value", "expected"), [("s3://bucket/runs/", "s3://bucket/runs"), ("runs", str(Path("runs").absolute()))]
 )
 def test_a_storage_is_a_url_without_a_slash_or_a_whole_path(
-    monkeypatch: pytest.MonkeyPatch, given: str, meant: str
+    monkeypatch: pytest.MonkeyPatch, value: str, expected: str
 ) -> None:
-    monkeypatch.setenv("DGUNET_STORAGE", given)
-    assert checkpoints.storage() == meant
+    monkeypatch.setenv("DGUNET_STORAGE", value)
+    assert checkpoints.run_dir("denoise-1") == f"{expected}/denoise-1"
 
 
-def test_losses_too_many_are_told_in_a_line(storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_failures_of_workers_end_a_run_with_one_line(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DGUNET_MAX_FAILURES", "0")
     (tmp_path / "1.kill").touch()
     with pytest.raises(errors.WorkersLost, match=r"^training stopped: worker 0 died\. .*DGUNET_MAX_FAILURES"):
         counted(tmp_path, "lost", 3)
 
 
-def test_losses_are_counted_anew_where_checkpoints_lie_between(
+def test_failures_are_counted_from_0_after_a_new_checkpoint(
     storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DGUNET_MAX_FAILURES", "1")
     for step in (1, 2, 3):
         (tmp_path / f"{step}.kill").touch()
-    heard, _ = counted(tmp_path, "often", 4)
-    assert heard == [1, 2, 3, 4]
+    steps, _ = counted(tmp_path, "often", 4)
+    assert steps == [1, 2, 3, 4]
     assert (tmp_path / "starts").read_text() == "0 1 2 3 "
 
 
@@ -361,10 +364,10 @@ def test_a_run_says_that_a_batch_is_too_small_for_all_workers(
     assert notices == ["1 workers, not 2: a batch has 1 images (train.batch_size)"]
 
 
-def test_a_finished_run_leaves_no_checkpoints_once_it_is_forgotten(storage: Path, tmp_path: Path) -> None:
+def test_the_checkpoints_of_a_finished_run_are_deleted(storage: Path, tmp_path: Path) -> None:
     counted(tmp_path, "finished", 2)
     assert list((storage / "finished").iterdir())
-    training_run.delete_checkpoints("finished")
+    checkpoints.delete_checkpoints("finished")
     assert not (storage / "finished").exists()
 
 
@@ -387,38 +390,38 @@ def driver(folder: Path, last: int) -> AbstractContextManager[subprocess.Popen[s
     return started(*script, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def at_work(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """What a driver has started, a training worker among it."""
-    ours = psutil.Process(process.pid).children(recursive=True)
-    assert any(command(each).startswith("ray::RayTrainWorker") for each in ours)
-    return ours
+def processes_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that a driver has started; a training worker is among them."""
+    found = psutil.Process(process.pid).children(recursive=True)
+    assert any(command(each).startswith("ray::RayTrainWorker") for each in found)
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_driver_killed_in_the_middle_goes_on_when_started_again(tmp_path: Path) -> None:
+def test_a_driver_that_was_killed_continues_when_it_is_started_again(tmp_path: Path) -> None:
     with driver(tmp_path, 100_000) as first:  # cannot end by itself
         until((tmp_path / "made4").exists)
-        ours = at_work(first)
+        children = processes_of(first)
         first.kill()
         first.wait()
-        until(lambda: not any(command(each) for each in ours))
+        until(lambda: not any(command(each) for each in children))
     with driver(tmp_path, len(list(tmp_path.glob("made*"))) + 4) as second:
         output, _ = second.communicate()
     assert second.returncode == 0, output
-    begun, resumed = (int(step) for step in (tmp_path / "starts").read_text().split())
-    assert begun == 0
-    assert resumed >= 2  # the third of four may have been on its way
+    first_start, resumed = (int(step) for step in (tmp_path / "starts").read_text().split())
+    assert first_start == 0
+    assert resumed >= 2  # the third of four may not have been committed
     assert int((tmp_path / "out" / "step").read_text()) > resumed
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_driver_asked_to_stop_saves_first_and_leaves_no_process(tmp_path: Path, how: signal.Signals) -> None:
+def test_a_driver_that_is_asked_to_stop_saves_first_and_leaves_no_process(tmp_path: Path, how: signal.Signals) -> None:
     with driver(tmp_path, 100_000) as asked:  # cannot end by itself
         until((tmp_path / "made3").exists)
-        ours = at_work(asked)
+        children = processes_of(asked)
         if how == signal.SIGINT:
             os.killpg(asked.pid, how)  # Ctrl-C in a terminal goes to all
         else:
@@ -426,7 +429,7 @@ def test_a_driver_asked_to_stop_saves_first_and_leaves_no_process(tmp_path: Path
         output, _ = asked.communicate()
     assert asked.returncode != 0
     assert "Interrupted" in output
-    until(lambda: not any(command(each) for each in ours))
+    until(lambda: not any(command(each) for each in children))
     steps = len(list(tmp_path.glob("made*")))
     with driver(tmp_path, steps + 2) as again:
         output, _ = again.communicate()
@@ -448,17 +451,17 @@ def on_nodes(script: str, folder: Path) -> str:
     return output
 
 
-def count_together(folder: str, worker: context.Worker) -> None:
-    """Counts with everyone who is there, until there are two again; says how many they were."""
-    start = step = step_of(worker)
-    (Path(folder) / f"{worker.num_workers}-workers-at-{start}").touch()
-    while not (worker.num_workers == 2 and start > 0 and step >= start + 3):
+def count_together(folder: str, context: WorkerContext) -> None:
+    """Counts until there are two workers again; writes how many there were."""
+    start = step = step_of(context)
+    (Path(folder) / f"{context.world_size}-workers-at-{start}").touch()
+    while not (context.world_size == 2 and start > 0 and step >= start + 3):
         step += 1
         checkpoint = Path(folder) / f"made{step}"
-        if worker.rank == 0:
+        if context.rank == 0:
             checkpoint.mkdir(exist_ok=True)
             (checkpoint / "step").write_text(str(step))
-        worker.report({"step": step}, checkpoint if worker.rank == 0 else None)
+        context.report({"step": step}, checkpoint if context.rank == 0 else None)
 
 
 ELASTIC = """
@@ -470,7 +473,7 @@ ELASTIC = """
     from ray.cluster_utils import Cluster
     from pipeline.cluster.session import session
     from pipeline.cluster.training_run import fit
-    from pipeline.cluster.channel import Ears, Line
+    from pipeline.cluster.channel import RunListener
     from processes import until
     from test_training_run import count_together
     folder = Path(sys.argv[1])
@@ -481,8 +484,8 @@ ELASTIC = """
     os.environ |= {"RAY_ADDRESS": nodes.address, "DGUNET_WORKERS": "1:2"}
     with session():
         work = partial(count_together, str(folder))
-        ears = Ears(notice=lambda line: print(line, flush=True))
-        run = ThreadPoolExecutor().submit(fit, work, name="elastic", into=folder / "out", ears=ears)
+        listener = RunListener(notice=lambda text: print(text, flush=True))
+        run = ThreadPoolExecutor().submit(fit, work, name="elastic", into=folder / "out", listener=listener)
         until((folder / "made5").exists)
         nodes.remove_node(second, allow_graceful=False)
         until(lambda: list(folder.glob("1-workers-at-*")))
@@ -503,18 +506,18 @@ def test_a_run_shrinks_when_a_node_leaves_and_grows_when_one_joins(tmp_path: Pat
     assert int((tmp_path / "out" / "step").read_text()) == max(grown) + 3
 
 
-def work_until_taken_away(folder: str, worker: context.Worker) -> None:
-    """Saves when it is asked to and works on without an end; once it has started again it is done."""
+def work_until_taken_away(folder: str, context: WorkerContext) -> None:
+    """Saves when it is asked to and then never ends; after a restart it ends."""
     place = Path(folder)
     checkpoint = place / "made"
-    if begun_anew := not step_of(worker):
+    if first_start := not step_of(context):
         (place / "node").write_text(ray.get_runtime_context().get_node_id())
-        until(worker.save_requested)
-        assert not worker.save_requested()
+        until(context.save_requested)
+        assert not context.save_requested()
         checkpoint.mkdir()
         (checkpoint / "step").write_text("7")
-    worker.report({"step": 7}, checkpoint)
-    until(lambda: not begun_anew)
+    context.report({"step": 7}, checkpoint)
+    until(lambda: not first_start)
 
 
 TAKEN_AWAY = """
@@ -525,7 +528,7 @@ TAKEN_AWAY = """
     from ray.cluster_utils import Cluster
     from pipeline.cluster.session import session
     from pipeline.cluster.training_run import fit
-    from pipeline.cluster.channel import Ears
+    from pipeline.cluster.channel import RunListener
     from processes import until
     from test_training_run import work_until_taken_away
     folder = Path(sys.argv[1])
@@ -536,8 +539,8 @@ TAKEN_AWAY = """
     saved = []
     with session():
         work = partial(work_until_taken_away, str(folder))
-        ears = Ears(saved.append, notice=lambda line: print(line, flush=True))
-        run = ThreadPoolExecutor().submit(fit, work, name="spot", into=folder / "out", ears=ears)
+        listener = RunListener(saved.append, notice=lambda text: print(text, flush=True))
+        run = ThreadPoolExecutor().submit(fit, work, name="spot", into=folder / "out", listener=listener)
         until(lambda: (folder / "node").exists() and (folder / "node").read_text() or run.done())
         taken, = (node for node in both if node.node_id == (folder / "node").read_text())
         notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "sold", "--node-id", taken.node_id]
@@ -554,7 +557,7 @@ TAKEN_AWAY = """
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_node_that_is_to_be_taken_away_has_its_work_saved_before(tmp_path: Path) -> None:
+def test_work_is_saved_before_its_node_is_taken_away(tmp_path: Path) -> None:
     output = on_nodes(TAKEN_AWAY, tmp_path)
-    assert "the node of worker 0 is to be taken away: a checkpoint is saved before" in output
+    assert "the node of worker 0 will be taken away: saving a checkpoint" in output
     assert (tmp_path / "out" / "step").read_text() == "7"

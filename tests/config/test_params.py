@@ -58,7 +58,7 @@ def changed(place: str, value: Any, params: dict[str, Any] | None = None) -> dic
         ("derain.train.learning_rate", -1, "derain.train.learning_rate: should be greater than 0, not -1"),
         ("derain.train.learning_rates", 1, "derain.train.learning_rates: no such key"),
         ("derain.train.warmup_steps", 10**9, "derain.train: warmup_steps (1000000000) must be smaller than num_steps"),
-        ("derain.train.network.num_stages", 1, "derain.train.network.num_stages: should be greater than or equal to 2"),
+        ("derain.train.network.num_stages", 1, "derain.train.network.num_stages: must be a whole number of at least 2"),
         ("derain.evaluate.protocol.colour", "rbg", "derain.evaluate.protocol.colour: should be 'rgb' or 'luma'"),
         ("promote.margin_db", "much", "promote.margin_db: should be a valid number, not 'much'"),
         ("promote", None, "promote: missing"),

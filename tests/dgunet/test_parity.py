@@ -1,7 +1,7 @@
 """Parity with the published network, for every family, with separate and with shared stages.
 
 `dgunet` is compared with the reference network of the tests, the reference network with numbers that are part of the
-tests, and both with outputs of the published code where the folder that DGUNET_PARITY names is at hand.
+tests, and both with outputs of the published code where the folder that DGUNET_TEST_PARITY names is at hand.
 """
 
 import json
@@ -52,7 +52,7 @@ def parity_file(name):
     path = PARITY / name
     if not path.is_file():
         pytest.skip(
-            f"needs {name}, outputs of the published code: set DGUNET_PARITY to the folder that holds them; "
+            f"needs {name}, outputs of the published code: set DGUNET_TEST_PARITY to the folder that holds them; "
             "docs/datasets.md says what they are and where to get them"
         )
     return path

@@ -104,7 +104,7 @@ def test_a_training_whose_dvc_is_terminated_saves_a_checkpoint_and_ends(checkout
         assert dvc.stderr
         output = dvc.stderr.read()  # until the training ends, which writes to the same pipe
         until(lambda: not any(command(each) for each in processes))
-    assert "the same command goes on" in output
+    assert "run the same command again to continue" in output
     assert list(runs.glob("*/checkpoint_*/*"))
     shutil.rmtree(runs)
     checkout.change(lambda params: params["denoise"]["train"].update(num_steps=short))

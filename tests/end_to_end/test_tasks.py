@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from pipeline.sources.manifest import SPLITS, Entry
 from pipeline.synthesis import tiles
 from pipeline.synthesis.settings import Synthesize
 from pipeline.training import loop, trainer
+from pipeline.training.context import WorkerContext
 from pipeline.training.settings import Train
 from pipeline.validate import check
 
@@ -131,7 +131,8 @@ def train(settings: Train, channels: int, shards: Path, model: Path) -> list[flo
         losses.append(metrics["loss"])
         trainer.export(folder, model, CARD)
 
-    ports = loop.Ports(
+    loop.fit(
+        network, settings, WorkerContext(report=report),
         batches=lambda step: loader.batches(
             patches,
             rank=0,
@@ -142,9 +143,7 @@ def train(settings: Train, channels: int, shards: Path, model: Path) -> list[flo
             pin_memory=False,
         ),
         validation=lambda: pairs.pairs(shards / "val"),
-        report=report,
-    )
-    loop.fit(network, settings, ports, device=torch.device("cpu"), resume=nullcontext())
+    )  # fmt: skip
     return losses
 
 

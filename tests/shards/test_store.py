@@ -207,7 +207,7 @@ def test_many_at_once_bring_a_shard_once(
 @pytest.mark.parametrize(
     ("slip", "told"),
     [
-        ("DGUNET_SHARD_CACHE_GB=20 GB", "DGUNET_SHARD_CACHE_GB must be a number, not '20 GB'"),
+        ("DGUNET_SHARD_CACHE_GB=20 GB", "DGUNET_SHARD_CACHE_GB must be a number of gigabytes, 0 or more, not '20 GB'"),
         ("DGUNET_SHARDS=nowhere://here", "DGUNET_SHARDS=nowhere://here: Protocol not known: nowhere"),
         ("DGUNET_SHARDS=gs://bucket", "DGUNET_SHARDS=gs://bucket: .*gcsfs"),
     ],

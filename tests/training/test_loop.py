@@ -1,4 +1,4 @@
-"""Training: interrupted and resumed equals uninterrupted; what is not finite changes nothing; it learns."""
+"""The training loop: a resumed run equals an uninterrupted one, steps that are not finite change nothing, it learns."""
 
 import io
 import math
@@ -9,7 +9,6 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -23,22 +22,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dgunet import metrics
 from dgunet.checkpoint import load_model, read_card
 from dgunet.losses import LossKind
-from dgunet.network import DGUNet, DGUNetConfig
+from dgunet.network import DGUNet, DGUNetConfig, blocks
 from pipeline.dataloader import dataset, loader
 from pipeline.dataloader import pairs as dataloader_pairs
 from pipeline.shards.format import Index, Pair, read_index, write_index, write_shard
-from pipeline.training import context, loop, progress, trainer
+from pipeline.training import loop, progress, trainer
+from pipeline.training.context import WorkerContext
 from pipeline.training.job import TrainingJob
-from pipeline.training.loop import Ports, TrainingFailed
+from pipeline.training.loop import TrainingFailed
 from pipeline.training.settings import Train
-from pipeline.training.trainer import Training, learning_rate
+from pipeline.training.trainer import Trainer, learning_rate
 
 CARD = {"task": "test", "provenance": {"commit": "none", "data": "none"}}
 CPU = torch.device("cpu")
 
 
 class Log:
-    """Receives reports as Ray would, and keeps the checkpoints."""
+    """Stores the reports and a copy of each checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.lines, self.checkpoints = folder, [], []  # type: ignore[var-annotated]
@@ -46,17 +46,18 @@ class Log:
     def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
         self.lines.append(metrics)
         assert checkpoint is not None
-        kept = self.folder / f"checkpoint{len(self.checkpoints)}"
-        self.checkpoints.append(shutil.copytree(checkpoint, kept))
+        copy = self.folder / f"checkpoint{len(self.checkpoints)}"
+        self.checkpoints.append(shutil.copytree(checkpoint, copy))
 
 
 def network(settings: Train) -> DGUNet:
     return DGUNet.with_seed(DGUNetConfig(image_channels=3, **settings.network.model_dump()), 1)
 
 
-def ports(shards: Path, settings: Train, log: Log, **others: Any) -> Ports:
+def data(shards: Path, settings: Train) -> dict[str, Callable[..., Any]]:
+    """Batches and validation pairs of the only worker, as `loop.fit` takes them."""
     patches = dataset.PatchDataset(shards / "train", settings.batch_size, settings.patch_size, 1)
-    shared = partial(
+    batches = partial(
         loader.batches,
         patches,
         rank=0,
@@ -65,17 +66,16 @@ def ports(shards: Path, settings: Train, log: Log, **others: Any) -> Ports:
         num_loader_processes=0,
         pin_memory=False,
     )
-    given: dict[str, Callable[..., Any]] = {
-        "batches": lambda first_step: shared(first_step=first_step),
+    return {
+        "batches": lambda first_step: batches(first_step=first_step),
         "validation": lambda: dataloader_pairs.pairs(shards / "val"),
-        "report": log.report,
     }
-    return Ports(**{**given, **others})
 
 
-def trained(shards: Path, settings: Train, log: Log, resume: Path | None = None, **others: Any) -> DGUNet:
+def trained(shards: Path, settings: Train, log: Log, resume: Path | None = None, **callbacks: Any) -> DGUNet:
     net = network(settings)
-    loop.fit(net, settings, ports(shards, settings, log, **others), device=CPU, resume=nullcontext(resume))
+    context = WorkerContext(resume=nullcontext(resume), report=log.report, **callbacks)
+    loop.fit(net, settings, context, **data(shards, settings))
     return net
 
 
@@ -98,8 +98,8 @@ def test_a_resumed_run_is_bit_identical_to_one_that_was_not_interrupted(shards: 
     assert torch.load(parts.checkpoints[-1] / trainer.STATE, weights_only=True)["progress"]["step"] == 5
     resumed = trained(shards, settings, parts, resume=parts.checkpoints[-1])
 
-    for ours, theirs in zip(weights(resumed), weights(uninterrupted), strict=True):
-        assert torch.equal(ours, theirs)
+    for one, other in zip(weights(resumed), weights(uninterrupted), strict=True):
+        assert torch.equal(one, other)
     assert parts.lines[1] == {}  # saved without validating first
     assert trainer.history(parts.checkpoints[-1]) == trainer.history(whole.checkpoints[-1])
     best = [load_model(exported(log)) for log in (whole, parts)]
@@ -129,16 +129,16 @@ def test_a_checkpoint_that_is_asked_for_changes_nothing_and_comes_before_a_valid
     assert trainer.history(parts.checkpoints[-1]) == trainer.history(whole.checkpoints[-1])
 
 
-def test_a_job_hears_the_wishes_of_its_worker(shards: Path) -> None:
+def test_a_job_uses_the_callbacks_of_its_context(shards: Path) -> None:
     lines: list[dict[str, float]] = []
     stops = iter([False, False, True])
-    worker = context.Worker(
-        rank=0, num_workers=1, device=CPU, resume=nullcontext(), report=lambda metrics, folder: lines.append(metrics),
-        progress=lambda step, figures: None, stop_requested=lambda: next(stops), save_requested=lambda: True,
-        keep=lambda name, content: "", retry_while_unavailable=lambda what, action: action(),
-    )  # fmt: skip
+    context = WorkerContext(
+        report=lambda metrics, folder: lines.append(metrics),
+        stop_requested=lambda: next(stops),
+        save_requested=lambda: True,
+    )
     indices = {split: read_index(shards / split) for split in ("train", "val")}
-    TrainingJob(recipe(num_steps=6, validate_every=2), 3, shards, indices, 1)(worker)
+    TrainingJob(recipe(num_steps=6, validate_every=2), 3, shards, indices, 1)(context)
     assert [line.get("step") for line in lines] == [None, None, 2, None]
 
 
@@ -164,15 +164,15 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_oserror(
     (tmp_path / "small").mkdir()
     small_disk(tmp_path / "small", "16k")
     with pytest.raises(OSError, match="is the disk full"):
-        Training(network(settings), settings, CPU).save(tmp_path / "small")
+        Trainer(network(settings), settings, CPU).save(tmp_path / "small")
 
 
-def test_a_checkpoint_that_cannot_be_written_is_left_to_who_waits(
+def test_a_checkpoint_that_cannot_be_written_is_tried_again(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full, save, waited = iter([True, True, False]), Training.save, []
+    full, save, waited = iter([True, True, False]), Trainer.save, []
 
-    def fails_twice(self: Training, folder: Path) -> None:
+    def fails_twice(self: Trainer, folder: Path) -> None:
         if next(full):
             raise OSError("full")
         save(self, folder)
@@ -184,29 +184,29 @@ def test_a_checkpoint_that_cannot_be_written_is_left_to_who_waits(
             except OSError:
                 waited.append(what)
 
-    monkeypatch.setattr(Training, "save", fails_twice)
+    monkeypatch.setattr(Trainer, "save", fails_twice)
     log = Log(tmp_path / "log")
     trained(shards, recipe(num_steps=3, validate_every=3), log, retry_while_unavailable=retry_while_unavailable)
     assert waited == ["the checkpoint cannot be written"] * 2
     assert len(log.checkpoints) == 1
 
 
-def test_shards_that_are_away_for_a_while_change_nothing(shards: Path, tmp_path: Path) -> None:
+def test_shards_that_are_unavailable_for_a_while_change_nothing(shards: Path, tmp_path: Path) -> None:
     settings, waited = recipe(num_steps=6, validate_every=3), []
     whole, parts = Log(tmp_path / "whole"), Log(tmp_path / "parts")
     uninterrupted = trained(shards, settings, whole)
-    given = ports(shards, settings, parts)
+    inputs = data(shards, settings)
     away = {"batch": 2, "validation": 1}  # attempts
 
     def batches(first_step: int) -> Iterator[loader.Batch]:
-        for step, batch in enumerate(given.batches(first_step), first_step):
+        for step, batch in enumerate(inputs["batches"](first_step), first_step):
             if step == 4 and away["batch"]:
                 away["batch"] -= 1
                 raise OSError("the shards are away")
             yield batch
 
     def validation() -> Iterator[dataloader_pairs.EvaluationPair]:
-        pairs = given.validation()
+        pairs = inputs["validation"]()
         yield next(pairs)
         if away["validation"]:
             away["validation"] -= 1
@@ -221,15 +221,14 @@ def test_shards_that_are_away_for_a_while_change_nothing(shards: Path, tmp_path:
                 waited.append(meaning)
 
     net = network(settings)
-    given = replace(given, retry_while_unavailable=retry_while_unavailable)
-    told = replace(given, batches=batches, validation=validation)
-    loop.fit(net, settings, told, device=CPU, resume=nullcontext())
+    context = WorkerContext(report=parts.report, retry_while_unavailable=retry_while_unavailable)
+    loop.fit(net, settings, context, batches=batches, validation=validation)
     assert waited == ["shards cannot be read"] * 3
     assert all(torch.equal(*pair) for pair in zip(weights(net), weights(uninterrupted), strict=True))
     assert trainer.history(parts.checkpoints[-1]) == trainer.history(whole.checkpoints[-1])
 
 
-def test_a_checkpoint_is_let_go_when_it_is_loaded(shards: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_may_be_deleted_once_it_is_loaded(shards: Path, tmp_path: Path) -> None:
     settings, log, gone = recipe(num_steps=6, validate_every=3), Log(tmp_path / "log"), []
     trained(shards, settings, log)
 
@@ -238,29 +237,29 @@ def test_a_checkpoint_is_let_go_when_it_is_loaded(shards: Path, tmp_path: Path) 
         yield log.checkpoints[0]
         gone.append(True)
 
-    told = ports(shards, settings, Log(tmp_path / "again"), progress=lambda step, figures: gone.append(False))
-    loop.fit(network(settings), settings, told, device=CPU, resume=fetched())
+    again = Log(tmp_path / "again")
+    context = WorkerContext(resume=fetched(), report=again.report, progress=lambda step, stats: gone.append(False))
+    loop.fit(network(settings), settings, context, **data(shards, settings))
     assert gone[0] is True
 
 
-def test_the_host_looks_at_its_figures_about_every_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_waits_for_the_device_about_every_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
     meter = progress.ProgressMeter(first_step=5)
     for steps, seconds, expected in ((1, 0.3, 3), (3, 0.125, 20), (20, 2.0, 10), (10, 60.0, 1), (1, 0.0, 20)):
         now[0] += seconds
-        watch_step = meter.looked_at + steps
-        assert meter.steps_to_next_look(watch_step, most=20) == expected
-    assert meter.steps_to_next_look(meter.looked_at + 1, most=1) == 1
+        assert meter.steps_to_next_sync(meter.last_sync + steps, most=20) == expected
+    assert meter.steps_to_next_sync(meter.last_sync + 1, most=1) == 1
 
 
-def test_a_device_with_too_little_memory_is_told_with_what_helps(
+def test_an_error_for_too_little_memory_says_what_to_change(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def step(self: Training, batch: loader.Batch) -> None:
+    def step(self: Trainer, batch: loader.Batch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand pages more")
 
-    monkeypatch.setattr(Training, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     with pytest.raises(TrainingFailed, match=r"step 0: .*train.compute.accumulate.* 2 GiB\)$"):
         trained(shards, recipe(), Log(tmp_path))
 
@@ -276,17 +275,20 @@ class NothingReadBack(TorchDispatchMode):
 @pytest.mark.parametrize("loss", get_args(LossKind))
 @pytest.mark.parametrize("ratio", [None, 25])
 @pytest.mark.parametrize("compute", [{}, {"precision": "bfloat16"}, {"accumulate": 2}, {"recompute_activations": True}])
-def test_a_step_reads_nothing_back(loss: str, ratio: int | None, compute: dict[str, Any]) -> None:
+def test_a_step_reads_nothing_back(
+    monkeypatch: pytest.MonkeyPatch, loss: str, ratio: int | None, compute: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(blocks.PReLU, "forward", torch.nn.PReLU.forward)  # as on a GPU; on a CPU it reads its slope
     settings = recipe(loss=loss, compute=COMPUTE | compute)
     sizes = settings.network.model_dump() | {"sensing_ratio_percent": ratio}
     net = DGUNet.with_seed(DGUNetConfig(image_channels=1 if ratio else 3, **sizes), 0)
     clean = torch.rand(4, net.config.image_channels, 32, 32, generator=torch.Generator().manual_seed(0))
-    made, batch = Training(net, settings, CPU), loader.Batch(clean, clean / 2, ["a"] * 4)
+    trainer, batch = Trainer(net, settings, CPU), loader.Batch(clean, clean / 2, ["a"] * 4)
     with NothingReadBack():
         for _ in range(2):
-            figures = made.step(batch)
+            loss, _ = trainer.step(batch)
         with pytest.raises(AssertionError, match="_local_scalar_dense"):
-            float(figures[0])
+            float(loss)
 
 
 @pytest.mark.parametrize("has_units", [False, True])
@@ -318,12 +320,11 @@ def test_it_learns_what_one_pair_shows(tmp_path: Path) -> None:
     assert log.lines[-1]["val_psnr"] > log.lines[0]["val_psnr"] + 3
 
 
-def test_the_best_weights_are_kept_and_told_in_the_card(shards: Path, tmp_path: Path) -> None:
+def test_the_best_weights_are_exported_and_named_in_the_card(shards: Path, tmp_path: Path) -> None:
     log = Log(tmp_path / "log")
     trained(shards, recipe(num_steps=12, validate_every=3), log)
     best = max(log.lines, key=lambda line: line["val_psnr"])
-    told = read_card(exported(log))["provenance"]["metrics"]
-    assert told == {"steps": best["step"], "val_psnr": best["val_psnr"]}
+    assert read_card(exported(log))["provenance"]["metrics"] == {"steps": best["step"], "val_psnr": best["val_psnr"]}
 
 
 def test_stopped_before_the_first_validation_it_saves_and_goes_on(shards: Path, tmp_path: Path) -> None:
@@ -336,7 +337,7 @@ def test_stopped_before_the_first_validation_it_saves_and_goes_on(shards: Path, 
     assert trainer.history(parts.checkpoints[-1]) == trainer.history(whole.checkpoints[-1])
 
 
-def test_an_image_restored_to_the_last_bit_can_be_beaten_and_told(
+def test_the_psnr_of_an_image_without_any_error_is_a_finite_number(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = Log(tmp_path / "log")
@@ -353,29 +354,30 @@ def test_a_validation_that_is_not_a_number_stops_training(
         trained(shards, recipe(num_steps=3, validate_every=3), Log(tmp_path / "log"))
 
 
-def poisoned(shards: Path, settings: Train, log: Log, steps: set[int]) -> Ports:
-    clean = ports(shards, settings, log)
+def with_nan(shards: Path, settings: Train, steps: set[int]) -> dict[str, Callable[..., Any]]:
+    """As `data`, but the degraded patches of some steps are not numbers."""
+    inputs = data(shards, settings)
 
-    def batches(first_step: int):  # type: ignore[no-untyped-def]
-        for step, batch in enumerate(clean.batches(first_step), first_step):
+    def batches(first_step: int) -> Iterator[loader.Batch]:
+        for step, batch in enumerate(inputs["batches"](first_step), first_step):
             yield batch._replace(degraded=batch.degraded * math.nan) if step in steps else batch
 
-    return Ports(batches, clean.validation, clean.report)
+    return {**inputs, "batches": batches}
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(shards: Path, tmp_path: Path) -> None:
     settings, log = recipe(num_steps=8, validate_every=8), Log(tmp_path / "log")
     net = network(settings)
-    loop.fit(net, settings, poisoned(shards, settings, log, {3}), device=CPU, resume=nullcontext())
+    loop.fit(net, settings, WorkerContext(report=log.report), **with_nan(shards, settings, {3}))
     assert log.lines[-1]["skipped_steps"] == 1
     assert math.isfinite(log.lines[-1]["loss"])
     assert all(torch.isfinite(tensor).all() for tensor in weights(net))
 
 
 def test_a_skipped_step_leaves_weights_and_optimiser_as_they_were(shards: Path, tmp_path: Path) -> None:
-    settings, log = recipe(), Log(tmp_path / "log")
-    training = Training(network(settings), settings, CPU)
-    steps = poisoned(shards, settings, log, {1}).batches(0)
+    settings = recipe()
+    training = Trainer(network(settings), settings, CPU)
+    steps = with_nan(shards, settings, {1})["batches"](0)
     training.step(next(steps))
     before = [tensor.clone() for tensor in weights(training.network)]
     moments = [state["exp_avg"].clone() for state in training.optimizer.state.values()]
@@ -385,20 +387,20 @@ def test_a_skipped_step_leaves_weights_and_optimiser_as_they_were(shards: Path, 
     assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
 
 
-def test_steps_that_stay_not_finite_stop_with_step_and_keys(shards: Path, tmp_path: Path) -> None:
+def test_too_many_steps_in_a_row_that_are_not_finite_stop_training(shards: Path, tmp_path: Path) -> None:
     settings, log = recipe(num_steps=8, max_skipped_steps=1), Log(tmp_path / "log")
-    given, kept = poisoned(shards, settings, log, {2, 3}), []
+    files: list[tuple[str, bytes]] = []
 
-    def keep(name: str, content: bytes) -> str:
-        kept.append((name, content))
-        return "here"
+    def keep_file(name: str, content: bytes) -> str:
+        files.append((name, content))
+        return "s3://bucket/batch.pt"
 
-    with pytest.raises(TrainingFailed, match=r"step 3: .*2 steps in a row.*pair00") as failure:
-        net = network(settings)
-        loop.fit(net, settings, replace(given, keep=keep), device=CPU, resume=nullcontext())
+    with pytest.raises(TrainingFailed, match=r"step 3: .*2 steps in a row.*s3://bucket/batch.pt.*pair00") as failure:
+        context = WorkerContext(report=log.report, keep_file=keep_file)
+        loop.fit(network(settings), settings, context, **with_nan(shards, settings, {2, 3}))
     assert str(failure.value).count("pair00") == settings.batch_size
-    assert kept[0][0] == "batch-of-step-3-worker-0.pt"
-    batch = torch.load(io.BytesIO(kept[0][1]), weights_only=True)
+    assert files[0][0] == "batch-of-step-3-worker-0.pt"
+    batch = torch.load(io.BytesIO(files[0][1]), weights_only=True)
     assert batch["clean"].shape == (4, 3, 16, 16)
     assert batch["degraded"].isnan().all()
     assert all(key in str(failure.value) for key in batch["keys"])
@@ -413,9 +415,11 @@ def test_the_learning_rate_warms_up_and_falls_to_its_final_value() -> None:
     assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
-def test_there_must_be_something_to_validate_on(shards: Path, tmp_path: Path) -> None:
+def test_a_run_without_validation_pairs_is_refused(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"prepare\.split\.val"):
-        trained(shards, recipe(), Log(tmp_path), validation=lambda: iter(()))
+        loop.fit(
+            network(recipe()), recipe(), WorkerContext(), **data(shards, recipe()) | {"validation": lambda: iter(())}
+        )
 
 
 COMPUTE = {"precision": "float32", "accumulate": 1, "recompute_activations": False, "compile": False}
@@ -466,8 +470,10 @@ SHARED = RECIPE["network"] | {"num_stages": 4, "share_stages": True}  # two of t
 
 
 def _as_worker(rank: int, num_workers: int, shards: str, out: str, resume: str | None = None) -> None:
-    """One of several workers, joined by gloo through a file; two take their shares in parts, two and three
-    recompute."""
+    """Train as one of several workers, which gloo connects through a file.
+
+    With two workers each takes its part of the batch in parts; with two and three activations are recomputed.
+    """
     import torch.distributed as dist
 
     torch.set_num_threads(1)
@@ -476,7 +482,16 @@ def _as_worker(rank: int, num_workers: int, shards: str, out: str, resume: str |
     settings = recipe(num_steps=6, validate_every=2, compute=compute, network=SHARED)
     patches = dataset.PatchDataset(Path(shards) / "train", settings.batch_size, settings.patch_size, 1)
     lines: list[dict[str, float]] = []
-    given = Ports(
+    context = WorkerContext(
+        rank=rank,
+        world_size=num_workers,
+        resume=nullcontext(resume and Path(resume)),
+        report=lambda metrics, folder: lines.append(metrics),
+    )
+    loop.fit(
+        network(settings),
+        settings,
+        context,
         batches=lambda first: loader.batches(
             patches,
             rank=rank,
@@ -487,9 +502,7 @@ def _as_worker(rank: int, num_workers: int, shards: str, out: str, resume: str |
             pin_memory=False,
         ),
         validation=lambda: dataloader_pairs.pairs(Path(shards) / "val", rank, num_workers),
-        report=lambda metrics, folder: lines.append(metrics),
     )
-    loop.fit(network(settings), settings, given, device=CPU, resume=nullcontext(resume and Path(resume)))
     if rank == 0:
         torch.save([(line["loss"], line["val_psnr"]) for line in lines], f"{out}/losses{num_workers}.pt")
     dist.destroy_process_group()
@@ -503,8 +516,8 @@ def test_any_number_of_workers_has_the_same_losses(shards: Path, tmp_path: Path)
         torch.multiprocessing.spawn(_as_worker, (num_workers, str(shards), str(tmp_path)), num_workers)
         losses[num_workers] = torch.load(tmp_path / f"losses{num_workers}.pt")
     for num_workers in (2, 3, 4):
-        for ours, alone in zip(losses[num_workers], losses[1], strict=True):
-            assert ours == pytest.approx(alone, rel=1e-4)
+        for several, alone in zip(losses[num_workers], losses[1], strict=True):
+            assert several == pytest.approx(alone, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -520,8 +533,8 @@ def test_a_run_goes_on_with_another_number_of_workers(shards: Path, tmp_path: Pa
     torch.multiprocessing.spawn(_as_worker, arguments, num_workers)
     found = torch.load(tmp_path / f"losses{num_workers}.pt")
     assert len(found) == 2  # of steps 4 and 6
-    for ours, alone in zip(found, log.lines[1:], strict=True):
-        assert ours == pytest.approx((alone["loss"], alone["val_psnr"]), rel=1e-4)
+    for several, alone in zip(found, log.lines[1:], strict=True):
+        assert several == pytest.approx((alone["loss"], alone["val_psnr"]), rel=1e-4)
 
 
 @pytest.mark.slow
@@ -539,7 +552,7 @@ def test_the_largest_published_network_steps_whichever_way_it_is_computed() -> N
     ):
         settings = recipe(loss="charbonnier_edge", batch_size=2, compute=COMPUTE | way)
         settings = settings.model_copy(update={"network": settings.network.model_copy(update=sizes)})
-        large = Training(network(settings), settings, CPU)
+        large = Trainer(network(settings), settings, CPU)
         assert sum(parameter.numel() for parameter in large.network.parameters()) > 69e6
         losses[name] = [float(large.step(batch)[0]) for _ in range(2)]
     assert losses["recomputed"] == losses["plain"]
