@@ -97,7 +97,9 @@ def main() -> None:
 
 
 def manifest() -> list[Entry]:
-    return tiles.chosen(read_manifest(Path("data/manifest.jsonl")), load_section("denoise.synthesize", Synthesize))
+    return tiles.select_images(
+        read_manifest(Path("data/manifest.jsonl")), load_section("denoise.synthesize", Synthesize)
+    )
 
 
 def of_folder(path: str) -> list[Entry]:
@@ -126,8 +128,8 @@ def lay_shards(task: str, images: list[Entry], folder: Path) -> None:
     settings = load_section(f"{task}.synthesize", Synthesize).model_copy(update={"copies": 1})
     folder.mkdir()
     entries = [
-        write_shard(folder / f"{number:06d}.tar", tiles.pairs(stretch, settings, 1))
-        for number, stretch in enumerate(tiles.plan(images, settings))
+        write_shard(folder / f"{number:06d}.tar", tiles.make_pairs(plan, settings, 1))
+        for number, plan in enumerate(tiles.plan_shards(images, settings))
     ]
     write_index(folder, Index({**read_params()[task]["synthesize"], "seed": 1}, entries))
 
