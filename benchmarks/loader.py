@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def manifest() -> list[Entry]:
-    return tiles.chosen(
+    return tiles.select_images(
         read_manifest(Path("data/manifest.jsonl")), load_task_section("denoise", "synthesize", Synthesize)
     )
 
@@ -128,8 +128,8 @@ def write_shards(task: str, images: list[Entry], folder: Path) -> None:
     settings = load_task_section(task, "synthesize", Synthesize).model_copy(update={"copies": 1})
     folder.mkdir()
     entries = [
-        write_shard(folder / f"{number:06d}.tar", tiles.pairs(plan, settings, 1))
-        for number, plan in enumerate(tiles.plan(images, settings))
+        write_shard(folder / f"{number:06d}.tar", tiles.make_pairs(plan, settings, 1))
+        for number, plan in enumerate(tiles.plan_shards(images, settings))
     ]
     write_index(folder, Index({**merged_section(read_params(), task, "synthesize"), "seed": 1}, entries))
 

@@ -98,14 +98,14 @@ def main() -> None:
 
 def sources() -> tuple[list[Entry], Synthesize]:
     settings = load_task_section(TASK, "synthesize", Synthesize)
-    images = tiles.chosen(read_manifest(Path("data/manifest.jsonl")), settings)
+    images = tiles.select_images(read_manifest(Path("data/manifest.jsonl")), settings)
     return [image for image in images if image.split == "train"], settings
 
 
 def orders(number: int) -> list[synthesize.ShardJob]:
     """So many full shards."""
     images, settings = sources()
-    full = [plan for plan in tiles.plan(images, settings) if len(plan) == settings.tiles_per_shard]
+    full = [plan for plan in tiles.plan_shards(images, settings) if len(plan) == settings.tiles_per_shard]
     return [synthesize.ShardJob(f"{n:06d}.tar", plan, None) for n, plan in enumerate(islice(cycle(full), number))]
 
 
@@ -116,12 +116,12 @@ def where_time_goes() -> dict[str, float]:
     count = 0
     for order in orders(TIMED):
         made: list[Pair] = []
-        for source in order.tiles.images:
+        for source in order.plan.images:
             photo = clocked(
                 spent, "decode the image", lambda s=source: read_photo(read_source_image(s.image.uri)).pixels
             )
             clocked(spent, "check its hash", lambda p=photo: pixel_hash(to_float(p)))
-            for tile in (tile for tile in order.tiles if tile.image == source.image):
+            for tile in (tile for tile in order.plan if tile.image == source.image):
                 clean = photo[tile.top : tile.top + tile.size, tile.left : tile.left + tile.size]
                 seed = tiles.seed_of(tile, 1)
                 result = clocked(
@@ -152,13 +152,13 @@ def pairs_per_second() -> dict[int, float]:
         for workers in (1, 2):
             ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             with tempfile.TemporaryDirectory() as folder:
-                make = partial(synthesize.make, Path(folder), 1)
+                make = partial(synthesize.make_shard, Path(folder), 1)
                 list(tasks.map_unordered(make, work[: 2 * workers]))  # processes started, code imported
                 started = time.perf_counter()
                 list(tasks.map_unordered(make, work))
                 best[workers] = min(best[workers], time.perf_counter() - started)
             ray.shutdown()
-    pairs = sum(len(order.tiles) for order in work)
+    pairs = sum(len(order.plan) for order in work)
     return {workers: pairs / seconds for workers, seconds in best.items()}
 
 
@@ -178,7 +178,7 @@ def peak_megabytes() -> float:
 def measure_worker(number: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for order in orders(number):
-            synthesize.make(Path(folder), 1, order)
+            synthesize.make_shard(Path(folder), 1, order)
 
 
 def measure_driver(number: int) -> None:
@@ -192,7 +192,7 @@ def measure_driver(number: int) -> None:
 
     def pretend(function: object, wanted: Iterable[synthesize.ShardJob]) -> Iterator[tuple[str, ShardEntry]]:
         for order in wanted:
-            yield order.name, ShardEntry(Path(order.name).name, len(order.tiles), 2**20, f"{hash(order.name):064x}", 64)
+            yield order.name, ShardEntry(Path(order.name).name, len(order.plan), 2**20, f"{hash(order.name):064x}", 64)
 
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

@@ -1,4 +1,4 @@
-"""The door from photographs to a manifest: images checked, scenes kept together, splits by content and seed."""
+"""Makes the manifest: inspects all source images, rejects unusable ones, groups images of one scene, assigns splits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.config.params import load_section
-from pipeline.preparation.inspection import Inspection, group_scenes, inspect_images
+from pipeline.preparation.inspection import group_scenes, inspect_images
+from pipeline.preparation.inspection_cache import Inspection
 from pipeline.preparation.settings import Prepare
 from pipeline.preparation.splits import check_splits, split_of
 from pipeline.runtime.entry_point import run_command
@@ -21,75 +22,83 @@ from pipeline.runtime.files import write_atomically
 from pipeline.sources.listing import Candidate, RejectedImage, describe, rejection_summary, require_images
 from pipeline.sources.manifest import SPLITS, Entry, SplitName, write_manifest
 
-CACHE = Path(".cache/prepare/looks.sqlite")
+CACHE_FILE = Path(".cache/prepare/inspections.sqlite")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The usable images in the manifest's order, and what was left out or ignored, with the reason."""
+    """The usable images in the manifest's order, and the rejected and ignored ones, each with its reason."""
 
     entries: list[Entry]
-    left_out: list[RejectedImage]
+    rejected: list[RejectedImage]
 
 
 def main() -> None:
-    """Look at the images that params.yaml names; write the manifest and the report."""
+    """Write the manifest and the report for the sources that params.yaml names."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.prepare", description=__doc__)
     parser.add_argument("--manifest", required=True, type=Path)
     parser.add_argument("--report", required=True, type=Path)
-    given = parser.parse_args()
-    prepared = prepare(load_section("prepare", Prepare), seed=load_section("seed", int), cache=CACHE)
+    args = parser.parse_args()
+    prepared = prepare(load_section("prepare", Prepare), seed=load_section("seed", int), cache_file=CACHE_FILE)
     content = report(prepared)
-    write_atomically(given.report, json.dumps(content, indent=1) + "\n")
-    write_manifest(given.manifest, prepared.entries)
-    print(summary(content), f"{given.report} says which and why", sep="\n")
+    write_atomically(args.report, json.dumps(content, indent=1) + "\n")
+    write_manifest(args.manifest, prepared.entries)
+    print(summary(content), f"the rejected images and the reasons are in {args.report}", sep="\n")
 
 
-def prepare(settings: Prepare, *, seed: int, cache: Path) -> Prepared:
-    """Look once at every image of the sources and split the usable ones; the file `memory` keeps what was seen.
+def prepare(settings: Prepare, *, seed: int, cache_file: Path) -> Prepared:
+    """Inspect every image of the sources and assign the usable ones to splits.
 
-    Raises ValueError if a source is not there or has no image, if no image is usable, or if a split ends empty.
+    Args:
+        settings: sources, limits and shares of the splits.
+        seed: decides which scenes are held out.
+        cache_file: the inspection cache.
+
+    Raises:
+        ValueError: a source does not exist or has no image, no image is usable, or a split is empty.
+        OSError: the cache cannot be read or written.
     """
     listed = [require_images(source) for source in settings.sources]
-    left_out = [item for _, items in listed for item in items]
-    images = [candidate for candidates, _ in listed for candidate in candidates]
+    rejected = [item for _, items in listed for item in items]
+    candidates = [candidate for found, _ in listed for candidate in found]
     usable: dict[tuple[str, str], tuple[Candidate, Inspection]] = {}
-    watched = tqdm(images, "prepare", unit=" images", disable=None)
-    for candidate, look in inspect_images(watched, round(settings.max_megapixels * 1e6), cache):
-        reason = look.reason
-        if not reason and min(look.height, look.width) < settings.min_side:
-            reason = f"too small: {look.width}x{look.height}, min_side is {settings.min_side}"
+    progress = tqdm(candidates, "prepare", unit=" images", disable=None)
+    for candidate, inspection in inspect_images(progress, round(settings.max_megapixels * 1e6), cache_file):
+        reason = inspection.reason
+        if not reason and min(inspection.height, inspection.width) < settings.min_side:
+            reason = f"too small: {inspection.width}x{inspection.height}, min_side is {settings.min_side}"
         if not reason:
-            first, _ = usable.setdefault((look.sha256, look.degraded_sha256), (candidate, look))
+            pixels = inspection.sha256, inspection.degraded_sha256
+            first, _ = usable.setdefault(pixels, (candidate, inspection))
             reason = "" if first is candidate else f"duplicate: same pixels as {first.degraded or first.uri}"
         if reason:
-            left_out.append(RejectedImage(candidate.degraded or candidate.uri, reason))
+            rejected.append(RejectedImage(candidate.degraded or candidate.uri, reason))
 
     origin = ", ".join(describe(source) for source in settings.sources)
     if not usable:
-        raise ValueError(f"{origin}: no usable image{rejection_summary(left_out)}")
-    groups = group_scenes({look.sha256: look.thumbnail for _, look in usable.values()}, cache)
+        raise ValueError(f"{origin}: no usable image{rejection_summary(rejected)}")
+    scenes = group_scenes({inspection.sha256: inspection.thumbnail for _, inspection in usable.values()}, cache_file)
     shares: dict[SplitName, float] = {"val": settings.split.val, "test": settings.split.test}
-    check_splits(sorted(set(groups.values())), seed=seed, shares=shares, origin=origin)
+    check_splits(sorted(set(scenes.values())), seed=seed, shares=shares, origin=origin)
     entries = [
         Entry(
             uri=candidate.uri,
-            sha256=look.sha256,
-            height=look.height,
-            width=look.width,
-            split=split_of(groups[look.sha256], seed=seed, shares=shares),
-            scene=groups[look.sha256],
+            sha256=inspection.sha256,
+            height=inspection.height,
+            width=inspection.width,
+            split=split_of(scenes[inspection.sha256], seed=seed, shares=shares),
+            scene=scenes[inspection.sha256],
             source=candidate.source,
             degraded=candidate.degraded,
-            degraded_sha256=look.degraded_sha256 or None,
+            degraded_sha256=inspection.degraded_sha256 or None,
         )
-        for candidate, look in usable.values()
+        for candidate, inspection in usable.values()
     ]
-    return Prepared(sorted(entries, key=lambda entry: entry.order), sorted(left_out, key=lambda item: item.uri))
+    return Prepared(sorted(entries, key=lambda entry: entry.sort_key), sorted(rejected, key=lambda item: item.uri))
 
 
 def report(prepared: Prepared) -> dict[str, Any]:
-    """Count images and scenes per split, name the scenes of several images, and what was left out and why."""
+    """Return the counts per split, the scenes of several images, and the rejected images with their reasons."""
     scenes = defaultdict(list)
     for entry in prepared.entries:
         scenes[entry.scene].append(entry)
@@ -104,19 +113,19 @@ def report(prepared: Prepared) -> dict[str, Any]:
         },
         "sources": dict(sorted(Counter(entry.source for entry in prepared.entries).items())),
         "scenes_of_several": {
-            group: [entry.uri for entry in members] for group, members in scenes.items() if len(members) > 1
+            scene: [entry.uri for entry in members] for scene, members in scenes.items() if len(members) > 1
         },
-        "left_out": [{"where": item.uri, "reason": item.reason} for item in prepared.left_out if not item.ignored],
-        "ignored": dict(sorted(Counter(item.reason for item in prepared.left_out if item.ignored).items())),
+        "left_out": [{"where": item.uri, "reason": item.reason} for item in prepared.rejected if not item.ignored],
+        "ignored": dict(sorted(Counter(item.reason for item in prepared.rejected if item.ignored).items())),
     }
 
 
 def summary(content: Mapping[str, Any]) -> str:
-    """Return a report as a small table for the terminal."""
+    """Return a report as a table of one line per split."""
     lines = [f"{'split':<7}{'images':>8}{'scenes':>8}{'megapixels':>12}"]
     for split, numbers in content["splits"].items():
         lines.append(f"{split:<7}{numbers['images']:>8}{numbers['scenes']:>8}{numbers['megapixels']:>12.1f}")
-    lines.append(f"left out: {len(content['left_out'])}, ignored: {sum(content['ignored'].values())}")
+    lines.append(f"rejected: {len(content['left_out'])}, ignored: {sum(content['ignored'].values())}")
     return "\n".join(lines)
 
 

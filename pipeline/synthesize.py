@@ -1,13 +1,19 @@
-"""Clean images -> shards of pairs, made by Ray tasks, one per shard.
+"""Makes the shards of one task from the manifest, one Ray task per shard.
 
-Shards are made in a workshop folder named after all that they depend on; what an interrupted run left there intact is
-kept. Finished shards move to the output at the end, so that it holds all of them or none. Where DGUNET_SHARDS names a
-URL the shards go there instead, and the output holds their index alone.
+Work in progress is in a folder of its own, named by a fingerprint of everything that decides the result:
+
+    .cache/synthesize/FINGERPRINT/progress.jsonl    one line per finished shard
+    .cache/synthesize/FINGERPRINT/shards/           train/, val/ and test/, as in the output
+
+A run that was interrupted, at any point, is continued from there: intact shards are not made again. The output folder
+is replaced in one step at the end. Where DGUNET_SHARDS names a URL the tars are stored there and the output holds the
+index files alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import math
@@ -30,19 +36,20 @@ from pipeline.shards import store
 from pipeline.shards.format import PARTIAL, Index, ShardEntry, checksum, write_index, write_shard
 from pipeline.sources.manifest import SPLITS, Entry, read_manifest
 from pipeline.synthesis.settings import Synthesize
-from pipeline.synthesis.tiles import ShardPlan, chosen, num_tiles, pairs, plan
+from pipeline.synthesis.tiles import ShardPlan, make_pairs, num_tiles, plan_shards, select_images
 
-WORK_DIR = Path(".cache/synthesize")
-PROGRESS_LOG = "made.jsonl"
+WORK_DIRS = Path(".cache/synthesize")
+PROGRESS_LOG = "progress.jsonl"
+SHARDS = "shards"
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to be made: its name below the workshop, and what is known of it if it was made before."""
+    """One shard to be made: its name below the shards' folder, its plan, and its entry if it was finished before."""
 
     name: str
-    tiles: ShardPlan
-    made: ShardEntry | None
+    plan: ShardPlan
+    finished: ShardEntry | None
 
 
 def main() -> None:
@@ -51,12 +58,12 @@ def main() -> None:
     parser.add_argument("--task", required=True, help="a section of params.yaml")
     parser.add_argument("--manifest", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path, help="folder for train/, val/ and test/")
-    given = parser.parse_args()
-    settings = load_task_section(given.task, "synthesize", Synthesize)
+    args = parser.parse_args()
+    settings = load_task_section(args.task, "synthesize", Synthesize)
     seed = load_section("seed", int)
-    images = chosen(read_manifest(given.manifest), settings)
-    recipe = {**merged_section(read_params(), given.task, "synthesize"), "seed": seed}
-    work_dir = (WORK_DIR / fingerprint("synthesize", given.task, recipe, _digest(images), store.in_use())).resolve()
+    images = select_images(read_manifest(args.manifest), settings)
+    recipe = {**merged_section(read_params(), args.task, "synthesize"), "seed": seed}
+    work_dir = (WORK_DIRS / fingerprint("synthesize", args.task, recipe, _digest(images), store.in_use())).resolve()
     by_split = {split: [image for image in images if image.split == split] for split in SPLITS}
     num_pairs = {split: sum(num_tiles(image, settings) for image in by_split[split]) for split in SPLITS}
     names = {
@@ -64,46 +71,53 @@ def main() -> None:
         for split in SPLITS
     }
     for split in SPLITS:
-        (work_dir / split).mkdir(parents=True, exist_ok=True)
+        (work_dir / SHARDS / split).mkdir(parents=True, exist_ok=True)
 
     entries = _read_progress_log(work_dir)
-    stretches = (stretch for split in SPLITS for stretch in plan(by_split[split], settings))
-    every = [name for split in SPLITS for name in names[split]]
-    orders = (ShardJob(name, tiles, entries.get(name)) for name, tiles in zip(every, stretches, strict=True))
+    plans = (plan for split in SPLITS for plan in plan_shards(by_split[split], settings))
+    all_names = [name for split in SPLITS for name in names[split]]
+    jobs = (ShardJob(name, plan, entries.get(name)) for name, plan in zip(all_names, plans, strict=True))
     with (
         (work_dir / PROGRESS_LOG).open("a") as progress_log,
         session.session(),
-        tqdm(desc=f"synthesize {given.task}", total=len(every), unit="shard", disable=None) as bar,
+        tqdm(desc=f"synthesize {args.task}", total=len(all_names), unit="shard", disable=None) as bar,
     ):
-        for name, entry in tasks.map_unordered(partial(make, work_dir, seed), orders):
+        for name, entry in tasks.map_unordered(partial(make_shard, work_dir / SHARDS, seed), jobs):
             entries[name] = entry
             progress_log.write(json.dumps({"shard": name, "entry": asdict(entry)}) + "\n")
             progress_log.flush()
             bar.update()
     for split in SPLITS:
-        write_index(work_dir / split, Index(recipe, [entries[name] for name in names[split]]))
-    (work_dir / PROGRESS_LOG).unlink()
-    for abandoned in work_dir.rglob(f"*{PARTIAL}"):  # by a worker that was killed
+        write_index(work_dir / SHARDS / split, Index(recipe, [entries[name] for name in names[split]]))
+    for abandoned in work_dir.rglob(f"*{PARTIAL}"):  # of a worker that was killed
         abandoned.unlink()
-    shutil.rmtree(given.out, ignore_errors=True)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(work_dir, given.out)
-    print(f"{given.task}: " + ", ".join(f"{split} {num_pairs[split]}" for split in SPLITS), "pairs")
+    _replace_folder(work_dir / SHARDS, args.out)
+    shutil.rmtree(work_dir)
+    print(f"{args.task}: " + ", ".join(f"{split} {num_pairs[split]}" for split in SPLITS), "pairs")
 
 
-def make(work_dir: Path, seed: int, order: ShardJob) -> tuple[str, ShardEntry]:
-    """Make one shard if it is not there, intact; runs on any node that sees the workshop, or the URL."""
+def make_shard(shards: Path, seed: int, job: ShardJob) -> tuple[str, ShardEntry]:
+    """Make one shard, unless it exists and is intact. Runs on any node that can reach the folder, or the URL.
+
+    Args:
+        shards: folder of the shards in progress.
+        seed: seed of the degradations.
+        job: the shard.
+
+    Returns:
+        The shard's name and its entry for the index.
+    """
     cv2.setNumThreads(1)  # Ray gives a task one core
-    path = work_dir / order.name
-    if order.made and _is_intact(path, order.made.sha256):
-        return order.name, order.made
-    made = pairs(order.tiles, order.tiles.settings, seed)
+    path = shards / job.name
+    if job.finished and _is_intact(path, job.finished.sha256):
+        return job.name, job.finished
+    pairs = make_pairs(job.plan, job.plan.settings, seed)
     if not store.in_use():
-        return order.name, write_shard(path, made)
+        return job.name, write_shard(path, pairs)
     with tempfile.TemporaryDirectory() as folder:
-        entry = write_shard(Path(folder, path.name), made)
+        entry = write_shard(Path(folder, path.name), pairs)
         store.put(Path(folder, path.name), entry.sha256)
-    return order.name, entry
+    return job.name, entry
 
 
 def _is_intact(path: Path, sha256: str) -> bool:
@@ -113,14 +127,29 @@ def _is_intact(path: Path, sha256: str) -> bool:
 
 
 def _read_progress_log(work_dir: Path) -> dict[str, ShardEntry]:
-    """Return what an interrupted run has made, by name; it may have died in the middle of a line."""
-    made = {}
+    """Return the finished shards of an interrupted run by name. The last line may be incomplete."""
+    finished = {}
     path = work_dir / PROGRESS_LOG
     for line in path.read_text().splitlines() if path.exists() else ():
         with suppress(KeyError, TypeError, json.JSONDecodeError):
             content = json.loads(line)
-            made[content["shard"]] = ShardEntry(**content["entry"])
-    return made
+            finished[content["shard"]] = ShardEntry(**content["entry"])
+    return finished
+
+
+def _replace_folder(folder: Path, target: Path) -> None:
+    """Move `folder` to `target`, which is complete or absent at any time, also on another file system."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy = target.with_name(f".{target.name}{PARTIAL}")
+        shutil.rmtree(copy, ignore_errors=True)  # of a run that was killed while it copied
+        shutil.copytree(folder, copy)
+        copy.rename(target)
 
 
 def _digest(images: Iterable[Entry]) -> str:

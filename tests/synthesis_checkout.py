@@ -19,8 +19,8 @@ SETTINGS: dict[str, Any] = {
     "degradation": {"kind": "jpeg", "quality": [10, 40], "chroma": "4:2:0"}, "real_pairs": [], "channels": 3,
     "tile_size": 32, "stride": 24, "held_out_tile_size": 48, "copies": 2, "online": False, "tiles_per_shard": 7,
 }  # fmt: skip
-ARGUMENTS = ["synthesize", "--task", "mend", "--manifest", "manifest.jsonl", "--out", "data/shards/mend"]
-OUT = Path("data/shards/mend")
+ARGUMENTS = ["synthesize", "--task", "restore", "--manifest", "manifest.jsonl", "--out", "data/shards/restore"]
+OUT = Path("data/shards/restore")
 
 
 def photograph(path: str, number: int, split: str) -> Entry:
@@ -41,7 +41,9 @@ def synthesis_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     splits = ("train", "train", "train", "val", "test")
     entries = [photograph(f"{number}.png", number, split) for number, split in enumerate(splits)]
     write_manifest(Path("manifest.jsonl"), entries)
-    Path("params.yaml").write_text(yaml.safe_dump({"tasks": ["mend"], "seed": 5, "mend": {"synthesize": SETTINGS}}))
+    Path("params.yaml").write_text(
+        yaml.safe_dump({"tasks": ["restore"], "seed": 5, "restore": {"synthesize": SETTINGS}})
+    )
     monkeypatch.setattr(sys, "argv", ARGUMENTS)
     monkeypatch.setattr(session, "session", nullcontext)
     monkeypatch.setattr(tasks, "map_unordered", map)

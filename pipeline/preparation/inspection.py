@@ -1,17 +1,13 @@
-"""One look at an image: decoded once, hashed, measured, and remembered until its file changes."""
+"""Inspects images: each is decoded once, hashed and measured. The results are cached until the file changes."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass
-from functools import cache, partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -24,60 +20,55 @@ from numpy.typing import NDArray
 from dgunet import images
 from dgunet.images import codecs, exif
 from dgunet.images import files as images_files
-from pipeline.preparation import near_duplicates
+from pipeline.preparation import inspection_cache, near_duplicates
+from pipeline.preparation.inspection_cache import Inspection, InspectionCache
+from pipeline.sources import hashing
 from pipeline.sources.hashing import pixel_hash
 from pipeline.sources.listing import Candidate, read_source_image
 from pipeline.sources.places import UnreadableFile
 
-_CHUNK = 256  # images between two commits: what an interrupted run loses at most
+_CHUNK = 256  # images between two commits; an interrupted run loses at most so many
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """What decoding an image told. `reason` says why it cannot be used; all else is empty then.
-
-    `sha256` is that of the pixels (pixel_hash), `degraded_sha256` that of its partner in a real pair, sides in pixels.
-    """
-
-    sha256: str = ""
-    degraded_sha256: str = ""
-    height: int = 0
-    width: int = 0
-    thumbnail: bytes = b""
-    reason: str = ""
-
-
 def inspect_images(
-    candidates: Iterable[Candidate], max_pixels: int, cache: Path
+    candidates: Iterable[Candidate], max_pixels: int, cache_file: Path
 ) -> Iterator[tuple[Candidate, Inspection]]:
-    """Yield each candidate, in order, with what one look at it tells; a look is remembered in the file `memory`.
+    """Inspect images, several at once, and cache the results.
 
-    Raises StorageError if a place cannot be reached any more: what was seen until then stays remembered.
+    Args:
+        candidates: the images.
+        max_pixels: limit per image; images with more pixels are not decoded.
+        cache_file: the inspection cache; made if it does not exist.
+
+    Yields:
+        Each candidate, in the given order, with its inspection.
+
+    Raises:
+        StorageError: a source cannot be reached. The cache keeps what was inspected before.
+        OSError: the cache cannot be read or written.
     """
-    todo = iter(candidates)
-    with _saved(cache) as database:
-        while chunk := list(islice(todo, _CHUNK)):
-            keys = [_key(candidate, max_pixels) for candidate in chunk]
-            known = {key: seen for key in keys if key and (seen := _recall(database, key))}
+    remaining = iter(candidates)
+    with InspectionCache(cache_file) as cache:
+        while chunk := list(islice(remaining, _CHUNK)):
+            keys = [_cache_key(candidate, max_pixels) for candidate in chunk]
+            known = {key: found for key in keys if key and (found := cache.find_inspection(key))}
             unknown = [candidate for candidate, key in zip(chunk, keys, strict=True) if key not in known]
-            looks = _in_threads(partial(inspect_image, max_pixels=max_pixels), unknown)
+            inspections = _map_in_threads(partial(inspect_image, max_pixels=max_pixels), unknown)
             for candidate, key in zip(chunk, keys, strict=True):
                 if key in known:
                     yield candidate, known[key]
                     continue
-                inspection = next(looks)
+                inspection = next(inspections)
                 if key:
-                    database.execute(
-                        "INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?, ?, ?, ?)", (key, *astuple(inspection))
-                    )
+                    cache.store_inspection(key, inspection)
                 yield candidate, inspection
-            database.commit()
+            cache.commit()
 
 
 def inspect_image(candidate: Candidate, *, max_pixels: int) -> Inspection:
-    """Decode an image (and its degraded partner) and describe it. Raises StorageError if its place is out of reach."""
+    """Decode an image and its degraded partner, and describe them. Raises StorageError if a source is unreachable."""
     uri = candidate.uri
     try:
         image = _read(uri, max_pixels)
@@ -91,20 +82,20 @@ def inspect_image(candidate: Candidate, *, max_pixels: int) -> Inspection:
                 size = f"{degraded.shape[1]}x{degraded.shape[0]}"
                 return Inspection(reason=f"misaligned: {size}, but its clean partner is {width}x{height}")
     except (UnreadableFile, images.UnreadableImage) as error:
-        at_fault = f"its clean partner {uri}: " if candidate.degraded and uri == candidate.uri else ""
-        return Inspection(reason=at_fault + str(error))
+        prefix = f"its clean partner {uri}: " if candidate.degraded and uri == candidate.uri else ""
+        return Inspection(reason=prefix + str(error))
     return Inspection(pixel_hash(image), degraded_sha256, height, width, near_duplicates.thumbnail(image).tobytes())
 
 
-def group_scenes(thumbnails: Mapping[str, bytes], cache: Path) -> dict[str, str]:
-    """Return duplicates.name_groups, remembered for as long as the images are the same: it is slow for very many."""
-    key = hashlib.sha256(" ".join((_reader(), *sorted(thumbnails))).encode()).hexdigest()
-    with _saved(cache) as database:
-        row = database.execute("SELECT groups FROM scenes WHERE key = ?", (key,)).fetchone()
-        groups: dict[str, str] = json.loads(row[0]) if row else near_duplicates.name_scenes(thumbnails)
-        database.execute("DELETE FROM scenes")
-        database.execute("INSERT INTO scenes VALUES (?, ?)", (key, json.dumps(groups)))
-    return groups
+def group_scenes(thumbnails: Mapping[str, bytes], cache_file: Path) -> dict[str, str]:
+    """Return `near_duplicates.name_scenes`, cached for the same set of images: it takes long for very many."""
+    key = hashlib.sha256(" ".join((_code_version(), *sorted(thumbnails))).encode()).hexdigest()
+    with InspectionCache(cache_file) as cache:
+        scenes = cache.find_scenes(key)
+        if scenes is None:
+            scenes = near_duplicates.name_scenes(thumbnails)
+            cache.store_scenes(key, scenes)
+    return scenes
 
 
 def _read(uri: str, max_pixels: int) -> NDArray[np.float32]:
@@ -114,69 +105,35 @@ def _read(uri: str, max_pixels: int) -> NDArray[np.float32]:
         raise images.UnreadableImage(str(error).removeprefix("image in memory: ")) from error
 
 
-def _in_threads(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
-    """Map, a few items ahead, results in order; decoding and hashing release the interpreter, so threads do."""
+def _map_in_threads(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+    """Map in threads, a few items ahead, results in order. Decoding and hashing release the interpreter lock."""
     num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    waiting: deque[Future[Out]] = deque()
+    pending: deque[Future[Out]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * num_threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * num_threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()
 
 
-@contextmanager
-def _saved(cache: Path) -> Iterator[sqlite3.Connection]:
-    """Open the memory; save what was added, whatever happens meanwhile. A disk that is full or read-only: OSError."""
-    with closing(_open_cache(cache)) as database:
-        try:
-            try:
-                yield database
-            finally:
-                database.commit()
-        except sqlite3.OperationalError as error:
-            raise OSError(f"{cache}: {error}") from error
-
-
-def _open_cache(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = "key TEXT PRIMARY KEY, sha256 TEXT, degraded TEXT, height INT, width INT, thumbnail BLOB, reason TEXT"
-    database = sqlite3.connect(path, timeout=60)
-    try:
-        database.execute(f"CREATE TABLE IF NOT EXISTS looks ({columns}) WITHOUT ROWID")
-        database.execute("CREATE TABLE IF NOT EXISTS scenes (key TEXT PRIMARY KEY, groups TEXT)")
-        database.execute("SELECT * FROM looks LIMIT 1").fetchone()
-    except sqlite3.DatabaseError as error:
-        database.close()
-        if "locked" in str(error) or "readonly" in str(error) or "disk" in str(error):
-            raise OSError(f"{path}: {error}") from error
-        path.unlink()  # damaged: it is only a memory
-        return _open_cache(path)
-    return database
-
-
-def _recall(database: sqlite3.Connection, key: str) -> Inspection | None:
-    row = database.execute("SELECT * FROM looks WHERE key = ?", (key,)).fetchone()
-    return Inspection(*row[1:]) if row else None
-
-
-def _key(candidate: Candidate, max_pixels: int) -> str | None:
-    """Everything that a look depends on; None for a file that bears no sign of change."""
+def _cache_key(candidate: Candidate, max_pixels: int) -> str | None:
+    """Return a hash of everything that an inspection depends on; None for a file without a version tag."""
     if candidate.version is None:
         return None
-    parts = (candidate.uri, candidate.degraded, candidate.version, max_pixels, _reader())
+    parts = (candidate.uri, candidate.degraded, candidate.version, max_pixels, _code_version())
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-@cache
-def _reader() -> str:
-    """The code that reads and describes images: when it changes, what it said is forgotten."""
-    files = (images_files.__file__, codecs.__file__, exif.__file__, near_duplicates.__file__, __file__)
+@lru_cache(maxsize=1)
+def _code_version() -> str:
+    """Return a hash of the code that reads and describes images: an edit invalidates the cached inspections."""
+    modules = (images_files, codecs, exif, near_duplicates, hashing, inspection_cache)
+    files = [str(module.__file__) for module in modules] + [__file__]
     code = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
     return f"{code} {cv2.__version__} {PIL.__version__}"

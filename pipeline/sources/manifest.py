@@ -38,14 +38,14 @@ class Entry:
     degraded_sha256: str | None = None
 
     @property
-    def order(self) -> tuple[str, str, str]:
-        """Its place in the manifest."""
+    def sort_key(self) -> tuple[str, str, str]:
+        """The key by which the manifest is sorted."""
         return self.sha256, self.uri, self.degraded or ""
 
 
 def write_manifest(path: Path, entries: Iterable[Entry]) -> None:
     """Write the lines to a temporary name, then rename: on any error the old manifest stays."""
-    ordered = sorted(entries, key=lambda entry: entry.order)
+    ordered = sorted(entries, key=lambda entry: entry.sort_key)
     lines = (
         json.dumps({KEYS.get(name, name): value for name, value in asdict(entry).items() if value is not None})
         for entry in ordered

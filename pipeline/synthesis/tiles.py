@@ -1,9 +1,9 @@
-"""Photographs to tiles to pairs: which tile stands in which shard, and how a tile becomes a pair.
+"""Plans which tile of which image belongs to which shard, and makes clean/degraded pairs from tiles.
 
-The plan depends on the manifest alone, not on who works it off: tiles in the order of the images' pixel hashes (as good
-as random), row by row within an image, `copies` degradations each, cut into shards of equal length. Of real pairs a
-clean image comes up once for each of its degraded partners, numbered like copies. A shard's tiles are not listed but
-derived, by whoever makes it, from its images and two numbers.
+The plan depends on the manifest alone, not on the worker that makes a shard. Tiles are ordered by the pixel hash of
+their image (a random order, in effect), then row by row, then by copy, and cut into shards of equal length. A clean
+image with several real degraded partners occurs once per partner; partners are numbered like copies. A shard plan holds
+its images and two numbers; the worker derives the tiles from them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from dgunet.images import UnreadableImage, in_channels, quantise, read_photo, to_float
-from dgunet.images.codecs import Pixels
 from pipeline.degradations import degrade
 from pipeline.shards.format import Pair
 from pipeline.sources.hashing import pixel_hash
@@ -27,12 +26,12 @@ from pipeline.sources.manifest import Entry
 from pipeline.sources.places import UnreadableFile
 from pipeline.synthesis.settings import Synthesize
 
-_LOOK_ANEW = "Run `make repro`: prepare looks at changed images anew, and leaves out what cannot be used"
+_REMEDY = "Run `make repro`: prepare inspects changed images again and leaves out unusable ones"
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Copy `copy` of the tile of an image whose top left pixel is (top, left), size x size where the image allows."""
+    """A tile: size x size pixels of an image from (top, left) on, or up to the border; `copy` numbers its pairs."""
 
     image: Entry
     top: int
@@ -42,12 +41,12 @@ class Tile:
 
     @property
     def key(self) -> str:
-        """Name of the pair; says where it comes from."""
+        """Key of the pair: image, position and copy."""
         return f"{self.image.sha256[:16]}_{self.top:05d}_{self.left:05d}_{self.copy}"
 
 
-class Numbered(NamedTuple):
-    """An image, and how many real pairs with the same clean image come before it."""
+class NumberedImage(NamedTuple):
+    """An image, and the number of real pairs with the same clean image before it."""
 
     image: Entry
     partner: int
@@ -55,9 +54,9 @@ class Numbered(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """The tiles of one shard: of all tiles of `images`, in order, `length` of them from number `first` on."""
+    """The tiles of one shard: `length` tiles from number `first` on, counted over all tiles of `images` in order."""
 
-    images: Sequence[Numbered]
+    images: Sequence[NumberedImage]
     first: int
     length: int
     settings: Synthesize
@@ -72,29 +71,29 @@ class ShardPlan:
         return islice(tiles, self.first, self.first + self.length)
 
 
-def chosen(images: Sequence[Entry], settings: Synthesize) -> list[Entry]:
-    """Return the images of the manifest that a task is made of: the real pairs it names, or each clean image once.
+def select_images(images: Sequence[Entry], settings: Synthesize) -> list[Entry]:
+    """Return the entries of the manifest that a task uses: the real pairs it names, or each clean image once.
 
-    Raises ValueError if no pair of the manifest comes from a source that the task names.
+    Raises ValueError if the manifest has no pair of a source that the task names.
     """
     if not settings.real_pairs:
         clean: dict[str, Entry] = {}
         for image in images:
             clean.setdefault(image.sha256, replace(image, degraded=None, degraded_sha256=None))
         return list(clean.values())
-    named = {f"pairs:{place}" for place in settings.real_pairs}
-    there = {image.source for image in images if image.degraded is not None}
-    if missing := sorted(named - there):
+    named = {f"pairs:{clean}" for clean in settings.real_pairs}
+    available = {image.source for image in images if image.degraded is not None}
+    if missing := sorted(named - available):
         raise ValueError(
             f"synthesize.real_pairs: the manifest has no pair from {', '.join(missing)}; it has pairs from "
-            f"{', '.join(sorted(there)) or 'nowhere'}. Name the `clean` of a source of kind pairs in prepare.sources"
+            f"{', '.join(sorted(available)) or 'no source'}. Name the `clean` of a pairs source of prepare.sources"
         )
     return [image for image in images if image.degraded is not None and image.source in named]
 
 
-def plan(images: Iterable[Entry], settings: Synthesize) -> Iterator[ShardPlan]:
-    """Yield the tiles of each shard of the `chosen` images of one split, in order; holds one shard's images."""
-    sources: list[Numbered] = []
+def plan_shards(images: Iterable[Entry], settings: Synthesize) -> Iterator[ShardPlan]:
+    """Yield the shard plans of the selected images of one split, in order; keeps one shard's images in memory."""
+    sources: list[NumberedImage] = []
     first, length = 0, 0
     for source in _numbered(images):
         sources.append(source)
@@ -108,19 +107,27 @@ def plan(images: Iterable[Entry], settings: Synthesize) -> Iterator[ShardPlan]:
 
 
 def num_tiles(image: Entry, settings: Synthesize) -> int:
-    """Return how many pairs an image is good for."""
+    """Return the number of pairs that are made from an image."""
     size, stride = _grid(image, settings)
     return len(_starts(image.height, size, stride)) * len(_starts(image.width, size, stride)) * settings.copies
 
 
-def pairs(tiles: Iterable[Tile], settings: Synthesize, seed: int) -> Iterator[Pair]:
-    """Yield the pairs of `tiles`, decoding each image once.
+def make_pairs(tiles: Iterable[Tile], settings: Synthesize, seed: int) -> Iterator[Pair]:
+    """Make the pairs of `tiles`; each image is decoded once.
 
-    Raises ValueError naming an image that cannot be read, or is not the one that the manifest describes any more.
+    Args:
+        tiles: the tiles, those of one image in a row.
+        settings: degradation, channels, and whether the loader degrades (`online`).
+        seed: the pipeline's seed.
+
+    Yields:
+        One pair per tile, in order.
+
+    Raises:
+        ValueError: an image cannot be read, or its pixels are not those of the manifest; names the image.
     """
     for image, group in groupby(tiles, key=lambda tile: tile.image):
-        clean_image = _read_clean(image, settings.channels)
-        degraded_image = None if image.degraded is None else _read_partner(image, image.degraded, settings.channels)
+        clean_image, degraded_image = read_clean(image, settings.channels), read_degraded(image, settings.channels)
         for tile in group:
             window = np.s_[tile.top : tile.top + tile.size, tile.left : tile.left + tile.size]
             clean = clean_image[window]
@@ -128,24 +135,24 @@ def pairs(tiles: Iterable[Tile], settings: Synthesize, seed: int) -> Iterator[Pa
             if degraded_image is not None:
                 degraded = degraded_image[window]
             elif not settings.online:
-                made = degrade(to_float(clean), settings.degradation, seed_of(tile, seed))
-                degraded, record = quantise(made.image, np.uint8), made.record
+                generated = degrade(to_float(clean), settings.degradation, seed_of(tile, seed))
+                degraded, record = quantise(generated.image, np.uint8), generated.record
             yield Pair(tile.key, clean, degraded, {**_origin(tile), "degradation": record})
 
 
 def seed_of(tile: Tile, seed: int) -> list[int]:
-    """Return what the generator of one pair is seeded with: (seed, image, tile, copy)."""
+    """Return the seed of the degradation of one pair: (seed, image, top, left, copy)."""
     return [seed, int(tile.image.sha256[:16], 16), tile.top, tile.left, tile.copy]
 
 
-def _numbered(images: Iterable[Entry]) -> Iterator[Numbered]:
-    """Number real pairs of one clean image; they stand side by side, as the manifest is sorted by its hash."""
+def _numbered(images: Iterable[Entry]) -> Iterator[NumberedImage]:
+    """Number the real pairs of each clean image; the manifest is sorted by hash, so that they are neighbours."""
     for _, group in groupby(images, key=lambda image: image.sha256):
         for number, image in enumerate(group):
-            yield Numbered(image, number if image.degraded is not None else 0)
+            yield NumberedImage(image, number if image.degraded is not None else 0)
 
 
-def _tiles(source: Numbered, settings: Synthesize) -> Iterator[Tile]:
+def _tiles(source: NumberedImage, settings: Synthesize) -> Iterator[Tile]:
     image = source.image
     size, stride = _grid(image, settings)
     for top in _starts(image.height, size, stride):
@@ -155,50 +162,43 @@ def _tiles(source: Numbered, settings: Synthesize) -> Iterator[Tile]:
 
 
 def _grid(image: Entry, settings: Synthesize) -> tuple[int, int]:
-    """Return size and stride of the tiles of an image: held out, they overlap only at the border."""
+    """Return size and stride of an image's tiles in pixels; tiles of val and test overlap only at the border."""
     if image.split == "train":
         return settings.tile_size, settings.stride
     return settings.held_out_tile_size, settings.held_out_tile_size
 
 
 def _starts(length: int, size: int, stride: int) -> list[int]:
-    """Return where tiles begin along one side: every `stride` pixels, and one that ends at the border."""
+    """Return the first pixels of the tiles along one side: every `stride` pixels, and the last tile at the border."""
     last = max(0, length - size)
     return sorted({*range(0, last + 1, stride), last})
 
 
 def read_channels(source: str | Path | bytes, channels: int) -> Float32[np.ndarray, "H W C"]:
-    """Read an image in [0, 1] as RGB (`channels` 3) or as gray (1)."""
+    """Read an image with values in [0, 1] as RGB (`channels` 3) or gray (`channels` 1)."""
     return to_float(in_channels(read_photo(source).pixels, channels))
 
 
-def _read_clean(image: Entry, channels: int) -> UInt8[np.ndarray, "H W C"]:
-    pixels = _decode(image, image.uri)
-    if pixel_hash(to_float(in_channels(pixels, 3))) != image.sha256:
-        raise _changed(image.uri)
-    return _stored(pixels, channels)
+def read_clean(image: Entry, channels: int) -> UInt8[np.ndarray, "H W C"]:
+    """Read the clean image of an entry. Raises ValueError if it cannot be read or has other pixels than recorded."""
+    return _read_verified(image.uri, image.sha256, image, channels)
 
 
-def _read_partner(image: Entry, uri: str, channels: int) -> UInt8[np.ndarray, "H W C"]:
-    pixels = _decode(image, uri)
-    if pixel_hash(to_float(in_channels(pixels, 3))) != image.degraded_sha256:
-        raise _changed(uri)
-    return _stored(pixels, channels)
+def read_degraded(image: Entry, channels: int) -> UInt8[np.ndarray, "H W C"] | None:
+    """Read the degraded image of a real pair, None for other entries. Raises as `read_clean`."""
+    if image.degraded is None or image.degraded_sha256 is None:
+        return None
+    return _read_verified(image.degraded, image.degraded_sha256, image, channels)
 
 
-def _decode(image: Entry, uri: str) -> Pixels:
+def _read_verified(uri: str, sha256: str, image: Entry, channels: int) -> UInt8[np.ndarray, "H W C"]:
     try:
-        return read_photo(read_source_image(uri), max_pixels=image.height * image.width).pixels
+        pixels = read_photo(read_source_image(uri), max_pixels=image.height * image.width).pixels
     except (UnreadableFile, UnreadableImage) as error:
         reason = str(error).removeprefix("image in memory: ")
-        raise ValueError(f"{uri}: {reason}. {_LOOK_ANEW}") from error
-
-
-def _changed(uri: str) -> ValueError:
-    return ValueError(f"{uri}: it changed since prepare looked at it. {_LOOK_ANEW}")
-
-
-def _stored(pixels: Pixels, channels: int) -> UInt8[np.ndarray, "H W D"]:
+        raise ValueError(f"{uri}: {reason}. {_REMEDY}") from error
+    if pixel_hash(to_float(in_channels(pixels, 3))) != sha256:
+        raise ValueError(f"{uri}: the pixels changed since prepare inspected the image. {_REMEDY}")
     stored = in_channels(pixels, channels)
     return stored if stored.dtype == np.uint8 else quantise(to_float(stored), np.uint8)
 

@@ -107,10 +107,10 @@ def synthesize(images: list[Entry], settings: Synthesize, recipe: dict[str, Any]
     """What the door does, without Ray."""
     for split in SPLITS:
         (out / split).mkdir(parents=True)
-        mine = [image for image in tiles.chosen(images, settings) if image.split == split]
+        mine = [image for image in tiles.select_images(images, settings) if image.split == split]
         entries = [
-            write_shard(out / split / f"{number:06d}.tar", tiles.pairs(shard, settings, seed=1))
-            for number, shard in enumerate(tiles.plan(mine, settings))
+            write_shard(out / split / f"{number:06d}.tar", tiles.make_pairs(shard, settings, seed=1))
+            for number, shard in enumerate(tiles.plan_shards(mine, settings))
         ]
         write_index(out / split, Index({**recipe, "seed": 1}, entries))
 
@@ -264,7 +264,7 @@ def real_pairs(folder: Path) -> list[Entry]:
             write_image(folder / "rainy" / f"{number}_{partner}.png", (clean + 0.1 + 0.1 * partner).clip(0, 1))
     source = Pairs(clean=str(folder / "clean/{}.png"), degraded=str(folder / "rainy/{}_*.png"))
     settings = Prepare(sources=[source], min_side=16, max_megapixels=1.0, split=Split(val=0.25, test=0.25))
-    return prepare(settings, seed=2, cache=folder / "looks.sqlite").entries
+    return prepare(settings, seed=2, cache_file=folder / "looks.sqlite").entries
 
 
 def test_a_task_of_real_pairs_is_built_from_their_partners_as_they_came(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_task_of_real_pairs_is_built_from_their_partners_as_they_came(tmp_path
 def test_other_tasks_take_the_clean_side_of_real_pairs_once(tmp_path: Path) -> None:
     entries = real_pairs(tmp_path)
     settings = load_task_section("denoise", "synthesize", Synthesize, PARAMS_FILE)
-    images = tiles.chosen(entries, settings)
+    images = tiles.select_images(entries, settings)
     assert len(images) == len({image.sha256 for image in images}) == 8
     assert all(image.degraded is None for image in images)
 
@@ -299,4 +299,4 @@ def test_real_pairs_that_are_not_there_or_would_be_degraded_again_are_refused(tm
         validated(content, Synthesize)
     settings = validated({**content, "degradation": {"kind": "none"}, "copies": 1}, Synthesize)
     with pytest.raises(ValueError, match=r"no pair from pairs:rain/target; it has pairs from nowhere"):
-        tiles.chosen(photographs(tmp_path), settings)
+        tiles.select_images(photographs(tmp_path), settings)

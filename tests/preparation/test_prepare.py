@@ -1,7 +1,9 @@
-"""From photographs to a manifest: checks, duplicates, scenes, splits, memory."""
+"""prepare: rejection, duplicates, scenes, splits."""
 
 import json
+import os
 import struct
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from factories import small_params
+from factories import PROJECT, small_params
 from jaxtyping import Float32
 from PIL import Image
 
@@ -51,14 +53,14 @@ def album(folder: str, numbers: range) -> None:
 
 def run(*sources: Source, seed: int = 0, val: float = 0.0, test: float = 0.0, min_side: int = 32) -> Prepared:
     settings = Prepare(sources=list(sources), min_side=min_side, max_megapixels=1.0, split=Split(val=val, test=test))
-    return prepare(settings, seed=seed, cache=Path("memory.sqlite"))
+    return prepare(settings, seed=seed, cache_file=Path("inspections.sqlite"))
 
 
-def left_out(prepared: Prepared) -> dict[str, str]:
-    return {item.uri: item.reason for item in prepared.left_out}
+def rejected(prepared: Prepared) -> dict[str, str]:
+    return {item.uri: item.reason for item in prepared.rejected}
 
 
-def wheres(prepared: Prepared) -> set[str]:
+def uris(prepared: Prepared) -> set[str]:
     return {entry.uri for entry in prepared.entries}
 
 
@@ -66,7 +68,7 @@ def splits(prepared: Prepared) -> dict[str, str]:
     return {entry.sha256: entry.split for entry in prepared.entries}
 
 
-def groups(prepared: Prepared) -> list[list[str]]:
+def scenes_of_several(prepared: Prepared) -> list[list[str]]:
     return sorted(sorted(names) for names in report(prepared)["scenes_of_several"].values())
 
 
@@ -81,7 +83,7 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def test_what_cannot_be_used_is_left_out_with_its_reason() -> None:
+def test_unusable_images_are_rejected_with_the_reason() -> None:
     save("p/good.png", scene(1))
     save("p/tiny.png", scene(2, 31, 200))
     save("p/huge.png", scene(3, 1001, 1000))
@@ -93,8 +95,8 @@ def test_what_cannot_be_used_is_left_out_with_its_reason() -> None:
     Path("p/bomb.png").write_bytes(bomb())
     Path("p/notes.txt").touch()
     found = run(Folder(path="p"))
-    assert wheres(found) == {"p/copy.bmp"}  # of two equal ones, the first by name
-    reasons = left_out(found)
+    assert uris(found) == {"p/copy.bmp"}  # of two equal ones, the first by name
+    reasons = rejected(found)
     assert reasons["p/good.png"] == "duplicate: same pixels as p/copy.bmp"
     assert reasons["p/tiny.png"] == "too small: 200x31, min_side is 32"
     assert "truncated" in reasons["p/cut.jpg"]
@@ -104,7 +106,7 @@ def test_what_cannot_be_used_is_left_out_with_its_reason() -> None:
     assert {item["where"] for item in report(found)["left_out"]} == reasons.keys() - {"p/notes.txt"}
 
 
-def test_every_kind_of_image_is_taken() -> None:
+def test_every_kind_of_image_is_accepted() -> None:
     kinds: dict[str, Callable[[Image.Image], Image.Image]] = {
         "gray.png": lambda image: image.convert("L"),
         "alpha.webp": lambda image: image.convert("RGBA"),
@@ -118,7 +120,7 @@ def test_every_kind_of_image_is_taken() -> None:
         picture.save(f"p/{name}", "JPEG" if name.startswith("wrong") else None)
     cv2.imwrite("p/deep.tiff", (scene(9) * 65535).astype(np.uint16))
     found = run(Folder(path="p"))
-    assert wheres(found) == {f"p/{name}" for name in (*kinds, "deep.tiff")} and not found.left_out
+    assert uris(found) == {f"p/{name}" for name in (*kinds, "deep.tiff")} and not found.rejected
     assert {(entry.height, entry.width) for entry in found.entries} == {(96, 128)}
 
 
@@ -133,7 +135,7 @@ def test_the_same_pixels_in_another_format_are_a_duplicate() -> None:
     assert len(run(Folder(path="p")).entries) == 1
 
 
-def test_near_duplicates_share_a_group() -> None:
+def test_near_duplicates_share_a_scene() -> None:
     album("p", range(20))
     picture = scene(0)
     save("p/half.png", cv2.resize(picture, (64, 48), interpolation=cv2.INTER_AREA))
@@ -145,19 +147,20 @@ def test_near_duplicates_share_a_group() -> None:
     save("p/noisy.png", np.clip(picture + noise, 0, 1))
     save("p/gray.png", np.repeat(picture.mean(axis=2, keepdims=True), 3, axis=2))
     names = ("000", "half", "darker", "mirrored", "cropped", "noisy", "gray")
-    assert groups(run(Folder(path="p"))) == [sorted(["p/compressed.jpg", *(f"p/{name}.png" for name in names)])]
+    expected = sorted(["p/compressed.jpg", *(f"p/{name}.png" for name in names)])
+    assert scenes_of_several(run(Folder(path="p"))) == [expected]
 
 
 def test_the_stereo_pair_of_the_starter_is_one_scene_and_the_others_are_seven() -> None:
     found = run(Starter())
-    assert groups(found) == [["starter:skimage/motorcycle_left.png", "starter:skimage/motorcycle_right.png"]]
-    assert len({entry.scene for entry in found.entries}) == 7 and not found.left_out
+    assert scenes_of_several(found) == [["starter:skimage/motorcycle_left.png", "starter:skimage/motorcycle_right.png"]]
+    assert len({entry.scene for entry in found.entries}) == 7 and not found.rejected
 
 
-def test_flat_images_are_nobodys_duplicates() -> None:
+def test_flat_images_are_no_duplicates() -> None:
     for level in range(5):
         save(f"p/{level}.png", np.full((64, 64, 3), level / 5, np.float32))
-    assert groups(run(Folder(path="p"))) == []
+    assert scenes_of_several(run(Folder(path="p"))) == []
 
 
 def test_no_scene_straddles_the_splits() -> None:
@@ -220,7 +223,7 @@ def test_a_source_without_an_image_is_an_error_beside_others_too() -> None:
         run(Starter(), Folder(path="texts"))
 
 
-def test_pairs_carry_their_partner_and_misaligned_ones_are_left_out() -> None:
+def test_pairs_carry_their_partner_and_misaligned_ones_are_rejected() -> None:
     for number in range(4):
         save(f"d/clean/{number}.png", scene(number))
         save(f"d/rain/{number}.png", np.clip(scene(number) + 0.1, 0, 1))
@@ -234,13 +237,13 @@ def test_pairs_carry_their_partner_and_misaligned_ones_are_left_out() -> None:
     again = run(Pairs(clean="d/clean", degraded="d/rain"))
     changed = {entry.uri for entry, before in zip(again.entries, found.entries, strict=True) if entry != before}
     assert changed == {"d/clean/1.png"}  # so that DVC sees that the degraded image is another one
-    assert left_out(found) == {
+    assert rejected(found) == {
         "d/rain/2.png": "its clean partner d/clean/2.png: no PNG, JPEG, TIFF, BMP or WebP image of a known kind",
         "d/rain/3.png": "misaligned: 128x95, but its clean partner is 128x96",
     }
 
 
-def test_two_degraded_partners_of_one_clean_image_are_two_entries_of_one_group() -> None:
+def test_two_degraded_partners_of_one_clean_image_are_two_entries_of_one_scene() -> None:
     save("d/c/1.png", scene(1))
     for number in range(2):
         save(f"d/r/1_{number}.png", np.clip(scene(1) + 0.1 + 0.1 * number, 0, 1))
@@ -248,10 +251,10 @@ def test_two_degraded_partners_of_one_clean_image_are_two_entries_of_one_group()
     found = run(Pairs(clean="d/c/{}.png", degraded="d/r/{}_*.png"))
     assert [entry.degraded for entry in found.entries] == ["d/r/1_0.png", "d/r/1_1.png"]
     assert len({entry.scene for entry in found.entries}) == 1
-    assert left_out(found) == {"d/r/1_9.png": "duplicate: same pixels as d/r/1_0.png"}
+    assert rejected(found) == {"d/r/1_9.png": "duplicate: same pixels as d/r/1_0.png"}
 
 
-def test_the_door_writes_the_same_bytes_twice_and_tells_the_counts(
+def test_the_command_writes_the_same_bytes_twice_and_prints_the_counts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     album("photos", range(12))
@@ -267,3 +270,23 @@ def test_the_door_writes_the_same_bytes_twice_and_tells_the_counts(
     counts = json.loads(written[1])["splits"]
     assert sum(numbers["images"] for numbers in counts.values()) == 20
     assert "train" in capsys.readouterr().out
+
+
+def test_a_run_without_new_images_imports_no_heavy_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    album("photos", range(4))
+    sources = [{"kind": "folder", "path": "photos"}]
+    settings = {"sources": sources, "min_side": 64, "max_megapixels": 50.0, "split": {"val": 0.0, "test": 0.0}}
+    Path("params.yaml").write_text(json.dumps(small_params() | {"seed": 1, "prepare": settings}))
+    code = (
+        "import sys; sys.argv = ['prepare', '--manifest', 'manifest.jsonl', '--report', 'prepare.json']\n"
+        "from pipeline import prepare; prepare.main()\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    monkeypatch.setattr(sys, "argv", ["prepare", "--manifest", "manifest.jsonl", "--report", "prepare.json"])
+    main()
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    again = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    imported = set(again.stdout.splitlines()[-1].split())
+    heavy = {"torch", "ray", "mlflow", "sklearn", "skimage", "scipy", "pandas", "matplotlib", "webdataset", "dvc"}
+    assert not heavy & imported
+    assert {"cv2", "numpy"} <= imported

@@ -1,7 +1,9 @@
 """Synthesis: the same bytes whoever makes them, in whatever order, interrupted, killed or forced; and lazily."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,8 +86,8 @@ def test_the_pairs_of_a_gray_task_are_the_gray_of_colour_files(synthesis_checkou
     entry = replace(
         photograph("6.png", 6, "test"), uri="5.png", sha256=pixel_hash(to_float(photo)), height=40, width=50
     )
-    (stretch,) = tiles.plan([entry], settings)
-    for tile, pair in zip(stretch, tiles.pairs(stretch, settings, 0), strict=True):
+    (plan,) = tiles.plan_shards([entry], settings)
+    for tile, pair in zip(plan, tiles.make_pairs(plan, settings, 0), strict=True):
         window = photo[tile.top : tile.top + tile.size, tile.left : tile.left + tile.size]
         gray = cv2.cvtColor(window[:, :, ::-1].copy(), cv2.COLOR_BGR2GRAY)
         np.testing.assert_array_equal(pair.clean[:, :, 0], gray)
@@ -105,34 +107,99 @@ def test_an_interrupted_run_goes_on_with_what_is_missing_or_damaged(
     (work_dir,) = Path(".cache/synthesize").iterdir()
     with (work_dir / synthesize.PROGRESS_LOG).open("a") as progress_log:
         progress_log.write('{"shard": "train/00')  # the line at which the run was killed
-    damaged = work_dir / "train/000001.tar"
+    damaged = work_dir / "shards/train/000001.tar"
     damaged.chmod(0o644)
     content = bytearray(damaged.read_bytes())
     content[900] ^= 1
     damaged.write_bytes(content)
-    (work_dir / "train/000002.tar").unlink()
+    (work_dir / "shards/train/000002.tar").unlink()
     written: list[str] = []
     monkeypatch.setattr(tasks, "map_unordered", map)
     original = synthesize.write_shard
-    monkeypatch.setattr(synthesize, "write_shard", lambda path, made: written.append(path.name) or original(path, made))
+    monkeypatch.setattr(
+        synthesize, "write_shard", lambda path, pairs: written.append(path.name) or original(path, pairs)
+    )
     synthesize.main()
     assert result() == expected
     assert written[:2] == ["000001.tar", "000002.tar"]
     assert len(written) == sum(len(read_index(OUT / split).shards) for split in SPLITS) - 2
 
 
+KILL_POINTS = {
+    "before the first index": (synthesize, "write_index", 0),
+    "between the indexes": (synthesize, "write_index", 1),
+    "after the last index": (synthesize, "_replace_folder", 0),
+    "before the output is removed": (shutil, "rmtree", 0),
+    "after the output is removed": (Path, "rename", 0),
+    "in the middle of the copy": (shutil, "copyfile", 4),
+    "before the copy is renamed": (Path, "rename", 1),
+}
+
+
+@pytest.mark.parametrize("point", KILL_POINTS)
+def test_a_run_killed_after_the_last_shard_is_finished_without_making_one_again(
+    synthesis_checkout: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    synthesize.main()
+    expected = result()
+    owner, name, calls_before = KILL_POINTS[point]
+    if "copy" in point:
+        monkeypatch.setattr(Path, "rename", rename_on_another_file_system)
+    child = os.fork()
+    if child == 0:
+        kill_at_call(owner, name, calls_before)
+        synthesize.main()
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert not OUT.exists() or result() == expected, "the output is complete or absent"
+    monkeypatch.setattr(synthesize, "write_shard", None)  # fails if a shard is made again
+    synthesize.main()
+    assert result() == expected
+    assert not list(Path(".cache/synthesize").iterdir())
+    assert os.listdir(OUT.parent) == [OUT.name]  # noqa: PTH208
+
+
+def kill_at_call(owner: Any, name: str, calls_before: int) -> None:
+    """Let the process die in the next call of a function after so many."""
+    function, calls = getattr(owner, name), iter(range(calls_before))
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if next(calls, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
+    setattr(owner, name, call)
+
+
+_rename = Path.rename
+
+
+def rename_on_another_file_system(path: Path, target: Path) -> Path:
+    if path.name == synthesize.SHARDS:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    return _rename(path, target)
+
+
+def test_the_output_may_be_on_another_file_system(synthesis_checkout: Path, small_disk: SmallDisk) -> None:
+    synthesize.main()
+    expected = result()
+    small_disk((synthesis_checkout / ".cache").resolve(), "16m")
+    synthesize.main()
+    assert result() == expected
+    assert not list(Path(".cache/synthesize").iterdir())
+
+
 def test_a_full_disk_is_told_and_the_next_run_goes_on(synthesis_checkout: Path, small_disk: SmallDisk) -> None:
     synthesize.main()
     expected = result()
-    workshops = (synthesis_checkout / ".cache").resolve()
-    small_disk(workshops, "200k")
+    cache = (synthesis_checkout / ".cache").resolve()
+    small_disk(cache, "200k")
     with pytest.raises(OSError, match="No space left"):
         synthesize.main()
     assert result() == expected
-    (work_dir,) = (workshops / "synthesize").iterdir()
-    made = list(work_dir.rglob("*.tar"))
-    assert made
-    small_disk(workshops, "16m")
+    (work_dir,) = (cache / "synthesize").iterdir()
+    assert list(work_dir.rglob("*.tar"))
+    small_disk(cache, "16m")
     synthesize.main()
     assert result() == expected
 
@@ -165,13 +232,13 @@ def listed(number: int, height: int = 480, width: int = 320) -> Entry:
 def test_shards_hold_all_tiles_once_in_order_and_are_full_but_for_the_last(per_shard: int) -> None:
     settings = validated({**SETTINGS, "tiles_per_shard": per_shard}, Synthesize)
     images = [listed(number, *size) for number, size in enumerate([(32, 32), (90, 61), (10, 200), (33, 31), (56, 80)])]
-    shards = list(tiles.plan(images, settings))
-    whole = [tile for stretch in shards for tile in stretch]
-    (alone,) = tiles.plan(images, validated({**SETTINGS, "tiles_per_shard": 10**6}, Synthesize))
+    shards = list(tiles.plan_shards(images, settings))
+    whole = [tile for plan in shards for tile in plan]
+    (alone,) = tiles.plan_shards(images, validated({**SETTINGS, "tiles_per_shard": 10**6}, Synthesize))
     assert whole == list(alone)
     assert len({tile.key for tile in whole}) == len(whole) == sum(tiles.num_tiles(image, settings) for image in images)
-    assert [len(stretch) for stretch in shards[:-1]] == [per_shard] * (len(shards) - 1)
-    assert all(len(list(stretch)) == len(stretch) for stretch in shards)
+    assert [len(plan) for plan in shards[:-1]] == [per_shard] * (len(shards) - 1)
+    assert all(len(list(plan)) == len(plan) for plan in shards)
 
 
 def test_planning_takes_no_more_memory_for_more_tiles() -> None:
@@ -179,7 +246,7 @@ def test_planning_takes_no_more_memory_for_more_tiles() -> None:
 
     def peak(num_images: int) -> int:
         tracemalloc.start()
-        total = sum(len(stretch) for stretch in tiles.plan((listed(number) for number in range(num_images)), settings))
+        total = sum(len(plan) for plan in tiles.plan_shards((listed(number) for number in range(num_images)), settings))
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert total == num_images * tiles.num_tiles(listed(0), settings)
@@ -195,15 +262,15 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def killed_once(work_dir: Path, seed: int, order: synthesize.ShardJob) -> tuple[str, Any]:
+def killed_once(shards: Path, seed: int, job: synthesize.ShardJob) -> tuple[str, Any]:
     mark = Path(os.environ["DGUNET_TEST_MARK"])
-    if order.name == "train/000003.tar" and not mark.exists():
+    if job.name == "train/000003.tar" and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return _make(work_dir, seed, order)
+    return _make_shard(shards, seed, job)
 
 
-_make = synthesize.make
+_make_shard = synthesize.make_shard
 
 
 @pytest.mark.cluster
@@ -218,7 +285,7 @@ def test_workers_of_ray_one_of_them_killed_make_the_same_bytes_as_a_loop(
     monkeypatch.setattr(sys, "argv", ARGUMENTS)
     monkeypatch.setenv("PYTHONPATH", str(PROJECT / "tests"))
     monkeypatch.setenv("DGUNET_TEST_MARK", str(synthesis_checkout / "killed"))
-    monkeypatch.setattr(synthesize, "make", killed_once)
+    monkeypatch.setattr(synthesize, "make_shard", killed_once)
     synthesize.main()
     assert (synthesis_checkout / "killed").exists()
     assert result() == expected
@@ -229,7 +296,7 @@ def test_a_driver_killed_in_the_middle_goes_on_where_it_was(synthesis_checkout: 
     synthesize.main()
     expected = result()
     many = {**SETTINGS, "stride": 5, "copies": 1, "tiles_per_shard": 12}
-    content = {"tasks": ["mend"], "seed": 5, "mend": {"synthesize": many}}
+    content = {"tasks": ["restore"], "seed": 5, "restore": {"synthesize": many}}
     Path("params.yaml").write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "pipeline.synthesize", *ARGUMENTS[1:]]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
@@ -241,8 +308,8 @@ def test_a_driver_killed_in_the_middle_goes_on_where_it_was(synthesis_checkout: 
         first.wait()
     assert result() == expected, "the old output stays until the new one is whole"
     (work_dir,) = Path(".cache/synthesize").iterdir()
-    kept = {line["shard"]: (work_dir / line["shard"]).stat().st_mtime_ns for line in progress_log()}
-    (work_dir / "train" / ".000000.tar.1.partial").touch()
+    kept = {line["shard"]: (work_dir / "shards" / line["shard"]).stat().st_mtime_ns for line in progress_log()}
+    (work_dir / "shards/train" / ".000000.tar.1.partial").touch()
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
     assert kept
     assert not list(OUT.rglob("*.partial"))
