@@ -1,4 +1,4 @@
-"""A recipe -> params.yaml: merge, check, show the difference, ask; a person disposes.
+"""Applies a recipe to params.yaml: merges, validates, shows the difference, and asks before it writes.
 
 A recipe has the shape of params.yaml and holds only what is to change: a published one of infra/recipes, or a search's
 proposal. Mappings are merged key by key, everything else is replaced; so is a mapping whose `kind` becomes another. A
@@ -48,14 +48,19 @@ def main() -> None:
     checked = _checked(path, after, given.recipe)
     try:
         print(difference(before, after, coloured=sys.stdout.isatty() and "NO_COLOR" not in os.environ), end="")
-        if not given.yes and not _agreed():
-            raise ValueError(f"{PARAMS_FILE} is as it was" + ("" if sys.stdin.isatty() else "; YES=1 applies it"))
+        if not given.yes and not _confirmed():
+            raise ValueError(
+                f"{PARAMS_FILE} is unchanged"
+                + ("" if sys.stdin.isatty() else "; YES=1 applies the recipe without a question")
+            )
         if path.read_text(encoding="utf-8") != before:
-            raise ValueError(f"{PARAMS_FILE} was changed in the meantime and is left so: run this again")
+            raise ValueError(
+                f"{PARAMS_FILE} was changed by another program in the meantime and is left as it is: run this again"
+            )
         checked.replace(path)
     finally:
         checked.unlink(missing_ok=True)
-    print(f"{PARAMS_FILE}: {given.recipe} is adopted; `git diff {PARAMS_FILE}` shows it, `make repro` builds it")
+    print(f"{PARAMS_FILE}: {given.recipe} is applied; `git diff {PARAMS_FILE}` shows it, `make repro` builds it")
 
 
 def apply_recipe(params: str, recipe: str) -> str:
@@ -202,11 +207,11 @@ def _checked(path: Path, text: str, recipe: Path) -> Path:
     except ParamsError as error:
         partial.unlink()
         said = str(error).replace(str(partial), f"{PARAMS_FILE} with {recipe}")
-        raise ValueError(f"not adopted, {said}") from None
+        raise ValueError(f"not applied: {said}") from None
     return partial
 
 
-def _agreed() -> bool:
+def _confirmed() -> bool:
     return sys.stdin.isatty() and input("apply? [y/N] ").strip().lower() in ("y", "yes")
 
 

@@ -1,7 +1,8 @@
 """Show a task's degradation on a few photographs, or make a training pair again; writes into the folder preview.
 
 --task TASK: a contact sheet of the task's photographs, degraded as params.yaml says; it needs no shards.
---task TASK --pair KEY: clean and degraded image of a pair in the task's shards, as training saw it.
+--task TASK --pair KEY: clean and degraded image of a pair in the task's shards, as training saw it; with --verify
+    made again from the source image and compared with the shard.
 --all: every degradation in infra/degradations.yaml, on copyright-free photographs of the scikit-image wheel.
 """
 
@@ -33,11 +34,13 @@ from pipeline.reporting.contact_sheet import Cell, Note, Row, describe, sheet_of
 from pipeline.runtime.entry_point import run_command
 from pipeline.shards.format import INDEX, Shard, read_index
 from pipeline.sources.listing import Pairs, RejectedImage, list_images, read_source_image
+from pipeline.synthesis.reproduce import reproduce_pair
 from pipeline.synthesis.settings import Synthesize
 from pipeline.synthesis.tiles import read_channels
 from pipeline.training.settings import Train
 
 PREVIEW = Path("preview")
+MANIFEST = Path("data/manifest.jsonl")
 EXAMPLES = Path("infra/degradations.yaml")
 FREE_PHOTOS = ("coffee.png", "chelsea.png", "rocket.jpg", "astronaut.png")
 TILE_SIZE, NUM_ROWS, NUM_ATTEMPTS = 256, 4, 16
@@ -61,12 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     what.add_argument("--all", action="store_true", help="every degradation; writes docs/degradations.jpg")
     parser.add_argument("--pair", metavar="KEY", help="key of a pair, as in reports/TASK/per_image.csv")
     parser.add_argument("--epoch", type=int, default=0, help="of a pair that is degraded anew in each epoch; default 0")
+    parser.add_argument("--verify", action="store_true", help="make the pair again from its source image and compare")
     parser.add_argument("--shards", type=Path, help="folder with train/, val/ and test/; default data/shards/TASK")
     args = parser.parse_args(arguments)
     if args.pair is not None and args.all:
         parser.error("--pair needs --task")
     if args.pair is not None:
-        write_pair(args.task, args.shards or Path("data/shards") / args.task, args.pair, args.epoch)
+        write_pair(args.task, args.shards or Path("data/shards") / args.task, args.pair, args.epoch, verify=args.verify)
         return
     path = Path("docs/degradations.jpg") if args.all else PREVIEW / f"{args.task}.png"
     sheet = kinds_sheet() if args.all else task_sheet(args.task)
@@ -75,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(path)
 
 
-def write_pair(task: str, shards: Path, key: str, epoch: int) -> None:
+def write_pair(task: str, shards: Path, key: str, epoch: int, *, verify: bool = False) -> None:
     """Write clean and degraded image of a pair and print their paths and the sampled parameters.
 
     An image that the loader degrades is written with 16 bits, clipped to [0, 1]; stored images with their 8 bits.
@@ -85,16 +89,22 @@ def write_pair(task: str, shards: Path, key: str, epoch: int) -> None:
         shards: folder with train/, val/ and test/.
         key: key of the pair.
         epoch: epoch of training, where the loader degrades; val and test split have epoch 0 alone.
+        verify: make the pair again from its source image and compare it with the shard, bit for bit.
 
     Raises:
-        ValueError: there is no such pair, or no such epoch of it.
+        ValueError: there is no such pair, or no such epoch of it; with `verify`, the source image is gone or changed,
+            or the pair comes out different.
     """
     folder = folder_of_pair(shards, key)
     index = read_index(folder)
     is_online = online_degradation(index) is not None
     if epoch and not (is_online and folder.name == "train"):
         raise ValueError(f"{task}: pair {key} of the {folder.name} split is the same in each epoch; leave out --epoch")
-    pair = online_pair(folder, key, epoch, int(index.recipe["seed"]))
+    if verify:
+        pair = reproduce_pair(folder, key, epoch=epoch, manifest=MANIFEST)
+        print(f"{key}: made again from {pair.record['where']}, equal to the shard")
+    else:
+        pair = online_pair(folder, key, epoch, int(index.recipe["seed"]))
     name = f"{task}-{key}" + (f"-epoch{epoch}" if is_online else "")
     PREVIEW.mkdir(exist_ok=True)
     for kind, image, dtype in (

@@ -1,4 +1,4 @@
-"""Beside the road: search a task's recipe on the val split, and propose values; `make apply` is for a person to run."""
+"""Searches better values for a task's recipe on the val split and proposes them; `make apply` writes them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "
 
 @dataclass(frozen=True)
 class Work:
-    """Values of a trial -> what its workers do: the task's training with these values in its recipe."""
+    """Turns the values of a trial into the training job of its workers: the task's recipe with these values."""
 
     job: TrainingJob
 
     def __call__(self, values: Mapping[str, Any]) -> TrainingJob:
-        """Return the work of a trial."""
+        """Return the training job of a trial."""
         return replace(self.job, recipe=space.changed(self.job.recipe, values))
 
 
@@ -64,7 +64,7 @@ def main() -> None:
     ):
         watch = _Watch(given.task, problem, run.id)
         try:
-            trials = search(problem, watch.hear)
+            trials = search(problem, watch.add_report)
         except BaseException:
             watch.abandon()
             raise
@@ -76,19 +76,21 @@ def main() -> None:
             forget_trials(name, trials)
     print(report.table(trials))
     if not best:
-        raise ValueError(f"no trial of {len(trials)} has a result; the first says: {trials[0].failure or 'nothing'}")
-    print(f"\nmake apply RECIPE={given.out / report.PROPOSAL}    shows what it would change in params.yaml, and asks")
+        raise ValueError(
+            f"no trial of {len(trials)} has a result; the first failed with: {trials[0].failure or 'nothing'}"
+        )
+    print(f"\nmake apply RECIPE={given.out / report.PROPOSAL}    shows the changes and asks before it writes")
 
 
 class _Watch:
-    """Hears every report: a line for a person, and the trial's run in MLflow."""
+    """Handles each report of a trial: prints a line and logs to the trial's MLflow run."""
 
     def __init__(self, task: str, problem: Search, parent: str) -> None:
         self.task, self.problem, self.parent = task, problem, parent
         self.runs: dict[str, TrialRun] = {}
         self.best, self.best_number, self.started = -math.inf, 0, time.monotonic()
 
-    def hear(self, number: int, trial: str, values: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    def add_report(self, number: int, trial: str, values: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
         if trial not in self.runs:
             tried = space.rounded(self.problem.settings.search_space, values)
             self.runs[trial] = TrialRun(self.task, self.parent, f"{self.problem.name}-{trial}", tried)

@@ -108,7 +108,7 @@ def png(value: int = 0) -> bytes:
     return file.getvalue()
 
 
-def lay(*names: str) -> None:
+def write_pngs(*names: str) -> None:
     """Put pictures, each another, below the working directory."""
     for number, name in enumerate(names):
         path = Path(name)

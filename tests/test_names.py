@@ -10,7 +10,7 @@ import pytest
 from factories import PROJECT
 
 FORMER = {
-    "house", "room", "rooms", "door", "doors", "road", "ears", "mouth", "heard", "hear", "farewell", "told", "tell",
+    "house", "room", "rooms", "door", "doors", "road", "ears", "mouth", "heard", "hear", "farewell", "told",
     "tells", "telling", "wish", "wishes", "peers", "gathered", "agreed", "patience", "patiently", "seal", "mend",
     "heart", "course", "stretch", "workshop", "journal", "ports", "looks", "looked", "findings",
     "halving", "served", "mirror", "adopt", "adopted", "crown", "verdict", "challenge", "exhibit", "exhibits",

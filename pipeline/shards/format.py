@@ -1,4 +1,4 @@
-"""Pairs of images in WebDataset shards: the one file that knows the format.
+"""The WebDataset shard format: pairs of images in tar files, and the index of a folder of shards.
 
 A folder of shards is `000000.tar`, `000001.tar`, ... and an `index.json` that says, per shard, how many samples and
 bytes it holds, its sha256 and its shortest side, and by which recipe they were made. A sample is
@@ -35,7 +35,7 @@ from jaxtyping import UInt8
 from pipeline.shards import store
 
 INDEX = "index.json"
-PARTIAL = ".partial"  # how names of files end that are still being written
+PARTIAL = ".partial"  # suffix of files that are still being written
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -55,7 +55,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard as the index knows it: file name, number of samples, bytes, checksum, shortest side of an image."""
+    """One shard in the index: file name, number of samples, bytes, checksum, shortest side of an image."""
 
     name: str
     samples: int
@@ -66,7 +66,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Index:
-    """What a folder of shards holds and the recipe it was made by."""
+    """The shards of a folder, and the settings that they were made with."""
 
     recipe: Mapping[str, Any]
     shards: Sequence[ShardEntry]

@@ -41,7 +41,7 @@ class OutOfReach(OSError):
 
 
 def in_use() -> bool:
-    """Whether shards lie at a URL."""
+    """Return whether shards lie at a URL (DGUNET_SHARDS)."""
     return bool(read_environment().shards)
 
 
@@ -85,7 +85,7 @@ def open_shard(sha256: str) -> BinaryIO:
     folder, most = environment.shard_cache, environment.shard_cache_gb * 1e9
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{sha256}.tar"
-    with FileLock(folder / f".{sha256[:2]}.lock"):  # processes that want the same shard bring it once
+    with FileLock(folder / f".{sha256[:2]}.lock"):  # processes that need the same shard download it once
         return _open_cached(path, sha256) or _bring(path, sha256, most)
 
 
@@ -114,7 +114,7 @@ def _bring(path: Path, sha256: str, most: float) -> BinaryIO:
             if _checksum(file) != sha256:
                 file.close()
                 raise NotThere(f"has other content than its name says at {_url(sha256)}")
-            _make_room(path.parent, most - partial.stat().st_size)
+            _evict(path.parent, most - partial.stat().st_size)
             partial.replace(path)
             return _used(file)
         except FileNotFoundError:
@@ -126,12 +126,12 @@ def _bring(path: Path, sha256: str, most: float) -> BinaryIO:
 
 
 def _used(file: BinaryIO) -> BinaryIO:
-    now = time.time_ns()  # finer than the clock by which the system dates files
+    now = time.time_ns()  # finer than the clock of file times
     os.utime(file.fileno(), ns=(now, now))
     return file
 
 
-def _make_room(folder: Path, limit: float) -> None:
+def _evict(folder: Path, limit: float) -> None:
     """Remove what was used longest ago until `limit` bytes are left; unfinished downloads of others stay."""
     files = []
     for path in folder.iterdir():

@@ -39,17 +39,17 @@ from pipeline.sources.places import (
 
 COPIES = Path(".cache/archives")
 _COMPRESSED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-_MAX_RATIO, _HARMLESS_COPY_BYTES = 100, 2**30  # images hardly compress further: what unpacks to more is a bomb
-_HARMLESS_BYTES = 2**24  # so large a member is unpacked without a look at its header
+_MAX_RATIO, _HARMLESS_COPY_BYTES = 100, 2**30  # images hardly compress; what unpacks to more is a decompression bomb
+_HARMLESS_BYTES = 2**24  # members up to this size are unpacked without a check of their header
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
 
 class Archive:
-    """A zip or tar file, opened once for many reads; threads take turns."""
+    """A zip or tar file, opened once for many reads; a lock lets one thread read at a time."""
 
     def __init__(self, place: str, version: str | None):
         self._place, self._version = place, version
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._inside: dict[str, zipfile.ZipInfo | tarfile.TarInfo] = {}  # by name, without the "./" of some tars
         self._file = _open_seekable(place, version)
         try:
@@ -81,7 +81,7 @@ class Archive:
         if size > BYTES_PER_PIXEL * max_pixels + BYTES_BESIDE_PIXELS:
             raise UnreadableFile(f"{size} bytes are too many for an image of the {max_pixels} pixels allowed")
         try:
-            with self._turn:
+            with self._lock:
                 if size > _HARMLESS_BYTES:
                     with self._open(inside) as content:
                         _check_header(content, max_pixels)
@@ -132,8 +132,8 @@ class Archive:
             self._file.close()
 
 
-class _Watched(io.RawIOBase):
-    """A stream that keeps the error in which it ended: who decodes a header takes it for one of the image."""
+class _ErrorRecordingStream(io.RawIOBase):
+    """A stream that stores the error that ended it: image decoders report such an error as one of the image."""
 
     def __init__(self, content: Any):
         self._content = content
@@ -161,28 +161,28 @@ class _Watched(io.RawIOBase):
 
 
 def _check_header(content: Any, max_pixels: int) -> None:
-    watched = _Watched(content)
+    recording = _ErrorRecordingStream(content)
     try:
-        width, height = header_size(io.BufferedReader(watched), "")
+        width, height = header_size(io.BufferedReader(recording), "")
     except UnreadableImage as error:
-        raise watched.error or UnreadableFile(str(error).removeprefix(": ")) from error
+        raise recording.error or UnreadableFile(str(error).removeprefix(": ")) from error
     if height * width > max_pixels:
         raise UnreadableFile(f"{width}x{height} are more than the {max_pixels} pixels allowed")
 
 
 @lru_cache(maxsize=16)
 def open_archive(place: str, version: str | None) -> Archive:
-    """`stamp` makes a changed archive another one."""
+    """Open an archive, or return the open one: `version` is a part of the cache key."""
     return Archive(place, version)
 
 
 def _open_seekable(place: str, version: str | None) -> Any:
-    """Open an archive so that it can be read in any order: as a copy where it cannot be itself."""
+    """Open an archive for random access; archives without random access are copied first."""
     copy = _copy(place, version) if version else None
     if copy and copy.exists():
         return copy.open("rb")
     file, gives_parts = _open_binary(place)
-    # of a zip, whose directory is at its end, not even the first block is fetched
+    # the directory of a zip is at its end: its first block is not fetched
     start = b"" if place.lower().endswith(".zip") else file.peek(8)
     opener = next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
     if gives_parts and opener is None:
@@ -232,7 +232,8 @@ def _chunks(place: str, packed: io.BufferedReader, content: Any) -> Iterator[byt
         size += len(chunk)
         if size > max(_MAX_RATIO * packed.tell(), _HARMLESS_COPY_BYTES):
             raise StorageError(
-                f"{place}: unpacks to more than {_MAX_RATIO} times its size; if it is no bomb, unpack it"
+                f"{place}: unpacks to more than {_MAX_RATIO} times its size; "
+                "if it is not a decompression bomb, unpack it yourself"
             )
         yield chunk
 
@@ -253,14 +254,14 @@ def _open_binary(place: str) -> tuple[io.BufferedReader, bool]:
     except StorageError:
         raise
     except FileNotFoundError as error:
-        told = f" ({describe_error(error.__cause__)})" if error.__cause__ else ""
-        raise NotThere(f"{place}: no such archive{told}") from error
+        reason = f" ({describe_error(error.__cause__)})" if error.__cause__ else ""
+        raise NotThere(f"{place}: no such archive{reason}") from error
     except Exception as error:  # each protocol has its own errors
         raise StorageError(f"{place}: cannot be opened ({describe_error(error)})") from error
 
 
 def _gives_parts(file: Any) -> bool:
-    """Whether the server gives a part of a file: those of HTTP need not."""
+    """Return whether the server can return a part of a file; HTTP servers need not."""
     try:
         file.seek(-1, os.SEEK_END)
         file.read(1)
@@ -269,7 +270,7 @@ def _gives_parts(file: Any) -> bool:
     return True
 
 
-_url_versions: dict[str, str | None] = {}  # when last listed: to ask the server for each image would take long
+_url_versions: dict[str, str | None] = {}  # as of the last listing; asking the server for each image takes too long
 
 
 def archive_version(place: str, *, anew: bool = False) -> str | None:

@@ -1,4 +1,4 @@
-"""Where clean photographs come from: the entries of `prepare.sources`, each a list of images by name."""
+"""Lists the images of the entries of `prepare.sources`: starter photographs, folders, archives, URLs and real pairs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.sources.patterns import Key, Pattern, without_suffix
 from pipeline.sources.places import File, StorageError
 from pipeline.sources.storage import list_files, read
 
-STARTER_PHOTOS = {  # docs/decisions.md says what else the two wheels hold and why it is not here
+STARTER_PHOTOS = {  # docs/decisions.md names the other images of the two wheels and why they are not used
     "skimage": (
         "data/astronaut.png",
         "data/chelsea.png",
@@ -78,7 +78,7 @@ Source: TypeAlias = Starter | Folder | Pairs
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image not yet looked at; `degraded` is its partner in a real pair. `stamp` as in storage.File.
+    """An image that is not inspected yet; `degraded` is its partner in a real pair. `version` as in places.File.
 
     `name` is that of the file (in a pair, of the degraded one) below its place, without the suffix.
     """
@@ -92,7 +92,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class RejectedImage:
-    """An image that cannot be used, and why; `ignored` for what never claimed to be one."""
+    """An image that cannot be used, with the reason; `ignored` for files whose name is not that of an image."""
 
     uri: str
     reason: str
@@ -100,7 +100,7 @@ class RejectedImage:
 
 
 def describe(source: Source) -> str:
-    """Name a source as in the manifest and in messages: its kind and where it is."""
+    """Return the name of a source in the manifest and in messages: its kind and its place."""
     match source:
         case Starter():
             return "starter"
@@ -170,8 +170,8 @@ def _starter_path(package: str, name: str) -> Path:
 def _list_folder(source: Folder) -> Iterator[Candidate | RejectedImage]:
     pattern = Pattern.parse(source.path)
     for file in list_files(pattern.place):
-        if verdict := _set_aside(file):
-            yield verdict
+        if rejection := _set_aside(file):
+            yield rejection
         elif pattern.key(file.name) is None:
             yield RejectedImage(file.uri, "does not match the pattern", ignored=True)
         else:
@@ -182,7 +182,7 @@ _Keyed: TypeAlias = dict[str, tuple[File, Key]]
 
 
 def _set_aside(file: File) -> RejectedImage | None:
-    """What is no image by its name, or must not be read; the content of the others decides, not their suffix."""
+    """Return why a file is rejected by its name or size, None if its content decides."""
     if file.problem:
         return RejectedImage(file.uri, file.problem)
     if file.is_hidden:
@@ -199,7 +199,7 @@ def _list_pairs(source: Pairs) -> Iterator[Candidate | RejectedImage]:
         raise ValueError(f"{describe(source)}: `clean` and `degraded` need the same number of {{}}")
     files = {place: list(list_files(place)) for place in sorted({pattern.place for pattern in patterns})}
     everything = {file.uri: file for listed in files.values() for file in listed}
-    set_aside = {uri: verdict for uri, file in everything.items() if (verdict := _set_aside(file))}
+    set_aside = {uri: rejection for uri, file in everything.items() if (rejection := _set_aside(file))}
     clean, degraded = (
         {
             file.uri: (file, key)

@@ -19,11 +19,11 @@ def place_of(pattern: str) -> str:
 
 @dataclass(frozen=True)
 class Pattern:
-    """One side of `Pairs`: the place to list, and what a name below it must look like."""
+    """One side of `Pairs`: the place to list, and the pattern of names below it."""
 
     place: str
     names: re.Pattern[str] | None  # None: any name, its suffix apart
-    weight: int  # number of literal characters: the pattern that has more of them says more
+    weight: int  # number of literal characters: the pattern with more of them is more specific
 
     @classmethod
     def parse(cls, text: str) -> Pattern:

@@ -31,9 +31,9 @@ class UnreadableFile(ValueError):
 
 @dataclass(frozen=True)
 class File:
-    """One listed file: `name` below its place (with /), `where` as `read` takes it.
+    """One listed file: `name` below its place (with /), `uri` as `read` takes it.
 
-    `stamp` changes when the content does; None where the place keeps no such record. `problem` says why the file
+    `version` changes when the content does; None where the place keeps no such record. `problem` says why the file
     must not be read, if so.
     """
 
@@ -44,7 +44,7 @@ class File:
 
     @property
     def is_hidden(self) -> bool:
-        """Whether a part of the name starts with a dot, or it is the shadow that macOS puts into archives."""
+        """Whether a part of the name starts with a dot, or it is metadata that macOS adds to archives."""
         return any(part.startswith(".") or part == "__MACOSX" for part in self.name.split("/"))
 
 
@@ -72,7 +72,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         raise StorageError(
             f"{url}: needs a package that is not installed: .venv/bin/pip install {missing} ({describe_error(error)})"
         ) from error
-    except Exception as error:  # an unknown protocol, or one that wants to know more
+    except Exception as error:  # an unknown protocol, or one that needs more settings
         raise StorageError(f"{url}: cannot be opened ({describe_error(error)})") from error
     return filesystem, path
 

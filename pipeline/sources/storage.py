@@ -1,4 +1,4 @@
-"""Folders, archives and URLs as one thing: named files, listed in a fixed order and read by a portable string.
+"""Lists and reads files of folders, archives and URLs: in a fixed order, each named by a portable URI.
 
     place:   photos           photos.zip, photos.zip!inner    s3://bucket/photos          https://host/photos.tar
     where:   photos/a.png     photos.zip!inner/a.png          s3://bucket/photos/a.png    https://host/photos.tar!a.png
@@ -35,7 +35,7 @@ from pipeline.sources.places import (
     url_version,
 )
 
-_ASKED_AT_ONCE = 16  # files at a URL, where the server must be asked for the stamp of each
+_ASKED_AT_ONCE = 16  # files at a URL, where the server is asked for the version of each
 
 
 def list_files(place: str) -> Iterator[File]:
@@ -113,7 +113,7 @@ def _list_below(archive: str, folder: str) -> Iterator[File]:
     files = list(list_files(archive))
     found = [replace(file, name=file.name.removeprefix(prefix)) for file in files if file.name.startswith(prefix)]
     if not found:
-        example = f"; there is, for one, {files[0].name}" if files else ""
+        example = f"; the archive holds, for example, {files[0].name}" if files else ""
         raise NotThere(f"{archive}!{folder}: no such folder in the archive{example}")
     yield from found
 
@@ -126,7 +126,7 @@ def _list_url(place: str) -> Iterator[File]:
     except Exception as error:  # each protocol has its own errors
         raise StorageError(f"{place}: cannot be listed ({describe_error(error)})") from error
     if not found:
-        raise NotThere(f"{place}: nothing there")
+        raise NotThere(f"{place}: no file there")
 
     def complete(path: str) -> dict[str, Any]:
         try:

@@ -1,4 +1,4 @@
-"""What a search found, for a person to judge: a table, a figure, and a proposal that `make apply` understands.
+"""Reports a search: a table, a figure, and a proposed recipe for `make apply`.
 
 The figure shows one line per trial through all values (parallel coordinates), brighter where it did better, and the
 best val PSNR so far against the number of the trial.
@@ -138,7 +138,7 @@ def _best_so_far(axes: Any, trials: Sequence[Trial]) -> None:
 
 
 def _heights(column: Sequence[Any]) -> list[float]:
-    """Return where values lie between 0 and 1: by rank when they are names, by logarithm over a factor of 20."""
+    """Return positions between 0 and 1: by rank for names, by logarithm for ranges wider than a factor of 20."""
     if any(isinstance(value, str | bool) for value in column):
         order = sorted(set(map(str, column)))
         return [order.index(str(value)) / max(1, len(order) - 1) for value in column]

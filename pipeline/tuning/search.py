@@ -1,12 +1,11 @@
-"""A search on the cluster: Ray Tune's trials, each of them a run of `workers.fit`; the other half of the room of Ray.
+"""Hyper-parameter search with Ray Tune; each trial is a training run on the cluster.
 
-Optuna's sampler draws, asynchronous successive halving (Li et al., MLSys 2020) stops what lags behind. What the
-trials reported lies in DGUNET_STORAGE: a search that was killed goes on by its name, its trials from their last
-checkpoints.
+Optuna's sampler proposes values, asynchronous successive halving (ASHA; Li et al., MLSys 2020) stops trials that lag
+behind. The reports of all trials lie in DGUNET_STORAGE: a search that was killed continues under its name, and its
+trials continue from their last checkpoints.
 
-Tune's population based training is not offered: training's checkpoints do not pass through Tune, so it would
-exchange nothing, and say nothing. The dashboard is needed: through it Ray Train gives back what a stopped trial held;
-without it the search waits for ever.
+Population based training is not offered: checkpoints do not pass through Tune, so it would exchange nothing. The
+dashboard is needed: through it Ray Train releases the resources of a stopped trial; without it the search never ends.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from pipeline.tuning.space import rounded
 from pipeline.tuning.trial import Trial
 
 METRIC, STEP, FAILURE, SECONDS = "val_psnr", "step", "failure", "time_total_s"
-WORST_PSNR = 0.0  # dB, of white for black: what a recipe that diverges is worth
+WORST_PSNR = 0.0  # dB, of white for black: the result of a recipe that diverges
 TUNE_DEFAULTS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `_saved_on_stop` handles Ctrl-C and SIGTERM
     "RAY_AIR_NEW_OUTPUT": "0",  # the listener prints instead
@@ -47,12 +46,12 @@ TUNE_DEFAULTS = {
 Values = Mapping[str, Any]
 Reports = dict[str, list[dict[str, Any]]]  # by the id of the trial
 Listener = Callable[[int, str, Values, Mapping[str, float]], None]
-"""Told of each report: the trial's number from 1, its id, its values, what it reported."""
+"""Called at each report with the trial's number from 1, its id, its values and its metrics."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched: `work_of` turns values into the work of a trial's workers.
+    """A search: `work_of` turns values into the function that each worker of a trial runs.
 
     first: the values to begin with, None to draw them too.
     """
@@ -66,7 +65,7 @@ class Search:
 
 
 def search(problem: Search, listener: Listener) -> list[Trial]:
-    """Run the search, or go on with the one of the same name; return its trials in the order they were begun.
+    """Run the search, or resume the one of the same name; return its trials in the order of their start.
 
     On SIGTERM and Ctrl-C the state is saved, and workers.Interrupted raised.
     """
@@ -74,30 +73,30 @@ def search(problem: Search, listener: Listener) -> list[Trial]:
     at_once = trials_at_once(share, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     # The driver of a trial only waits: counted as a CPU, drivers would take those that their own workers wait for.
     waiting = tune.PlacementGroupFactory([{"memory": 1}])
-    trainable = tune.with_resources(_Driver(problem.name, share, problem), waiting)
-    heard = _Heard(listener)
+    trainable = tune.with_resources(TrialRunner(problem.name, share, problem), waiting)
+    trial_reports = TrialReports(listener)
     folder = checkpoints.run_dir(problem.name)
     if tune.Tuner.can_restore(folder):
         tuner = tune.Tuner.restore(folder, trainable, resume_errored=True)
-        scheduler = refresh_tuner(tuner, max_concurrent_trials=at_once, callbacks=[heard])
-        scheduler.earlier = heard.reports
+        scheduler = refresh_tuner(tuner, max_concurrent_trials=at_once, callbacks=[trial_reports])
+        scheduler.earlier = trial_reports.reports
     else:
-        tuner = _tuner(problem, trainable, at_once, heard)
+        tuner = _tuner(problem, trainable, at_once, trial_reports)
     with restored_environ(), _saved_on_stop() as stopped, warnings.catch_warnings():
         for name, value in TUNE_DEFAULTS.items():
             os.environ.setdefault(name, value)
-        # A trial that was begun again counts its reports from 1 again; Optuna's sampler does not use the number.
+        # A restarted trial counts its reports from 1 again; Optuna's sampler does not use the number.
         warnings.filterwarnings("ignore", message="The reported value is ignored", category=UserWarning)
         grid = tuner.fit()
     if stopped:
         raise errors.Interrupted
-    return sorted((_trial(result, heard.reports, problem) for result in grid), key=lambda trial: trial.number)
+    return sorted((_trial(result, trial_reports.reports, problem) for result in grid), key=lambda trial: trial.number)
 
 
 def forget_trials(name: str, trials: list[Trial]) -> None:
     """Remove the checkpoints of the trials of the search `name`; what they reported stays."""
     for trial in trials:
-        with suppress(FileNotFoundError):  # it came to nothing, or is forgotten already
+        with suppress(FileNotFoundError):  # it stored nothing, or is deleted already
             checkpoints.delete_checkpoints(f"{name}-{trial.id}")
 
 
@@ -112,18 +111,18 @@ def trials_at_once(share: resources.WorkerResources, nodes: list[dict[str, float
 
     More at once would hold part of what they need and wait for each other.
     """
-    room = resources.num_workers_that_fit(share, nodes)
-    if room < share.num_workers:
+    capacity = resources.num_workers_that_fit(share, nodes)
+    if capacity < share.num_workers:
         has = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}s" for name in ("CPU", "GPU"))
         raise ValueError(
             f"a trial needs {share.num_workers} workers of {share.cpus_per_worker:g} CPUs and "
             f"{share.gpus_per_worker:g} GPUs each, the cluster has {has}: lower "
             "tune.cpus_per_trial or tune.gpus_per_trial"
         )
-    return room // share.num_workers
+    return capacity // share.num_workers
 
 
-def _tuner(problem: Search, trainable: Any, at_once: int, heard: _Heard) -> tune.Tuner:
+def _tuner(problem: Search, trainable: Any, at_once: int, trial_reports: TrialReports) -> tune.Tuner:
     settings = problem.settings
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = OptunaSearch(
@@ -131,20 +130,20 @@ def _tuner(problem: Search, trainable: Any, at_once: int, heard: _Heard) -> tune
         metric=METRIC, mode="max", sampler=optuna.samplers.TPESampler(seed=problem.seed),
         points_to_evaluate=[dict(problem.first)] if problem.first else None,
     )  # fmt: skip
-    # Steps are counted, not reports: those of a trial that was begun again would count from 1.
-    halving = _Halving(
+    # ASHA compares steps, not numbers of reports: a restarted trial counts its reports from 1.
+    scheduler = ResumableASHA(
         time_attr=STEP, max_t=problem.num_steps, grace_period=settings.grace_steps,
-        reduction_factor=settings.reduction_factor, earlier=heard.reports,
+        reduction_factor=settings.reduction_factor, earlier=trial_reports.reports,
     )  # fmt: skip
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            metric=METRIC, mode="max", num_samples=settings.num_trials, search_alg=sampler, scheduler=halving,
+            metric=METRIC, mode="max", num_samples=settings.num_trials, search_alg=sampler, scheduler=scheduler,
             max_concurrent_trials=at_once, time_budget_s=settings.time_budget_minutes * 60,
             trial_dirname_creator=_folder,
         ),
         run_config=tune.RunConfig(
-            name=problem.name, storage_path=read_environment().storage, verbose=0, callbacks=[heard],
+            name=problem.name, storage_path=read_environment().storage, verbose=0, callbacks=[trial_reports],
             failure_config=tune.FailureConfig(max_failures=read_environment().max_failures),
         ),
     )  # fmt: skip
@@ -158,18 +157,19 @@ def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution
     return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=isinstance(dimension, LogUniform))
 
 
-class _Driver:
-    """What Tune runs for each trial: training by the cluster, under a name of its own."""
+class TrialRunner:
+    """The function that Tune runs for each trial: a training run on the cluster under a name of its own."""
 
     def __init__(self, name: str, share: resources.WorkerResources, problem: Search) -> None:
         self.__name__ = "trial"
         self.name, self.share, self.problem = name, share, problem
 
     def __call__(self, sampled: Values) -> None:
-        heard: list[float] = []
+        """Train with the sampled values and report each validation to Tune."""
+        reported_steps: list[float] = []
 
         def report(metrics: Mapping[str, float]) -> None:
-            heard.append(metrics[STEP])
+            reported_steps.append(metrics[STEP])
             tune.report(dict(metrics))
 
         work = self.problem.work_of(rounded(self.problem.settings.search_space, sampled))
@@ -181,13 +181,13 @@ class _Driver:
                 tune.report({STEP: self.problem.num_steps, METRIC: WORST_PSNR, FAILURE: str(error)})
                 return
             history = trainer.history(Path(folder))
-        if history[-1][STEP] not in heard:  # it was finished, and the search killed before it heard of it
+        if history[-1][STEP] not in reported_steps:  # the search was killed between the last step and its report
             for line in history:
                 tune.report(dict(line))
 
 
-class _Halving(ASHAScheduler):  # type: ignore[misc]
-    """Successive halving that, in a search that goes on, hears again what was reported before: Tune forgets it."""
+class ResumableASHA(ASHAScheduler):  # type: ignore[misc]
+    """ASHA that, in a resumed search, receives all earlier reports again: Tune does not keep them."""
 
     def __init__(self, *, earlier: Reports, **settings: Any) -> None:
         super().__init__(**settings)
@@ -197,13 +197,14 @@ class _Halving(ASHAScheduler):  # type: ignore[misc]
         return {**self.__dict__, "earlier": {}}
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Give a trial of a resumed search its earlier reports."""
         super().on_trial_add(tune_controller, trial)
         for report in self.earlier.get(trial.trial_id, ()):
             super().on_trial_result(tune_controller, trial, report)
 
 
-class _Heard(tune.Callback):  # type: ignore[misc]
-    """Keeps each report and passes it on. The reports are saved with the search; who listens is told anew."""
+class TrialReports(tune.Callback):  # type: ignore[misc]
+    """Stores each report and calls the listener. Tune saves the reports with the search, but not the listener."""
 
     def __init__(self, listener: Listener | None) -> None:
         self.listener = listener
@@ -213,14 +214,17 @@ class _Heard(tune.Callback):  # type: ignore[misc]
         return {"listener": None, "reports": {}}
 
     def get_state(self) -> Reports:
+        """Return what Tune saves with the search."""
         return self.reports
 
     def set_state(self, state: Reports) -> None:
+        """Take what Tune saved."""
         self.reports.update(state)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        """Store a report and call the listener."""
         kept = {name: result[name] for name in (STEP, METRIC, FAILURE, SECONDS) if name in result}
         self.reports.setdefault(trial.trial_id, []).append(kept)
         if self.listener is not None:
@@ -229,15 +233,15 @@ class _Heard(tune.Callback):  # type: ignore[misc]
 
 
 def _folder(trial: Any) -> str:
-    """Name a trial's folder by its number, from 1, and its id: the order in Tune's lists changes when it goes on."""
+    """Return a trial's folder name: its number, from 1, and its id; the order of Tune's lists changes on resuming."""
     return f"{trial.experiment_tag.partition('_')[0]}-{trial.trial_id}"
 
 
 def _trial(result: Any, reports: Reports, problem: Search) -> Trial:
     number, _, name = Path(result.path).name.partition("-")
-    heard = reports.get(name, [])
-    failure = next((report[FAILURE] for report in heard if FAILURE in report), "")
-    measured = [report for report in heard if FAILURE not in report]
+    of_trial = reports.get(name, [])
+    failure = next((report[FAILURE] for report in of_trial if FAILURE in report), "")
+    measured = [report for report in of_trial if FAILURE not in report]
     steps = max((int(report[STEP]) for report in measured), default=0)
     finished = "finished" if steps >= problem.num_steps else "stopped"
     return Trial(
@@ -247,21 +251,21 @@ def _trial(result: Any, reports: Reports, problem: Search) -> Trial:
         outcome="diverged" if failure else "failed" if result.error else finished,
         best_psnr=max((report[METRIC] for report in measured), default=math.nan),
         steps=steps,
-        seconds=max((report[SECONDS] for report in heard), default=0.0),
+        seconds=max((report[SECONDS] for report in of_trial), default=0.0),
         failure=failure or str(result.error or ""),
     )
 
 
 @contextmanager
 def _saved_on_stop() -> Iterator[list[int]]:
-    """Let Tune save and leave on the first SIGTERM or Ctrl-C, and list it; the second Ctrl-C is the usual one."""
-    heard: list[int] = []
+    """On the first SIGTERM or Ctrl-C have Tune save and stop, and list the signal; a second one interrupts."""
+    signals: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
         leave = signal.getsignal(signal.SIGUSR1)
-        if heard or not callable(leave):
+        if signals or not callable(leave):
             raise KeyboardInterrupt
-        heard.append(number)
+        signals.append(number)
         leave(signal.SIGUSR1, frame)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -270,7 +274,7 @@ def _saved_on_stop() -> Iterator[list[int]]:
     for number in numbers:
         signal.signal(number, ask)
     try:
-        yield heard
+        yield signals
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

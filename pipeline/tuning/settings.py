@@ -56,7 +56,7 @@ Dimension = Annotated[LogUniform | Uniform | Integer | Choice, Field(discriminat
 
 
 class Tune(Section):
-    """A search: its space, its budget, and what one trial uses of the cluster.
+    """The section `tune`: search space, budget, and the resources of one trial.
 
     grace_steps: no trial is stopped before so many steps. reduction_factor: of the trials at steps grace, grace·f,
     grace·f², ... about one in f goes on (successive halving). gpus_per_trial: whole GPUs, one worker on each, or a

@@ -1,7 +1,7 @@
-"""What a search may change, and how much it may cost: the section `tune` of params.yaml.
+"""The search space: rounds sampled values, writes them into a recipe, and checks the corners of the space.
 
-A value is named by its dotted place in a task's `train` section: `learning_rate`, `network.width`. A dimension is
-where it may lie. Reports are compared step by step, so what sets the number of steps or of reports is no dimension.
+A value is named by its dotted place in a task's `train` section: `learning_rate`, `network.width`. Trials are compared
+at equal steps, so values that set the number of steps or of reports cannot be searched.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pipeline.config.params import ParamsError, validated
 from pipeline.training.settings import Train
 from pipeline.tuning.settings import Choice, Dimension, Integer, LogUniform, Tune, Uniform
 
-SIGNIFICANT_DIGITS = 3  # of a float that is tried: what is proposed is what was tried, and can be read
+SIGNIFICANT_DIGITS = 3  # of a sampled float, so that the proposal holds exactly the values that were tried
 
 
 def rounded(space: Mapping[str, Dimension], sampled: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `drawn` values as they are tried: floats of a range with three significant digits, never outside."""
+    """Return the sampled values with floats rounded to three significant digits, never outside of their range."""
     return {name: _rounded(space[name], value) for name, value in sampled.items()}
 
 
 def changed(train: Train, values: Mapping[str, Any]) -> Train:
-    """Return the recipe with some of its values changed; ParamsError where that is no valid recipe."""
+    """Return the recipe with some of its values changed; ParamsError if the result is not a valid recipe."""
     return validated(nested(values, train.model_dump()), Train, "train")
 
 
@@ -37,7 +37,7 @@ def nested(values: Mapping[str, Any], content: Mapping[str, Any] | None = None) 
 
 
 def current(train: Train, space: Mapping[str, Dimension]) -> dict[str, Any] | None:
-    """Return the values that `train` has now, None where one of them lies outside of the space."""
+    """Return the present values of `train`, None if one of them lies outside of the space."""
     values: dict[str, Any] = {}
     for name, dimension in space.items():
         value: Any = train

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of one set of values; `best_psnr` in dB on the val split, nan when nothing was reported.
+    """Result of one trial; `best_psnr` in dB on the val split, nan if it reported nothing.
 
     outcome: finished; stopped (it lagged behind, or the time was over); diverged; failed.
     """

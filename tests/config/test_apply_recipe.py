@@ -27,16 +27,16 @@ class Done(NamedTuple):
 
 
 class Checkout:
-    """A folder with params.yaml, where a recipe is adopted."""
+    """A folder with params.yaml, to which a recipe is applied."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.params, self.monkeypatch, self.capsys = folder / "params.yaml", monkeypatch, capsys
         self.params.write_text(PARAMS)
         monkeypatch.chdir(folder)
 
-    def adopt(self, recipe: str, *options: str) -> Done:
+    def apply(self, recipe: str, *options: str) -> Done:
         Path("recipe.yaml").write_text(recipe)
-        self.monkeypatch.setattr(sys, "argv", ["adopt", "recipe.yaml", *options])
+        self.monkeypatch.setattr(sys, "argv", ["apply", "recipe.yaml", *options])
         status, said = 0, ""
         try:
             run_command(main)
@@ -163,12 +163,12 @@ def test_the_diff_is_coloured_for_a_terminal_only() -> None:
 
 
 def test_yes_applies_and_shows_the_difference(checkout: Checkout) -> None:
-    done = checkout.adopt("derain: {train: {learning_rate: 0.001}}", "--yes")
+    done = checkout.apply("derain: {train: {learning_rate: 0.001}}", "--yes")
     assert done.returncode == 0, done.stderr
     assert "+    learning_rate: 0.001\n" in done.stdout
     assert yaml.safe_load(checkout.params.read_text())["derain"]["train"]["learning_rate"] == 0.001
     assert checkout.files() == ["params.yaml", "recipe.yaml"]
-    again = checkout.adopt("derain: {train: {learning_rate: 0.001}}", "--yes")
+    again = checkout.apply("derain: {train: {learning_rate: 0.001}}", "--yes")
     assert again.returncode == 1
     assert "nothing to do" in again.stderr
 
@@ -183,7 +183,7 @@ def test_yes_applies_and_shows_the_difference(checkout: Checkout) -> None:
     ],
 )
 def test_an_invalid_result_is_never_written(checkout: Checkout, recipe: str, says: str) -> None:
-    done = checkout.adopt(recipe, "--yes")
+    done = checkout.apply(recipe, "--yes")
     assert done.returncode == 1
     assert says in done.stderr
     assert ".partial" not in done.stderr
@@ -192,7 +192,7 @@ def test_an_invalid_result_is_never_written(checkout: Checkout, recipe: str, say
 
 
 def test_without_a_person_to_ask_nothing_is_applied(checkout: Checkout) -> None:
-    done = checkout.adopt("derain: {train: {learning_rate: 0.001}}")
+    done = checkout.apply("derain: {train: {learning_rate: 0.001}}")
     assert done.returncode == 1
     assert "YES=1" in done.stderr
     assert checkout.params.read_text() == PARAMS
@@ -202,7 +202,7 @@ def test_without_a_person_to_ask_nothing_is_applied(checkout: Checkout) -> None:
 def test_a_person_disposes(checkout: Checkout, answer: str, applied: bool) -> None:
     checkout.monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     checkout.monkeypatch.setattr("builtins.input", lambda prompt: answer)
-    checkout.adopt("derain: {train: {learning_rate: 0.001}}")
+    checkout.apply("derain: {train: {learning_rate: 0.001}}")
     assert (checkout.params.read_text() != PARAMS) == applied
     assert checkout.files() == ["params.yaml", "recipe.yaml"]
 
@@ -214,14 +214,14 @@ def test_what_was_edited_while_the_person_thought_is_not_overwritten(checkout: C
 
     checkout.monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     checkout.monkeypatch.setattr("builtins.input", think)
-    done = checkout.adopt("derain: {train: {learning_rate: 0.001}}")
-    assert "changed in the meantime" in done.stderr
+    done = checkout.apply("derain: {train: {learning_rate: 0.001}}")
+    assert "was changed by another program in the meantime" in done.stderr
     assert checkout.params.read_text() == PARAMS + "# mine\n"
 
 
 def test_a_recipe_that_does_not_exist_is_named(checkout: Checkout) -> None:
-    checkout.adopt("derain: {}")
+    checkout.apply("derain: {}")
     Path("recipe.yaml").unlink()
-    checkout.monkeypatch.setattr(sys, "argv", ["adopt", "elsewhere.yaml"])
+    checkout.monkeypatch.setattr(sys, "argv", ["apply", "elsewhere.yaml"])
     with pytest.raises(SystemExit, match=r"no recipe elsewhere\.yaml"):
         run_command(main)

@@ -22,13 +22,13 @@ def imresize(image: np.ndarray, scale: float, new_size: tuple[int, int]) -> np.n
     result = image.astype(np.float64)
     for axis, length in enumerate(new_size):
         size = image.shape[axis]
-        stretch = min(scale, 1.0)
+        scale_factor = min(scale, 1.0)
         rows = []
         for place in range(1, length + 1):
             centre = place / scale + 0.5 * (1 - 1 / scale)
-            left = math.floor(centre - 2 / stretch)
-            around = range(left, left + math.ceil(4 / stretch) + 2)
-            weights = [stretch * cubic(stretch * (centre - near)) for near in around]
+            left = math.floor(centre - 2 / scale_factor)
+            around = range(left, left + math.ceil(4 / scale_factor) + 2)
+            weights = [scale_factor * cubic(scale_factor * (centre - near)) for near in around]
             period = [*range(1, size + 1), *range(size, 0, -1)]
             taken = [np.take(result, period[(near - 1) % (2 * size)] - 1, axis=axis) for near in around]
             rows.append(sum(w * t for w, t in zip(weights, taken, strict=True)) / sum(weights))

@@ -218,11 +218,13 @@ def test_a_recipe_fits_params_yaml_and_has_the_published_number_of_parameters(tm
         assert run.compute.precision == "bfloat16"
         with torch.device("meta"):
             network = DGUNet(DGUNetConfig(image_channels=made.channels, **run.network.model_dump()))
-        ours = sum(parameter.numel() for parameter in network.parameters()) - 1024 * network.config.num_measurements
-        assert run.compute.recompute_activations == (ours > 60e6), "memory: the network of 70 million at 256²"
+        num_learned = (
+            sum(parameter.numel() for parameter in network.parameters()) - 1024 * network.config.num_measurements
+        )
+        assert run.compute.recompute_activations == (num_learned > 60e6), "memory: the network of 70 million at 256²"
         never_used = sum(math.prod(shape) for shape in _unused(network.config).values())
         if path.stem not in UNPUBLISHED:
-            assert ours + never_used - SHARED_SLOPES[path.stem] == PUBLISHED[path.stem]
+            assert num_learned + never_used - SHARED_SLOPES[path.stem] == PUBLISHED[path.stem]
 
 
 def test_there_is_a_recipe_for_every_published_network_and_every_task() -> None:

@@ -23,7 +23,7 @@ def scene(number: int, height: int = 96, width: int = 128) -> Picture:
 
 
 @pytest.mark.slow
-def test_real_photographs_are_told_apart_and_their_copies_found() -> None:
+def test_real_photographs_are_different_scenes_and_their_copies_are_found() -> None:
     large, colour, same_in_gray = image_set("CBSD400"), image_set("CBSD68"), image_set("BSD68")
     photos = [read_image(path) for path in sorted(large.glob("*/*.jpg"))[::2] + sorted(colour.iterdir())]
     thumbnails = [thumbnail(photo) for photo in photos]

@@ -27,7 +27,7 @@ def test_pairs_come_back_as_they_were(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found.degraded, expected.degraded)
 
 
-def test_the_index_tells_the_shortest_side_of_all_pairs(tmp_path: Path) -> None:
+def test_the_index_holds_the_shortest_side_of_all_pairs(tmp_path: Path) -> None:
     tall = Pair("tall", np.zeros((30, 9, 3), np.uint8), None, {})
     entries = [write_shard(tmp_path / "0.tar", [pair(0), tall, pair(1)]), write_shard(tmp_path / "1.tar", [pair(2)])]
     assert [entry.min_side for entry in entries] == [9, 24]

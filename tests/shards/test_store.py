@@ -42,7 +42,7 @@ def place(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "place"
 
 
-def moved_away(folder: Path, sizes: list[int]) -> Index:
+def renamed_aside(folder: Path, sizes: list[int]) -> Index:
     """A folder of shards whose tars lie at the URL."""
     index = write_folder(folder, sizes)
     for entry in index.shards:
@@ -52,12 +52,12 @@ def moved_away(folder: Path, sizes: list[int]) -> Index:
 
 
 @pytest.mark.slow
-def test_shards_in_a_bucket_are_read_and_what_befalls_them_is_told(
+def test_shards_in_a_bucket_are_read_and_their_faults_are_reported(
     server: S3Server, cache: Path, tmp_path: Path
 ) -> None:
     client = server.client()
     folder = tmp_path / "train"
-    index = moved_away(folder, [3, 4, 2, 2])
+    index = renamed_aside(folder, [3, 4, 2, 2])
     keys = [item["Key"] for item in client.list_objects_v2(Bucket=server.bucket)["Contents"]]
     assert sorted(keys) == sorted(f"here/{entry.sha256}.tar" for entry in index.shards)
     assert all(store.is_intact(entry.sha256) for entry in index.shards)
@@ -80,11 +80,11 @@ def test_shards_in_a_bucket_are_read_and_what_befalls_them_is_told(
 
 
 @pytest.mark.slow
-def test_a_server_stopped_in_the_middle_of_a_shard_is_told_and_waited_for(
+def test_a_server_that_stops_in_the_middle_of_a_shard_is_reported_and_waited_for(
     server: S3Server, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.client()
-    index = moved_away(tmp_path / "train", [4])
+    index = renamed_aside(tmp_path / "train", [4])
     filesystem, _ = store._place(index.shards[0].sha256)
 
     def stop_in_the_middle(source: str, target: str) -> None:
@@ -149,7 +149,7 @@ def test_an_interrupted_synthesis_goes_on_with_what_is_missing_at_the_url(
 def test_the_cache_keeps_what_was_used_last_and_no_more_than_it_may(
     place: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = moved_away(tmp_path / "s", [4, 4, 4, 4])
+    index = renamed_aside(tmp_path / "s", [4, 4, 4, 4])
     size = index.shards[0].bytes
     monkeypatch.setenv("DGUNET_SHARD_CACHE_GB", str(2.5 * size / 1e9))
     shards = [Shard(tmp_path / "s", index.shards[n]) for n in (0, 1, 0, 3)]
@@ -167,7 +167,7 @@ def test_the_cache_keeps_what_was_used_last_and_no_more_than_it_may(
 def test_a_download_that_was_killed_is_removed_and_one_under_way_is_not(
     place: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = moved_away(tmp_path / "s", [4])
+    index = renamed_aside(tmp_path / "s", [4])
     cache.mkdir()
     (cache / "old.partial").write_bytes(b"x" * 1000)
     (cache / "new.partial").write_bytes(b"x" * 1000)
@@ -178,7 +178,7 @@ def test_a_download_that_was_killed_is_removed_and_one_under_way_is_not(
 
 
 def test_a_shard_damaged_in_the_cache_is_brought_again(place: Path, cache: Path, tmp_path: Path) -> None:
-    index = moved_away(tmp_path / "s", [4])
+    index = renamed_aside(tmp_path / "s", [4])
     Shard(tmp_path / "s", index.shards[0])
     (copy,) = cache.glob("*.tar")
     content = bytearray(copy.read_bytes())
@@ -191,7 +191,7 @@ def test_a_shard_damaged_in_the_cache_is_brought_again(place: Path, cache: Path,
 def test_many_at_once_bring_a_shard_once(
     place: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = moved_away(tmp_path / "s", [4, 4])
+    index = renamed_aside(tmp_path / "s", [4, 4])
     brought: list[str] = []
     original = store._bring
     monkeypatch.setattr(
@@ -205,26 +205,26 @@ def test_many_at_once_bring_a_shard_once(
 
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(
-    ("slip", "told"),
+    ("slip", "message"),
     [
         ("DGUNET_SHARD_CACHE_GB=20 GB", "DGUNET_SHARD_CACHE_GB must be a number of gigabytes, 0 or more, not '20 GB'"),
         ("DGUNET_SHARDS=nowhere://here", "DGUNET_SHARDS=nowhere://here: Protocol not known: nowhere"),
         ("DGUNET_SHARDS=gs://bucket", "DGUNET_SHARDS=gs://bucket: .*gcsfs"),
     ],
 )
-def test_a_slip_in_the_environment_is_told_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slip: str, told: str
+def test_a_mistake_in_the_environment_is_reported_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slip: str, message: str
 ) -> None:
-    index = moved_away(tmp_path / "s", [4])
+    index = renamed_aside(tmp_path / "s", [4])
     monkeypatch.setenv(*slip.split("="))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         Shard(tmp_path / "s", index.shards[0])
 
 
 def test_a_place_that_comes_back_is_waited_for(
     place: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = moved_away(tmp_path / "s", [4])
+    index = renamed_aside(tmp_path / "s", [4])
     filesystem, _ = store._place(index.shards[0].sha256)
     original, failures = filesystem.get_file, [ConnectionError("gone"), TimeoutError()]
 
@@ -239,7 +239,7 @@ def test_a_place_that_comes_back_is_waited_for(
 
 
 def test_a_worker_touches_the_shards_of_its_streams_and_no_others(place: Path, cache: Path, tmp_path: Path) -> None:
-    moved_away(tmp_path / "s", [4] * 8)
+    renamed_aside(tmp_path / "s", [4] * 8)
     patches = PatchDataset(tmp_path / "s", batch_size=8, patch_size=16, seed=1)
     for step in range(patches.order.steps_per_epoch):
         for stream in (0, 1):  # of eight: those of one of four workers
@@ -252,7 +252,7 @@ def test_a_worker_touches_the_shards_of_its_streams_and_no_others(place: Path, c
 
 
 def test_with_mixup_a_worker_opens_few_more(place: Path, cache: Path, tmp_path: Path) -> None:
-    moved_away(tmp_path / "s", [4] * 16)
+    renamed_aside(tmp_path / "s", [4] * 16)
     patches = PatchDataset(tmp_path / "s", batch_size=16, patch_size=16, seed=1, mixup_alpha=0.6)
     for step in range(patches.order.steps_per_epoch):
         for stream in range(3, 6):  # of sixteen: they are mixed within the first eight
@@ -263,7 +263,7 @@ def test_with_mixup_a_worker_opens_few_more(place: Path, cache: Path, tmp_path: 
 def test_a_worker_on_a_machine_without_the_folder_reads_by_the_index_it_was_given(
     place: Path, cache: Path, tmp_path: Path
 ) -> None:
-    moved_away(tmp_path / "s", [4] * 2)
+    renamed_aside(tmp_path / "s", [4] * 2)
     index, elsewhere = read_index(tmp_path / "s"), tmp_path / "not here"
     here, there = PatchDataset(tmp_path / "s", 4, 16, seed=1), PatchDataset(elsewhere, 4, 16, seed=1, index=index)
     assert np.array_equal(here[1, 2][0], there[1, 2][0])

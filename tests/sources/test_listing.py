@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from factories import PROJECT, lay, png
+from factories import PROJECT, png, write_pngs
 
 from pipeline.sources.listing import (
     Candidate,
@@ -66,19 +66,19 @@ def test_the_starter_photographs_are_found_and_read_without_importing_their_pack
 
 
 def test_a_folder_is_listed_recursively_and_named_relative_to_the_checkout() -> None:
-    lay("photos/b.png", "photos/sub/A.JPG", "photos/a.tiff")
+    write_pngs("photos/b.png", "photos/sub/A.JPG", "photos/a.tiff")
     assert wheres(Folder(path=str(Path("photos").absolute()))) == ["photos/a.tiff", "photos/b.png", "photos/sub/A.JPG"]
 
 
 def test_a_folder_outside_the_checkout_is_named_absolutely(monkeypatch: pytest.MonkeyPatch) -> None:
-    lay("outside/a.png", "checkout/x")
+    write_pngs("outside/a.png", "checkout/x")
     monkeypatch.chdir("checkout")
     (uri,) = wheres(Folder(path="../outside"))
     assert uri == str(Path("../outside/a.png").resolve()) and read_source_image(uri) == png()
 
 
 def test_hidden_files_and_other_files_are_ignored_and_said_so() -> None:
-    lay("p/a.png", "p/.hidden.png", "p/.git/b.png", "p/notes.txt", "p/README")
+    write_pngs("p/a.png", "p/.hidden.png", "p/.git/b.png", "p/notes.txt", "p/README")
     assert wheres(Folder(path="p")) == ["p/a.png"]
     found = reasons(Folder(path="p"))
     assert found == {
@@ -91,14 +91,14 @@ def test_hidden_files_and_other_files_are_ignored_and_said_so() -> None:
 
 
 def test_links_to_folders_are_followed_once_and_circles_end() -> None:
-    lay("p/sub/a.png", "far/b.png")
+    write_pngs("p/sub/a.png", "far/b.png")
     Path("p/circle").symlink_to(Path("p").absolute(), target_is_directory=True)
     Path("p/far").symlink_to(Path("far").absolute(), target_is_directory=True)
     assert wheres(Folder(path="p")) == ["p/far/b.png", "p/sub/a.png"]
 
 
 def test_a_broken_link_is_left_out_with_the_reason() -> None:
-    lay("p/a.png")
+    write_pngs("p/a.png")
     Path("p/gone.png").symlink_to("nowhere.png")
     assert "No such file" in reasons(Folder(path="p"))["p/gone.png"]
 
@@ -120,7 +120,7 @@ def test_a_tar_of_the_folder_itself_is_read_too() -> None:
 
 
 def test_an_exclamation_mark_in_a_file_name_is_no_archive() -> None:
-    lay("p/wow!.png")
+    write_pngs("p/wow!.png")
     assert read_source_image(*wheres(Folder(path="p"))) == png()
 
 
@@ -149,7 +149,7 @@ def test_a_member_that_unpacks_to_gigabytes_is_refused_before_it_is_read(monkeyp
 
 
 def test_urls_are_listed_and_read_like_folders() -> None:
-    lay("p/b.png", "p/sub/a.png", "p/notes.txt")
+    write_pngs("p/b.png", "p/sub/a.png", "p/notes.txt")
     place = f"file://{Path('p').absolute()}"
     assert [Path(uri).name for uri in wheres(Folder(path=place))] == ["b.png", "a.png"]
     assert read_source_image(wheres(Folder(path=place))[0]) == png(0)
@@ -162,7 +162,9 @@ def test_an_archive_behind_a_url_is_read_like_one_at_hand() -> None:
 
 
 def test_pairs_of_two_folders_match_by_name_whatever_the_format() -> None:
-    lay("d/target/a.png", "d/target/s/b.png", "d/input/a.jpg", "d/input/s/b.png", "d/input/c.png", "d/target/d.png")
+    write_pngs(
+        "d/target/a.png", "d/target/s/b.png", "d/input/a.jpg", "d/input/s/b.png", "d/input/c.png", "d/target/d.png"
+    )
     source = Pairs(clean="d/target", degraded="d/input")
     assert {item.uri: item.degraded for item in candidates(source)} == {
         "d/target/a.png": "d/input/a.jpg",
@@ -183,14 +185,14 @@ def test_pairs_of_two_folders_match_by_name_whatever_the_format() -> None:
     ],
 )
 def test_pairs_of_published_sets_match_by_pattern(clean: str, degraded: str, names: tuple[str, str]) -> None:
-    lay(*names)
+    write_pngs(*names)
     source = Pairs(clean=clean, degraded=degraded)
     assert [(item.uri, item.degraded) for item in candidates(source)] == [names]
     assert not reasons(source)
 
 
 def test_one_clean_image_may_have_many_degraded_partners() -> None:
-    lay("r/c/901.jpg", "r/d/901_1.jpg", "r/d/901_2.jpg")
+    write_pngs("r/c/901.jpg", "r/d/901_1.jpg", "r/d/901_2.jpg")
     source = Pairs(clean="r/c/{}.jpg", degraded="r/d/{}_*.jpg")
     assert [(i.uri, i.degraded) for i in candidates(source)] == [
         ("r/c/901.jpg", "r/d/901_1.jpg"),
@@ -199,7 +201,7 @@ def test_one_clean_image_may_have_many_degraded_partners() -> None:
 
 
 def test_a_degraded_image_with_two_clean_partners_is_left_out() -> None:
-    lay("c/a.png", "c/a.jpg", "d/a.png")
+    write_pngs("c/a.png", "c/a.jpg", "d/a.png")
     assert not candidates(Pairs(clean="c", degraded="d"))
     assert "2 clean partners: c/a.jpg, c/a.png" in reasons(Pairs(clean="c", degraded="d"))["d/a.png"]
 
@@ -215,24 +217,26 @@ def test_a_folder_of_an_archive_is_a_source_of_its_own() -> None:
     assert wheres(Folder(path="a.zip!set/target")) == ["a.zip!set/target/a.png", "a.zip!set/target/s/b.png"]
     pairs = candidates(Pairs(clean="a.zip!set/target/", degraded="a.zip!set/input"))
     assert [(item.uri, item.degraded) for item in pairs] == [("a.zip!set/target/a.png", "a.zip!set/input/a.png")]
-    with pytest.raises(NotThere, match=r"a\.zip!target: no such folder in the archive; there is, for one, set/input/a"):
+    with pytest.raises(
+        NotThere, match=r"a\.zip!target: no such folder in the archive; the archive holds, for example, set/input/a"
+    ):
         list(list_images(Folder(path="a.zip!target")))
 
 
 def test_a_folder_may_be_narrowed_by_a_pattern() -> None:
-    lay("s/01/GT_1.png", "s/02/GT_2.png", "s/01/NOISY_1.png")
+    write_pngs("s/01/GT_1.png", "s/02/GT_2.png", "s/01/NOISY_1.png")
     assert wheres(Folder(path="s/{}/GT_{}.png")) == ["s/01/GT_1.png", "s/02/GT_2.png"]
     assert reasons(Folder(path="s/*/GT_*")) == {"s/01/NOISY_1.png": "does not match the pattern"}
 
 
 def test_patterns_that_share_nothing_alike_are_refused() -> None:
-    lay("c/a.png")
+    write_pngs("c/a.png")
     with pytest.raises(ValueError, match="the same number of"):
         list(list_images(Pairs(clean="c/{}", degraded="d/{}/{}")))
 
 
 def test_a_wrong_pattern_leaves_every_file_to_be_seen_in_the_report() -> None:
-    lay("p/a_gt.png", "p/a_in.png")
+    write_pngs("p/a_gt.png", "p/a_in.png")
     assert set(reasons(Pairs(clean="p/{}_GT.png", degraded="p/{}_IN.png")).values()) == {"matches neither pattern"}
 
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import s3fs
-from factories import lay, png
+from factories import png, write_pngs
 from PIL import Image
 from processes import S3Server
 
@@ -51,7 +51,7 @@ def write_tar(path: str, members: dict[str, bytes], mode: str = "w") -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_folder_and_a_file_without_permission_are_left_out() -> None:
-    lay("p/secret/a.png", "p/b.png")
+    write_pngs("p/secret/a.png", "p/b.png")
     Path("p/secret").chmod(0)
     Path("p/b.png").chmod(0)
     assert "Permission denied" in str(listed("p")["secret/"].problem)
@@ -66,13 +66,13 @@ def test_a_missing_place_is_an_error_that_names_it(place: str) -> None:
 
 
 def test_a_file_given_as_a_folder_is_an_error() -> None:
-    lay("a.png")
+    write_pngs("a.png")
     with pytest.raises(StorageError, match=r"a\.png: not a folder"):
         list(list_files("a.png"))
 
 
-def test_the_stamp_changes_with_the_content_even_if_size_and_time_are_kept() -> None:
-    lay("p/a.png")
+def test_the_version_changes_with_the_content_even_if_size_and_time_are_kept() -> None:
+    write_pngs("p/a.png")
     before = listed("p")["a.png"].version
     times = Path("p/a.png").stat()
     Path("p/a.png").write_bytes(png(0)[:-1] + b"x")
@@ -237,7 +237,7 @@ class Server(ThreadingHTTPServer):
     """The working folder over HTTP, as told by its attributes: with parts of files or not, telling times or not."""
 
     gives_parts = False
-    tells_times = True
+    serves_times = True
     fails_after: int | None = None
     asked: ClassVar[list[str]] = []
 
@@ -246,7 +246,7 @@ class Handler(SimpleHTTPRequestHandler):
     server: Server
 
     def send_header(self, keyword: str, value: str) -> None:
-        if keyword != "Last-Modified" or self.server.tells_times:
+        if keyword != "Last-Modified" or self.server.serves_times:
             super().send_header(keyword, value)
 
     def do_GET(self) -> None:
@@ -285,7 +285,7 @@ def url(server: Server, path: str) -> str:
 
 
 def test_a_folder_on_a_web_server_is_listed_and_its_files_bear_stamps(http: Server) -> None:
-    lay("p/a.png", "p/s/b.png")
+    write_pngs("p/a.png", "p/s/b.png")
     os.utime("p/a.png", (1000, 1000))
     before = listed(url(http, "p"))
     assert {name: read(file.uri) for name, file in before.items()} == {"a.png": png(0), "s/b.png": png(1)}
@@ -297,7 +297,7 @@ def test_a_folder_on_a_web_server_is_listed_and_its_files_bear_stamps(http: Serv
     assert single.name == "a.png" and single.version == after["a.png"].version
     with pytest.raises(UnreadableFile):
         read(url(http, "p/c.png"))
-    http.tells_times = False
+    http.serves_times = False
     assert {file.version for file in listed(url(http, "p")).values()} == {None}
 
 
@@ -320,7 +320,7 @@ def test_an_archive_on_a_server_that_gives_no_parts_is_fetched_once_until_it_cha
     assert listed(place)["0.png"].version != first["0.png"].version
     assert read(f"{place}!0.png") == png(7) and len(copies()) == 1
     forget()
-    http.tells_times = False
+    http.serves_times = False
     assert listed(place)["0.png"].version is None and read(f"{place}!0.png") == png(7)
 
 

@@ -9,7 +9,7 @@ import yaml
 from synthesis_checkout import OUT, SETTINGS, photograph
 
 from dgunet.images import read_image, write_image
-from pipeline import synthesize
+from pipeline import preview, synthesize
 from pipeline.dataloader.pairs import online_pair, pairs
 from pipeline.sources.hashing import pixel_hash
 from pipeline.sources.manifest import SPLITS, read_manifest, write_manifest
@@ -112,3 +112,16 @@ def test_a_degradation_that_comes_out_different_is_an_error(
     monkeypatch.setattr("pipeline.synthesis.reproduce.regenerate", lambda clean, record: 1 - clean)
     with pytest.raises(ValueError, match=f"the degraded tile of {key} comes out different"):
         reproduce_pair(OUT, key)
+
+
+def test_preview_verifies_a_pair_against_its_source_image(
+    synthesis_checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = synthesized()[0]
+    arguments = ["--task", "restore", "--shards", str(OUT), "--pair", key, "--verify"]
+    preview.main(arguments)
+    assert "equal to the shard" in capsys.readouterr().out
+    uri = Path(str(reproduce_pair(OUT, key).record["where"]))
+    write_image(uri, 1 - read_image(uri))
+    with pytest.raises(ValueError, match="changed"):
+        preview.main(arguments)

@@ -189,7 +189,7 @@ def test_the_output_may_be_on_another_file_system(synthesis_checkout: Path, smal
     assert not list(Path(".cache/synthesize").iterdir())
 
 
-def test_a_full_disk_is_told_and_the_next_run_goes_on(synthesis_checkout: Path, small_disk: SmallDisk) -> None:
+def test_a_full_disk_is_reported_and_the_next_run_goes_on(synthesis_checkout: Path, small_disk: SmallDisk) -> None:
     synthesize.main()
     expected = result()
     cache = (synthesis_checkout / ".cache").resolve()

@@ -25,7 +25,7 @@ from pipeline.config.params import ParamsError, validated
 from pipeline.shards.format import Index, Pair, write_index, write_shard
 from pipeline.tuning import report, space
 from pipeline.tuning import settings as tuning_settings
-from pipeline.tuning.search import _Halving, resources_of_trial, trials_at_once
+from pipeline.tuning.search import ResumableASHA, resources_of_trial, trials_at_once
 from pipeline.tuning.trial import Trial
 
 RATE = {"kind": "log_uniform", "low": 1e-6, "high": 1e-2}
@@ -136,24 +136,24 @@ def test_a_trial_has_a_worker_per_whole_gpu_and_shares_one_otherwise() -> None:
 
 
 class Known:
-    """What successive halving asks of a trial."""
+    """What successive scheduler asks of a trial."""
 
     def __init__(self, trial_id: str) -> None:
         self.trial_id = trial_id
 
 
-def test_halving_that_goes_on_remembers_what_earlier_trials_reported() -> None:
+def test_a_resumed_scheduler_knows_the_reports_of_earlier_trials() -> None:
     def reports(psnr: float) -> list[dict[str, Any]]:
         return [{"step": 10, "val_psnr": psnr}]
 
     def stops(earlier: dict[str, list[dict[str, Any]]]) -> bool:
-        halving = _Halving(
+        scheduler = ResumableASHA(
             time_attr="step", metric="val_psnr", mode="max", max_t=40, grace_period=10, reduction_factor=2,
             earlier=earlier,
         )  # fmt: skip
         for name in (*earlier, "late"):
-            halving.on_trial_add(None, Known(name))
-        return bool(halving.on_trial_result(None, Known("late"), reports(20.0)[0]) == "STOP")
+            scheduler.on_trial_add(None, Known(name))
+        return bool(scheduler.on_trial_result(None, Known("late"), reports(20.0)[0]) == "STOP")
 
     assert stops({"first": reports(30.0), "second": reports(29.0)})
     assert not stops({"first": reports(10.0), "second": reports(11.0)})
