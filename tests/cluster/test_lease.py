@@ -86,14 +86,14 @@ def write(folder: Path, **values: Any) -> None:
 
 
 @contextmanager
-def heartbeat(folder: Path, **values: Any) -> Iterator[None]:
+def heartbeat(folder: Path, seconds: float = 0.02, **values: Any) -> Iterator[None]:
     """Another driver, in a thread, that has the lease."""
     ended = threading.Event()
 
     def write_heartbeats() -> None:
         for number in range(1, 1000):
             write(folder, **values, heartbeat=number)
-            if ended.wait(0.02):
+            if ended.wait(seconds):
                 return
 
     thread = threading.Thread(target=write_heartbeats)
@@ -118,10 +118,11 @@ def test_a_run_that_another_machine_drives_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", [{"pid_namespace": "pid:[1]"}, {"boot": "of another machine"}, {"boot": ""}])
 def test_a_driver_in_another_container_with_the_same_host_name_is_not_taken_for_gone(
-    tmp_path: Path, other: dict[str, str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
 ) -> None:
+    monkeypatch.setattr(lease, "SECONDS_TO_WATCH", 60.0)
     with (
-        heartbeat(tmp_path, pid=10**7, started=1, **other),  # there is no such process here
+        heartbeat(tmp_path, seconds=2.0, pid=10**7, started=1, **other),  # there is no such process here
         pytest.raises(ValueError, match=f"number 10000000 on {socket.gethostname()}"),
         lease.hold_lease(str(tmp_path)),
     ):

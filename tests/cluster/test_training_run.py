@@ -263,6 +263,24 @@ def test_a_run_waits_for_a_storage_until_the_timeout_or_a_stop_request(
         training_run._run_and_resume(run, "gone", run_channel, threading.Event())
 
 
+def test_a_run_ends_when_another_driver_has_taken_it_over(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+
+    def run(*arguments: Any) -> None:
+        other = {"driver": "other", "heartbeat": 5, "host": "elsewhere", "pid": 7}
+        (storage / "taken" / "new").write_text(json.dumps(other))
+        (storage / "taken" / "new").replace(storage / "taken" / lease.FILE)
+        ended.wait()
+
+    monkeypatch.setattr(training_run, "_run_and_resume", run)
+    monkeypatch.setattr(lease, "SECONDS_BETWEEN_HEARTBEATS", 0.1)
+    with pytest.raises(ValueError, match=r"another process drives the run in .*taken: number 7 on elsewhere"):
+        counted(tmp_path, "taken", 3)
+    ended.set()
+
+
 def test_a_run_does_not_start_again_from_step_0_where_its_checkpoints_are_gone(
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

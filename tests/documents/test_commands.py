@@ -20,7 +20,7 @@ from test_documents import merge
 
 from pipeline.sources.listing import STARTER_PHOTOS
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 RUN = [document for document in documents() if any(block.language in ("bash", "python") for block in blocks(document))]
 SYNTHESIZE = {"tile_size": 64, "stride": 256, "held_out_tile_size": 160, "copies": 1}

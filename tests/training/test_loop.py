@@ -558,3 +558,18 @@ def test_the_largest_published_network_steps_whichever_way_it_is_computed() -> N
     assert losses["recomputed"] == losses["plain"]
     assert losses["in parts"] == pytest.approx(losses["plain"], rel=1e-4)
     assert losses["bfloat16"] == pytest.approx(losses["plain"], rel=0.05)
+
+
+def test_progress_shows_the_last_psnr_and_the_best(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([30.0, 28.5, 29.25])
+    monkeypatch.setattr(Trainer, "validate", lambda self, pairs: next(scores))
+    monkeypatch.setattr(progress, "PROGRESS_SECONDS", 0.0)
+    shown: dict[int, tuple[float, float]] = {}
+    trained(
+        shards, recipe(num_steps=6, validate_every=2), Log(tmp_path / "log"),
+        progress=lambda step, stats: shown.update({step: (stats["val_psnr"], stats["best_val_psnr"])}),
+    )  # fmt: skip
+    assert all(math.isnan(value) for value in shown.pop(1))
+    assert shown == {2: (30.0, 30.0), 3: (30.0, 30.0), 4: (28.5, 30.0), 5: (28.5, 30.0), 6: (29.25, 30.0)}
