@@ -2,11 +2,15 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 TASK ?= denoise
+JOBS ?= 2  # processes that run tests
 BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export MPLBACKEND := Agg
+
+# The tests of a file share a process, and so its Ray session. Many of them wait for other processes, not for a CPU.
+SPREAD = --numprocesses $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup repro test test-all check lint preview tune apply ui bench bench-gpu lock clean
@@ -30,11 +34,11 @@ repro: $(READY)  ## photographs -> shards -> trained, measured, promoted models;
 	@dvc repro
 	@python -m pipeline.summary
 
-test: $(READY)  ## the tests, some with real Ray and MLflow (about four minutes)
-	@pytest
+test: $(READY)  ## the tests, some with real Ray and MLflow (about four minutes on two cores)
+	@pytest $(SPREAD)
 
-test-all: $(READY)  ## all tests that can run on this machine, also the slow ones
-	@pytest -m ""
+test-all: $(READY)  ## all tests that can run on this machine, also the slow ones (about twenty minutes)
+	@pytest -m "" -rs $(SPREAD)
 
 check: lint  ## formatting, lint, types, import contracts
 lint: $(READY)

@@ -197,7 +197,7 @@ def share_of_a_step(folder: Path) -> tuple[float, float, float]:
     """Seconds to make a batch and to take a step (processor), and those a step waits for its batch (clock)."""
     recipe = load_section("denoise.train", Train)
     patches = dataset.PatchDataset(folder, recipe.batch_size, recipe.patch_size, seed=1)
-    steps = {"rank": 0, "num_workers": 1, "num_steps": 10**6, "processes": 0, "pin_memory": False}
+    steps = {"rank": 0, "world_size": 1, "num_steps": 10**6, "num_loader_processes": 0, "pin_memory": False}
     training = Training(DGUNet.with_seed(DGUNetConfig(**recipe.network.model_dump()), 0), recipe, torch.device("cpu"))
     costs, took, waits = [], [], []
     for step in range(STEPS):

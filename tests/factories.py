@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from PIL import Image
 
@@ -14,9 +15,8 @@ from pipeline.training.context import Worker
 from pipeline.training.settings import Train
 
 PROJECT = Path(__file__).parents[1]
-# Published images and reference outputs that some tests compare with; docs/datasets.md describes both folders.
-DATA = Path(os.environ.get("DGUNET_DATA") or PROJECT / "data" / "sets")
-PARITY = Path(os.environ.get("DGUNET_PARITY") or DATA / "parity")
+DATA = Path(os.environ.get("DGUNET_DATA") or PROJECT / "data" / "sets")  # published images
+PARITY = Path(os.environ.get("DGUNET_PARITY") or DATA / "parity")  # weights and outputs of the published code
 RECIPE: dict[str, Any] = {
     "network": {
         "width": 8, "growth": 4, "head_growth": 4, "num_stages": 2, "share_stages": False,
@@ -32,6 +32,13 @@ RECIPE: dict[str, Any] = {
 def pythonpath(test: str) -> str:
     """PYTHONPATH for processes that import the project, the modules of `tests` and the test file `test` itself."""
     return os.pathsep.join(map(str, (PROJECT, PROJECT / "tests", Path(test).parent)))
+
+
+def image_set(name: str) -> Path:
+    """The folder of a set of published images, as docs/datasets.md names it; the test skips where it is missing."""
+    if not (DATA / name).is_dir():
+        pytest.skip(f"no images in {DATA / name}: set DGUNET_DATA; docs/datasets.md says where to get them")
+    return DATA / name
 
 
 def recipe(**changes: Any) -> Train:

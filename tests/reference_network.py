@@ -1,17 +1,41 @@
-"""The most direct eager implementation of the network, on state dicts in the published format.
+"""Reference implementation of the network: plain functions on state dicts in the published format.
 
-Independent of `dgunet`: plain functions, names as in the file, one line of code for one of the description. Tests
-compare with it, the benchmark measures against it. `shapes` lists every tensor of a published file of given sizes.
+Independent of `dgunet`, with the names of the published files. Tests compare with it, benchmarks measure against it.
+`shapes` lists every tensor of a published file of given sizes, `random_weights` fills them by a formula.
+
+`reference_outputs.npz` holds the float64 outputs of all CASES, rounded to float32. After a deliberate change of the
+formula or the cases, `python tests/reference_network.py` writes it again; hold the reference network against the
+published outputs first (`DGUNET_PARITY`, tests/dgunet/test_parity.py).
 """
 
+import hashlib
+import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - as the field writes it
 
 Weights = Mapping[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
+OUTPUTS = Path(__file__).with_name("reference_outputs.npz")
+_BLIND = {"width": 12, "growth": 6, "head_growth": 4, "num_stages": 4}
+_SENSING = {"width": 12, "growth": 6, "head_growth": 4, "num_stages": 4, "image_channels": 1}
+# One case of each family and of each way to share stages: sizes as `shapes` takes them, and `full_image`.
+CASES: dict[str, dict[str, Any]] = {
+    "dgunet": {**_BLIND, "share_stages": True},
+    "dgunet_plus": {"width": 8, "growth": 4, "num_stages": 3, "share_stages": False},
+    "dgunet_plus_gray": {"width": 8, "growth": 2, "num_stages": 4, "share_stages": False, "image_channels": 1},
+    "cs_dgunet_deblock": {**_SENSING, "share_stages": True, "num_measurements": 41},
+    "cs_dgunet": {**_SENSING, "share_stages": True, "num_measurements": 41, "full_image": False},
+    "cs_dgunet_plus_deblock": {**_SENSING, "num_stages": 3, "share_stages": False, "num_measurements": 103},
+    "cs_dgunet_plus": {
+        **_SENSING, "num_stages": 3, "share_stages": False, "num_measurements": 103, "full_image": False,
+    },
+}  # fmt: skip
 
 
 def conv(w: Weights, name: str, x: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
@@ -77,16 +101,17 @@ def merge(w: Weights, name: str, a: Tensor, g: Tensor) -> Tensor:
 
 
 def blind(w: Weights, y: Tensor, num_stages: int) -> list[Tensor]:
+    """All estimates of the degraded image `y`; sides are multiples of 8."""
     shared = "concat67.weight" in w
 
-    def stage(prefix: str, k: int, x: Tensor, handed: tuple[Tensor, list[Tensor], list[Tensor]] | None):
+    def stage(prefix: str, k: int, x: Tensor, previous: tuple[Tensor, list[Tensor], list[Tensor]] | None):
         v = x - w[f"{prefix}r{k - 1}"] * operator(
             w, f"{prefix}phit_{k - 1}", operator(w, f"{prefix}phi_{k - 1}", x) - y
         )
         a = shallow(w, f"{prefix}shallow_feat{k}", v)
         enc = dec = None
-        if handed is not None:
-            g, enc, dec = handed
+        if previous is not None:
+            g, enc, dec = previous
             a = merge(w, f"{prefix}merge{k - 1}{k}", a, g)
         encoded = encoder(w, f"{prefix}stage{k}_encoder", a, enc, dec)
         decoded = decoder(w, f"{prefix}stage{k}_decoder", encoded)
@@ -94,30 +119,31 @@ def blind(w: Weights, y: Tensor, num_stages: int) -> list[Tensor]:
         x = v + conv(w, f"{end}.conv2", f, padding=0)
         return x, (f + conv(w, f"{end}.conv1", f, padding=0), encoded, decoded)
 
-    x, handed = stage("", 1, y, None)
+    x, previous = stage("", 1, y, None)
     estimates = [x]
     for k in range(2, num_stages):
-        x, handed = stage("basic.", 2, x, handed) if shared else stage("", k, x, handed)
+        x, previous = stage("basic.", 2, x, previous) if shared else stage("", k, x, previous)
         estimates.append(x)
     k = 7 if shared else num_stages
     v = x - w[f"r{k - 1}"] * operator(w, f"phit_{k - 1}", operator(w, f"phi_{k - 1}", x) - y)
     a = shallow(w, f"shallow_feat{k}", v)
-    g = handed[0]
+    g = previous[0]
     a = conv(w, "concat67", torch.cat([a, g], dim=1)) if shared else merge(w, f"merge{k - 1}{k}", a, g)
     return [*estimates, y + conv(w, "tail", a)]
 
 
 def measure(phi: Tensor, image: Tensor) -> Tensor:
-    """y of every 32×32 block, cut and flattened row by row: B (h·w) M."""
+    """Measurements y = Φx of every 32×32 block, blocks and their pixels in row-major order: B (h·w) M."""
     return F.unfold(image, 32, stride=32).transpose(1, 2) @ phi.T
 
 
-def back(phi: Tensor, y: Tensor, size: tuple[int, int]) -> Tensor:
+def back_project(phi: Tensor, y: Tensor, size: tuple[int, int]) -> Tensor:
+    """Φᵀy of every block, joined to an image."""
     return F.fold((y @ phi).transpose(1, 2), size, 32, stride=32)
 
 
 def sensing(w: Weights, image: Tensor, num_stages: int, full_image: bool) -> list[Tensor]:
-    """All estimates of the clean image whose measurements the network gets; sides are multiples of 32."""
+    """All estimates from the measurements of the clean `image`; sides are multiples of 32."""
     phi = w["Phi"]
     if not full_image:
         batch, _, height, width = image.shape
@@ -127,17 +153,17 @@ def sensing(w: Weights, image: Tensor, num_stages: int, full_image: bool) -> lis
             for e in sensing(w, blocks, num_stages, full_image=True)
         ]
     size = (image.shape[2], image.shape[3])
-    backprojected = back(phi, measure(phi, image), size)
+    back_projection = back_project(phi, measure(phi, image), size)
 
     def gradient(x: Tensor, r: Tensor) -> Tensor:
-        return x - r * (back(phi, measure(phi, x), size) - backprojected)
+        return x - r * (back_project(phi, measure(phi, x), size) - back_projection)
 
-    def stage(names: Callable[[str], str], sam: str, x: Tensor, handed):
+    def stage(names: Callable[[str], str], sam: str, x: Tensor, previous):
         v = gradient(x, w[names("r")])
         a = shallow(w, names("shallow_feat"), v)
         enc = dec = None
-        if handed is not None:
-            g, enc, dec = handed
+        if previous is not None:
+            g, enc, dec = previous
             a = conv(w, names("concat"), torch.cat([a, g], dim=1))
         encoded = encoder(w, names("stage_encoder"), a, enc, dec)
         decoded = decoder(w, names("stage_decoder"), encoded)
@@ -148,15 +174,15 @@ def sensing(w: Weights, image: Tensor, num_stages: int, full_image: bool) -> lis
 
     first = {"r": "r0", "shallow_feat": "shallow_feat1"}
     first |= {"stage_encoder": "stage1_encoder", "stage_decoder": "stage1_decoder"}
-    x, handed = stage(first.__getitem__, "sam12", backprojected, None)
+    x, previous = stage(first.__getitem__, "sam12", back_projection, None)
     estimates = [x]
     for i in range(num_stages - 2):
         prefix = "stage_model." if "stage_model.r" in w else f"body.{i}."
-        x, handed = stage(prefix.__add__, f"{prefix}sam", x, handed)
+        x, previous = stage(prefix.__add__, f"{prefix}sam", x, previous)
         estimates.append(x)
     v = gradient(x, w["r_final"])
     a = shallow(w, "shallow_feat_final", v)
-    return [*estimates, v + conv(w, "tail", conv(w, "concat_final", torch.cat([a, handed[0]], dim=1)))]
+    return [*estimates, v + conv(w, "tail", conv(w, "concat_final", torch.cat([a, previous[0]], dim=1)))]
 
 
 def shapes(
@@ -261,17 +287,55 @@ def shapes(
     return found
 
 
-def random_weights(found: Shapes, seed: int) -> dict[str, Tensor]:
-    """Seeded weights of moderate size: fan-in scaled kernels, norms near 1, slopes and steps near 0.3."""
-    generator = torch.Generator().manual_seed(seed)
+def uniform(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Numbers of mean 0 and variance 1, uniform, computed from `name`: the same on any machine and in any version."""
+    digest = hashlib.shake_128(name.encode()).digest(4 * math.prod(shape))
+    codes = np.frombuffer(digest, "<u4").astype(np.float64).reshape(shape)
+    return torch.from_numpy((codes / 2**31 - 1) * math.sqrt(3))
+
+
+def random_weights(found: Shapes, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Weights by `seed` and name: kernels scaled by their fan-in, norms near 1, slopes and step sizes near 0.3."""
     weights = {}
     for name, shape in found.items():
-        values = torch.randn(shape, generator=generator)
+        values = uniform(f"{seed}:{name}", shape)
         if len(shape) >= 2:
-            values *= 0.7 / values[0].numel() ** 0.5
+            values *= 0.7 / math.sqrt(math.prod(shape[1:]))
         elif "norm" in name or shape == (1,):
             values = 0.1 * values + (0.3 if shape == (1,) else float(name.endswith("weight")))
         else:
             values *= 0.05
-        weights[name] = values
+        weights[name] = values.to(dtype)
     return weights
+
+
+def case_weights(case: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The weights of one of the CASES."""
+    sizes = {name: value for name, value in CASES[case].items() if name != "full_image"}
+    return random_weights(shapes(**sizes), seed=0, dtype=dtype)
+
+
+def case_image(case: str, batch: int, height: int, width: int) -> Tensor:
+    """An image in [0, 1] for one of the CASES, float64."""
+    shape = (batch, CASES[case].get("image_channels", 3), height, width)
+    return uniform(f"image:{case}", shape) / (2 * math.sqrt(3)) + 0.5
+
+
+def case_estimates(case: str, weights: Weights, image: Tensor) -> list[Tensor]:
+    """What the reference network makes of the image: degraded in the blind family, clean in the sensing family."""
+    sizes = CASES[case]
+    with torch.inference_mode():
+        if "num_measurements" in sizes:
+            return sensing(weights, image, sizes["num_stages"], sizes.get("full_image", True))
+        return blind(weights, image, sizes["num_stages"])
+
+
+def exact_outputs(case: str) -> np.ndarray:
+    """All estimates of a small image in float64, one after the other, as `reference_outputs.npz` holds them."""
+    height, width = (32, 64) if "num_measurements" in CASES[case] else (16, 24)
+    image = case_image(case, 1, height, width)
+    return torch.cat(case_estimates(case, case_weights(case, torch.float64), image)).numpy()
+
+
+if __name__ == "__main__":
+    np.savez_compressed(OUTPUTS, **{case: exact_outputs(case).astype(np.float32) for case in CASES})

@@ -1,4 +1,17 @@
-"""Augmented training patches as a torch Dataset."""
+"""Augmented training patches as a torch Dataset, addressed by (step, slot).
+
+A patch is a random crop of a pair, flipped and turned at random. Where pairs are made online, the whole tile is
+degraded before the crop. All random numbers of a sample come from (seed, key, epoch), so a sample does not depend on
+the rank or the process that makes it.
+
+With mixup (Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv 1710.09412) clean and degraded
+patch x at (step, j) become
+
+    w_j·x_j + (1 − w_j)·x_p(j),        w_j ~ Beta(α, α),
+
+where the permutation p and the weights come from (seed, step). The rank that owns slot j makes both patches, also where
+slot p(j) belongs to another rank.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +29,28 @@ from pipeline.dataloader.sampler import SampleOrder, partners
 from pipeline.degradations.compose import Degradation
 from pipeline.shards.format import Index, Pair, Shard, ShardEntry, read_index
 
-_MIXUP = 1  # sets what is drawn for mixing apart from all else that is drawn from (seed, step)
+_MIXUP = 1  # a seed sequence of its own for mixup, apart from other uses of (seed, step)
 
 
 @lru_cache(maxsize=4)
-def _opener(shards_kept_open: int) -> Callable[[Path, ShardEntry], Shard]:
-    """Return what opens shards: to open one is to verify it whole, so those that are read from stay open."""
-    return lru_cache(shards_kept_open)(Shard)
+def _shard_opener(max_open: int) -> Callable[[Path, ShardEntry], Shard]:
+    """Return a function that opens shards and keeps `max_open` of them open: opening one verifies its checksum."""
+    return lru_cache(max_open)(Shard)
 
 
 class PatchDataset(Dataset[tuple[np.ndarray, np.ndarray, str]]):
-    """Augmented training patches, addressed by (step, stream).
+    """Augmented training patches, addressed by (step, slot).
 
-    index: what `folder` holds, where the folder itself is on another machine; default: its own.
+    Args:
+        folder: folder or URL of the shards of the train split.
+        batch_size: size of the global batch.
+        patch_size: side of the patches in pixels.
+        seed: seed of the training.
+        mixup_alpha: α of mixup; 0 turns it off.
+        index: the index of `folder`, where only another machine can read it; None: read it.
+
+    Raises:
+        ValueError: too few samples for one batch, or tiles smaller than `patch_size`.
     """
 
     def __init__(
@@ -50,31 +72,31 @@ class PatchDataset(Dataset[tuple[np.ndarray, np.ndarray, str]]):
         self.seed = seed
         self.mixup_alpha = mixup_alpha
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
-        """Return (clean, degraded, key) of the patch at `place` = (step, stream); arrays H W C float32."""
-        clean, degraded, key = self._patch(place)
+    def __getitem__(self, position: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
+        """Return (clean, degraded, key) of the patch at `position` = (step, slot); float32 arrays H W C."""
+        clean, degraded, key = self._patch(position)
         if self.mixup_alpha == 0:
             return clean, degraded, key
-        step, slot = place
+        step, slot = position
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, step], spawn_key=(_MIXUP,)))
         partner = int(partners(self.order.batch_size, rng)[slot])
         weight = np.float32(rng.beta(self.mixup_alpha, self.mixup_alpha, self.order.batch_size)[slot])
         other_clean, other_degraded, _ = self._patch((step, partner))
         clean, degraded = (
-            weight * ours + (1 - weight) * theirs for ours, theirs in ((clean, other_clean), (degraded, other_degraded))
+            weight * own + (1 - weight) * other for own, other in ((clean, other_clean), (degraded, other_degraded))
         )
         return clean, degraded, key
 
-    def _patch(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
-        epoch, shard, number = self.order.at(*place)
-        opened = _opener(self.order.batch_size + 1)  # one for each stream, and the next of one that goes on
-        pair = opened(self.folder, self.index.shards[shard]).arrays(number)
+    def _patch(self, position: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
+        epoch, shard, index = self.order.locate(*position)
+        open_shard = _shard_opener(self.order.batch_size + 1)  # each slot reads from one; one more while it changes
+        pair = open_shard(self.folder, self.index.shards[shard]).arrays(index)
         rng = sample_generator(self.seed, pair.key, epoch)
         seed = int(rng.integers(2**63))
         window = _window(pair.clean.shape[:2], self.patch_size, rng)
-        mirror, quarter_turns = bool(rng.integers(2)), int(rng.integers(4))
+        flip, quarter_turns = bool(rng.integers(2)), int(rng.integers(4))
         clean, degraded = _in_unit_range(pair, self.degradation, seed, window)
-        clean, degraded = (_augment(image, mirror, quarter_turns) for image in (clean, degraded))
+        clean, degraded = (_augment(image, flip, quarter_turns) for image in (clean, degraded))
         return clean, degraded, pair.key
 
 
@@ -83,7 +105,7 @@ def _in_unit_range(
 ) -> tuple[Float32[np.ndarray, "H W C"], Float32[np.ndarray, "H W C"]]:
     if pair.degraded is not None:
         return to_float(pair.clean[window]), to_float(pair.degraded[window])
-    clean = to_float(pair.clean)  # degraded as a whole: what lies outside of the window is seen through a blur
+    clean = to_float(pair.clean)  # the whole tile is degraded: a blur moves pixels from outside of the window into it
     return clean[window], degrade_online(clean, degradation, seed).image[window]
 
 
@@ -104,6 +126,6 @@ def _window(size: tuple[int, ...], patch_size: int, rng: np.random.Generator) ->
     return slice(top, top + patch_size), slice(left, left + patch_size)
 
 
-def _augment(patch: Float32[np.ndarray, "H W C"], mirror: bool, quarter_turns: int) -> Float32[np.ndarray, "W H C"]:
-    turned: Float32[np.ndarray, "W H C"] = np.rot90(patch[:, ::-1] if mirror else patch, quarter_turns)
+def _augment(patch: Float32[np.ndarray, "H W C"], flip: bool, quarter_turns: int) -> Float32[np.ndarray, "W H C"]:
+    turned: Float32[np.ndarray, "W H C"] = np.rot90(patch[:, ::-1] if flip else patch, quarter_turns)
     return turned

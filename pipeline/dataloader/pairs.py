@@ -1,4 +1,8 @@
-"""Whole pairs of a folder of shards, in order."""
+"""Whole clean/degraded pairs of a folder of shards, for validation, evaluation and to make a training pair again.
+
+Where the shards hold no degraded image, it is made online: random numbers from (seed, key, epoch), so that the pair of
+a key in an epoch can be made again bit for bit. Validation and evaluation use epoch 0 and the seed of the shards.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +26,12 @@ from pipeline.shards.format import Index, Pair, Shard, read_index
 class EvaluationPair:
     """One whole pair in [0, 1]; `degraded` may leave that range when it is made online.
 
-    record: how the pair came to be, with what was drawn for it (`degradation`) also when it is made online.
-    was_gray: whether the image's three channels are those of a gray file, three times.
+    Attributes:
+        key: name of the pair in the shards.
+        clean: the clean image.
+        degraded: the degraded image, of the same shape.
+        record: how the pair was made; `degradation` holds the sampled parameters, also of a pair made online.
+        was_gray: whether the file was gray and its channel is repeated three times.
     """
 
     key: str
@@ -33,40 +41,55 @@ class EvaluationPair:
     was_gray: bool = False
 
 
-def pairs(folder: Path, rank: int = 0, num_workers: int = 1, *, index: Index | None = None) -> Iterator[EvaluationPair]:
-    """Yield the whole pairs of a folder of shards in order, of several workers each its share, as even as can be.
+def pairs(folder: Path, rank: int = 0, world_size: int = 1, *, index: Index | None = None) -> Iterator[EvaluationPair]:
+    """Yield one rank's part of the whole pairs of a folder of shards, in order; the same pairs at every call.
 
-    A share is one stretch, so that a worker opens few shards. Pairs made online are those of pass 0, the same at every
-    call: what a network is validated and measured on.
-    index: what `folder` holds, where the folder itself is on another machine; default: its own.
+    The parts are contiguous, so that a rank opens few shards, and differ by at most one pair. Pairs made online are
+    those of epoch 0.
+
+    Args:
+        folder: folder or URL of the shards of one split.
+        rank: 0 to `world_size` - 1.
+        world_size: number of ranks.
+        index: the index of `folder`, where only another machine can read it; None: read it.
+
+    Raises:
+        ValueError: the index or a shard is damaged.
     """
     index = index or read_index(folder)
     degradation = online_degradation(index)
     seed, number = int(index.recipe["seed"]), 0
-    first, last = (index.samples * worker // num_workers for worker in (rank, rank + 1))
+    first, last = (index.samples * bound // world_size for bound in (rank, rank + 1))
     for entry in index.shards:
-        mine = range(max(first - number, 0), min(last - number, entry.samples))
+        indices = range(max(first - number, 0), min(last - number, entry.samples))
         number += entry.samples
-        if mine:
+        if indices:
             shard = Shard(folder, entry)
-            for i in mine:
-                yield _whole(shard[i], degradation, seed, epoch=0)
+            for i in indices:
+                yield _evaluation_pair(shard[i], degradation, seed, epoch=0)
 
 
 def online_pair(folder: Path, key: str, epoch: int, seed: int) -> EvaluationPair:
-    """Return, bit for bit, the pair `key` as it was in pass `turn` of a training with `seed`: before crop and flip.
+    """Return the pair of a key as a training used it, bit for bit, before crop, flip and rotation.
 
-    Raises ValueError where no shard of the folder holds the key.
+    Args:
+        folder: folder of the shards of one split.
+        key: name of the pair.
+        epoch: epoch of the training, from 0.
+        seed: seed of the training.
+
+    Raises:
+        ValueError: no shard of the folder holds the key.
     """
     index = read_index(folder)
     for entry in index.shards:
         shard = Shard(folder, entry)
         if key in shard.keys:
-            return _whole(shard[shard.keys.index(key)], online_degradation(index), seed, epoch)
+            return _evaluation_pair(shard[shard.keys.index(key)], online_degradation(index), seed, epoch)
     raise ValueError(f"{folder} holds no pair {key}")
 
 
-def _whole(pair: Pair, degradation: Degradation | None, seed: int, epoch: int) -> EvaluationPair:
+def _evaluation_pair(pair: Pair, degradation: Degradation | None, seed: int, epoch: int) -> EvaluationPair:
     clean, record = to_float(pair.clean), dict(pair.record)
     if pair.degraded is not None:
         return EvaluationPair(pair.key, clean, to_float(pair.degraded), record)
@@ -75,16 +98,16 @@ def _whole(pair: Pair, degradation: Degradation | None, seed: int, epoch: int) -
 
 
 def sample_generator(seed: int, key: str, epoch: int) -> np.random.Generator:
-    """Return the random generator of the sample `key` in epoch `turn`."""
+    """Return the random generator of the sample `key` in an epoch."""
     return np.random.default_rng([seed, int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little"), epoch])
 
 
 def online_degradation(index: Index) -> Degradation | None:
-    """Return the degradation that the loader applies, None where the shards hold degraded images already."""
+    """Return the degradation that the loader applies; None where the shards hold the degraded images."""
     return parse_degradation(index.recipe["degradation"]) if index.recipe["online"] else None
 
 
 def degrade_online(clean: Float32[np.ndarray, "H W C"], degradation: Degradation | None, seed: int) -> Degraded:
     """Degrade a clean tile whose shard holds no degraded image."""
-    assert degradation is not None, "shards without degraded images are made online"
+    assert degradation is not None, "shards without degraded images need a degradation"
     return degrade(clean, degradation, [seed])

@@ -1,4 +1,17 @@
-"""Deterministic order of training samples: maps (step, slot) to (epoch, shard, index)."""
+"""Deterministic order of training samples: maps (step, slot) to (epoch, shard, index).
+
+A *slot* is a position of the global batch. In each epoch the shards are shuffled by (seed, epoch), and the samples of
+each shard by (seed, epoch, shard). Laid end to end they are cut into `batch_size` equal parts, one for each slot:
+
+    epoch, s = divmod(step, S)        sample at (step, slot) = samples of the epoch[slot·S + s]
+
+where S = ⌊number of samples / batch_size⌋ is the number of steps of an epoch. The remainder that does not fill a batch
+is left out, a different one in each epoch.
+
+The sample at (step, slot) is computed, not replayed. So the global batches are the same for any number of ranks, a
+resumed run starts at its step without reading earlier samples, and the step is the only state. A rank owns
+neighbouring slots and each slot reads its samples shard by shard, so a rank opens few shards at a time.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +23,21 @@ import numpy as np
 
 from pipeline.shards.format import Index
 
-SLOTS_MIXED = 4  # mixup mixes within so many streams, or up to twice as many
+SLOTS_MIXED = 4  # mixup mixes within groups of 4 to 7 neighbouring slots, so that a rank opens few more shards
 
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """The order of all samples for ever: `at(step, stream)` is (pass, shard, sample in the shard)."""
+    """Order of the samples of a folder of shards, for all steps.
+
+    Args:
+        index: the index of the folder of shards.
+        batch_size: size of the global batch.
+        seed: seed of the training.
+
+    Raises:
+        ValueError: the shards hold fewer samples than one batch.
+    """
 
     index: Index
     batch_size: int
@@ -31,21 +53,21 @@ class SampleOrder:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """Steps until each sample was seen once (but for a remainder smaller than a batch)."""
+        """S: steps in which each sample is used once, but for a remainder smaller than a batch."""
         return self.index.samples // self.batch_size
 
-    def at(self, step: int, slot: int) -> tuple[int, int, int]:
-        """Return (pass, number of the shard, number of the sample in it) for stream `stream` at `step`."""
-        epoch, within = divmod(step, self.steps_per_epoch)
+    def locate(self, step: int, slot: int) -> tuple[int, int, int]:
+        """Return (epoch, number of the shard, index of the sample in it) for a step and a slot of the global batch."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         shards, ends = self._order(epoch)
-        place = slot * self.steps_per_epoch + within
-        position = int(np.searchsorted(ends, place, side="right"))
-        shard = int(shards[position])
+        position = slot * self.steps_per_epoch + step_in_epoch
+        number = int(np.searchsorted(ends, position, side="right"))
+        shard = int(shards[number])
         size = self.index.shards[shard].samples
-        return epoch, shard, int(_shuffle(size, self.seed, epoch, shard)[place - (int(ends[position]) - size)])
+        return epoch, shard, int(_shuffle(size, self.seed, epoch, shard)[position - (int(ends[number]) - size)])
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the shards in the order of a pass, and where each ends; drawn once, as they may be thousands."""
+        """Return the shards in the order of an epoch and where each ends; kept, as there may be thousands of shards."""
         order = self._orders.get(epoch)
         if order is None:
             sizes = np.array([entry.samples for entry in self.index.shards])
@@ -62,20 +84,29 @@ def _shuffle(size: int, seed: int, epoch: int, shard: int) -> np.ndarray:
 
 
 def partners(batch_size: int, rng: np.random.Generator) -> np.ndarray:
-    """Return which stream each is mixed with: a permutation within each of a few neighbours."""
+    """Return the slot that each slot is mixed with: a permutation within each group of neighbouring slots."""
     neighbours = np.array_split(np.arange(batch_size), max(1, batch_size // SLOTS_MIXED))
     return np.concatenate([rng.permutation(slots) for slots in neighbours])
 
 
-def slots_of_rank(batch_size: int, rank: int, num_workers: int) -> range:
-    """Return the positions of a global batch that worker `rank` of `num_workers` owns: as even as can be."""
-    if num_workers > batch_size:
-        raise ValueError(f"{num_workers} workers cannot share a batch of {batch_size}: use fewer workers")
-    return range(rank * batch_size // num_workers, (rank + 1) * batch_size // num_workers)
+def slots_of_rank(batch_size: int, rank: int, world_size: int) -> range:
+    """Return the slots of the global batch that one rank owns; their number differs by at most one between ranks.
+
+    Args:
+        batch_size: size of the global batch.
+        rank: 0 to `world_size` - 1.
+        world_size: number of ranks.
+
+    Raises:
+        ValueError: there are more ranks than slots.
+    """
+    if world_size > batch_size:
+        raise ValueError(f"{world_size} workers cannot share a batch of {batch_size}: use fewer workers")
+    return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
 
 class BatchSampler:
-    """The places (step, stream) of each of a worker's batches, in order."""
+    """Batch sampler of torch's DataLoader: yields the (step, slot) of all samples of each batch of one rank."""
 
     def __init__(self, first_step: int, num_steps: int, slots: range) -> None:
         self.steps, self.slots = range(first_step, num_steps), slots

@@ -30,7 +30,7 @@ class TrainingJob:
 
     def __call__(self, worker: context.Worker) -> None:
         """Train as one of the workers."""
-        recipe, world = self.recipe, {"rank": worker.rank, "num_workers": worker.num_workers}
+        recipe, world = self.recipe, {"rank": worker.rank, "world_size": worker.num_workers}
         config = DGUNetConfig(image_channels=self.channels, **recipe.network.model_dump())
         network = DGUNet.with_seed(config, self.seed)
         patches = dataset.PatchDataset(
@@ -40,7 +40,7 @@ class TrainingJob:
         processes = environment.number("DGUNET_LOADER_PROCESSES", 4 if worker.device.type == "cuda" else 0)
         ports = loop.Ports(
             batches=lambda first_step: loader.batches(
-                patches, first_step=first_step, num_steps=recipe.num_steps, processes=processes,
+                patches, first_step=first_step, num_steps=recipe.num_steps, num_loader_processes=processes,
                 pin_memory=worker.device.type == "cuda", **world,
             ),
             validation=lambda: pairs.pairs(self.shards / "val", index=self.indices["val"], **world),

@@ -7,14 +7,13 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from factories import DATA, PROJECT
+from factories import PROJECT, image_set
 
 from pipeline.degradations import degrade
 from pipeline.degradations.rain import RainStreaks, draw_steep, streak_layer
 from pipeline.degradations.sampling import generator
 
 EXAMPLES: dict[str, Any] = yaml.safe_load((PROJECT / "infra" / "degradations.yaml").read_text())
-TEST_PHOTOS = DATA / "CBSD400" / "test"
 
 
 def preset(name: str) -> RainStreaks:
@@ -84,10 +83,8 @@ def test_rain_hides_what_is_behind_it_and_tends_to_its_own_brightness() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "expected"), [("light_rain", 26.9), ("heavy_rain", 13.6)])
 def test_a_preset_has_the_mean_luma_psnr_of_the_set_it_is_named_after(name: str, expected: float) -> None:
-    if not TEST_PHOTOS.is_dir():
-        pytest.skip("needs ../shared/data/CBSD400/test, the 200 test images of BSDS500")
-    rain = preset(name)
-    psnr = [luma_psnr(read(path), rain, index) for index, path in enumerate(sorted(TEST_PHOTOS.iterdir()))]
+    rain, photos = preset(name), sorted(image_set("CBSD400/test").iterdir())  # the 200 test images of BSDS500
+    psnr = [luma_psnr(read(path), rain, index) for index, path in enumerate(photos)]
     assert np.mean(psnr) == pytest.approx(expected, abs=0.7)
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from factories import DATA
+from factories import image_set
 from skimage.metrics import structural_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -18,13 +18,9 @@ def images(seed: int, *shape: int) -> torch.Tensor:
 
 
 def pairs(name: str, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    if not DATA.is_dir():
-        pytest.skip(f"needs ../shared/data/{name}, benchmark images that the project does not copy")
-    names = sorted(path.name for path in (DATA / name / "input").iterdir())[:count]
-    return [
-        (to_tensor(read_image(DATA / name / "input" / n)), to_tensor(read_image(DATA / name / "target" / n)))
-        for n in names
-    ]
+    folder = image_set(name)
+    names = sorted(path.name for path in (folder / "input").iterdir())[:count]
+    return [(to_tensor(read_image(folder / "input" / n)), to_tensor(read_image(folder / "target" / n))) for n in names]
 
 
 def test_psnr_of_a_known_error_is_known():

@@ -125,7 +125,13 @@ def train(settings: Train, channels: int, shards: Path, model: Path) -> list[flo
 
     ports = loop.Ports(
         batches=lambda step: loader.batches(
-            patches, rank=0, num_workers=1, first_step=step, num_steps=settings.num_steps, processes=0, pin_memory=False
+            patches,
+            rank=0,
+            world_size=1,
+            first_step=step,
+            num_steps=settings.num_steps,
+            num_loader_processes=0,
+            pin_memory=False,
         ),
         validation=lambda: pairs.pairs(shards / "val"),
         report=report,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from factories import DATA
+from factories import image_set
 
 from dgunet.images import write_image
 from dgunet.inference import restore
@@ -394,9 +394,7 @@ def test_a_benchmark_has_one_kind_of_degraded_images():
 @pytest.mark.slow
 @pytest.mark.parametrize(("crop", "psnr", "ssim"), [(None, 26.901, 0.8384), ((320, 480), 26.903, None)])
 def test_the_input_of_rain100l_measures_as_published(crop, psnr, ssim):
-    folder = DATA / "Rain100L"
-    if not folder.is_dir():
-        pytest.skip("needs ../shared/data/Rain100L")
+    folder = image_set("Rain100L")
     protocol = Protocol("luma", quantise=True, crop=crop, border=0, self_ensemble=False)
     rain = Benchmark("Rain100L", str(folder / "target"), str(folder / "input"), None, protocol)
     found = [protocol.measure(one.degraded, one.clean) for one in rain.pairs(NOISE, 3, 0)]

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from factories import DATA
+from factories import image_set
 from jaxtyping import Float32
 
 from dgunet.images import read_image
@@ -24,12 +24,11 @@ def scene(number: int, height: int = 96, width: int = 128) -> Picture:
 
 @pytest.mark.slow
 def test_real_photographs_are_told_apart_and_their_copies_found() -> None:
-    if not DATA.exists():
-        pytest.skip("needs ../shared/data")
-    photos = [read_image(path) for path in sorted(DATA.glob("CBSD400/*/*.jpg"))[::2] + sorted(DATA.glob("CBSD68/*"))]
+    large, colour, same_in_gray = image_set("CBSD400"), image_set("CBSD68"), image_set("BSD68")
+    photos = [read_image(path) for path in sorted(large.glob("*/*.jpg"))[::2] + sorted(colour.iterdir())]
     thumbnails = [thumbnail(photo) for photo in photos]
     assert same_scene(np.stack(thumbnails)) == []
-    gray = [thumbnail(read_image(path)) for path in sorted(DATA.glob("BSD68/*"))]
+    gray = [thumbnail(read_image(path)) for path in sorted(same_in_gray.iterdir())]
     first = len(photos) - len(gray)
     assert same_scene(np.stack(thumbnails + gray)) == [[first + n, len(photos) + n] for n in range(len(gray))]
 

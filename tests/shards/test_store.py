@@ -247,7 +247,7 @@ def test_a_worker_touches_the_shards_of_its_streams_and_no_others(place: Path, c
     assert len(list(cache.glob("*.tar"))) <= 3
     for path in cache.glob("*.tar"):
         path.unlink()
-    assert len(list(pairs(tmp_path / "s", rank=2, num_workers=4))) == 8
+    assert len(list(pairs(tmp_path / "s", rank=2, world_size=4))) == 8
     assert len(list(cache.glob("*.tar"))) == 2
 
 

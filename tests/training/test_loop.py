@@ -57,7 +57,13 @@ def network(settings: Train) -> DGUNet:
 def ports(shards: Path, settings: Train, log: Log, **others: Any) -> Ports:
     patches = dataset.PatchDataset(shards / "train", settings.batch_size, settings.patch_size, 1)
     shared = partial(
-        loader.batches, patches, rank=0, num_workers=1, num_steps=settings.num_steps, processes=0, pin_memory=False
+        loader.batches,
+        patches,
+        rank=0,
+        world_size=1,
+        num_steps=settings.num_steps,
+        num_loader_processes=0,
+        pin_memory=False,
     )
     given: dict[str, Callable[..., Any]] = {
         "batches": lambda first_step: shared(first_step=first_step),
@@ -472,7 +478,13 @@ def _as_worker(rank: int, num_workers: int, shards: str, out: str, resume: str |
     lines: list[dict[str, float]] = []
     given = Ports(
         batches=lambda first: loader.batches(
-            patches, rank=rank, num_workers=num_workers, first_step=first, num_steps=6, processes=0, pin_memory=False
+            patches,
+            rank=rank,
+            world_size=num_workers,
+            first_step=first,
+            num_steps=6,
+            num_loader_processes=0,
+            pin_memory=False,
         ),
         validation=lambda: dataloader_pairs.pairs(Path(shards) / "val", rank, num_workers),
         report=lambda metrics, folder: lines.append(metrics),
