@@ -44,8 +44,8 @@ check: lint  ## formatting, lint, types, import contracts
 lint: $(READY)
 	@ruff format --check . && ruff check . && mypy && lint-imports
 
-preview: $(READY)  ## TASK=derain: a contact sheet of the task's degradation, in seconds, to tune it by eye
-	@python -m pipeline.preview --task $(TASK)
+preview: $(READY)  ## TASK=derain: a contact sheet of the task's degradation; PAIR=KEY EPOCH=3: a training pair again
+	@python -m pipeline.preview --task $(TASK) $(if $(PAIR),--pair $(PAIR)) $(if $(EPOCH),--epoch $(EPOCH))
 
 tune: $(READY)  ## TASK=derain: search the task's recipe on this machine or RAY_ADDRESS; writes reports/TASK/tune
 	@dvc repro --quiet synthesize@$(TASK)

@@ -58,18 +58,18 @@ def sheet_of_pairs(
     step = max(COLUMN_WIDTH, *(row.clean.shape[1] for row in rows)) + GAP
     left = 3 * step + 2 * GAP
     size = (left + NAME_WIDTH + ITEMS_WIDTH + GAP, sum(heights) + (2 + len(rows)) * GAP + LINE)
-    headings = ("clean", degraded_title, f"difference × {DIFFERENCE_GAIN:g}; gray: equal", notes_title)
+    headings = ("clean", degraded_title, f"{DIFFERENCE_GAIN:g} x difference; gray: zero", notes_title)
     page = Image.new("RGB", size, BACKGROUND)
     for place, heading in zip((GAP, GAP + step, GAP + 2 * step, left), headings, strict=True):
-        write(page, (place, GAP), heading, FAINT_TEXT)
+        draw_text(page, (place, GAP), heading, FAINT_TEXT)
     top = LINE + 2 * GAP
     for row, text, height in zip(rows, texts, heights, strict=True):
         difference = 0.5 + 0.5 * DIFFERENCE_GAIN * (row.degraded - row.clean)
         for column, image in enumerate((row.clean, row.degraded, difference)):
-            page.paste(picture(image), (GAP + column * step, top))
+            page.paste(to_pillow(image), (GAP + column * step, top))
         for number, (name, items) in enumerate(text):
-            write(page, (left, top + number * LINE), name)
-            write(page, (left + NAME_WIDTH, top + number * LINE), items, FAINT_TEXT)
+            draw_text(page, (left, top + number * LINE), name)
+            draw_text(page, (left + NAME_WIDTH, top + number * LINE), items, FAINT_TEXT)
         top += height + GAP
     return np.asarray(page)
 
@@ -81,8 +81,8 @@ def sheet_of_kinds(cells: Sequence[Cell], columns: int) -> UInt8[np.ndarray, "H 
     page = Image.new("RGB", (GAP + columns * step_x, GAP + -(-len(cells) // columns) * step_y), BACKGROUND)
     for index, cell in enumerate(cells):
         top, left = GAP + index // columns * step_y, GAP + index % columns * step_x
-        page.paste(picture(cell.image), (left, top))
-        write(page, (left, top + height + 2), cell.name)
+        page.paste(to_pillow(cell.image), (left, top))
+        draw_text(page, (left, top + height + 2), cell.name)
     return np.asarray(page)
 
 
@@ -121,12 +121,12 @@ def _lines(notes: Sequence[Note]) -> list[tuple[str, str]]:
     return lines
 
 
-def picture(image: Float32[np.ndarray, "H W C"]) -> Image.Image:
+def to_pillow(image: Float32[np.ndarray, "H W C"]) -> Image.Image:
     """Return an image in [0, 1], gray or colour, as Pillow's."""
     codes = quantise(np.ascontiguousarray(image, np.float32), np.uint8)
     return Image.fromarray(np.repeat(codes, 3, axis=2) if codes.shape[2] == 1 else codes)
 
 
-def write(page: Image.Image, place: tuple[int, int], text: str, colour: tuple[int, int, int] = TEXT) -> None:
+def draw_text(page: Image.Image, place: tuple[int, int], text: str, colour: tuple[int, int, int] = TEXT) -> None:
     """Draw a line of text; `place` is (left, top)."""
     ImageDraw.Draw(page).text(place, text, colour, FONT)

@@ -87,7 +87,7 @@ def _fractions() -> Iterable[float]:
 
 def render(page: Page) -> str:
     """Return the page as HTML."""
-    evaluation = page.evaluation
+    evaluation, baseline = page.evaluation, asdict(page.baseline)
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         task=_text(page.task),
         num_images=len(evaluation.images),
@@ -99,7 +99,7 @@ def render(page: Page) -> str:
         degraded_ssim=_ssim(evaluation.degraded),
         baseline_ssim=_ssim(evaluation.baseline),
         restored_ssim=_ssim(evaluation.restored),
-        measuring=_definitions({"protocol": str(evaluation.protocol), "baseline": asdict(page.baseline)}),
+        measuring=_definitions({"protocol": str(evaluation.protocol), "baseline": baseline.pop("kind"), **baseline}),
         plots="".join(_plot(name, plot) for name, plot in page.plots.items()),
         benchmarks=_benchmarks(page.benchmarks),
         degradation=_definitions(page.degradation),
@@ -241,7 +241,9 @@ def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         plain = not any(isinstance(item, Mapping | list | tuple) for item in value)
         return ", ".join(_value(item) for item in value) if plain else "".join(_value(item) for item in value)
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else _text(str(value))
+    if isinstance(value, bool) or value is None:
+        return "none" if value is None else str(value).lower()
+    return f"{value:,}" if isinstance(value, int) else _text(str(value))
 
 
 def _decibels(psnr: float) -> str:
@@ -249,7 +251,7 @@ def _decibels(psnr: float) -> str:
 
 
 def _quality(quality: Quality | None) -> str:
-    return "" if quality is None else f"{_decibels(quality.psnr)} dB · {_ssim(quality)}"
+    return "" if quality is None else f"{_decibels(quality.psnr)} dB · SSIM {_ssim(quality)}"
 
 
 def _ssim(quality: Quality) -> str:

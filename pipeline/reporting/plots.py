@@ -87,12 +87,20 @@ def _training(axes: Any, palette: Palette, curve: Curve) -> None:
     axes.set_ylabel("loss")
     if losses and min(loss for _, loss in losses) > 0:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_plain_number)
+        axes.yaxis.set_minor_formatter(_plain_number)
     if psnrs:
         right = axes.twinx()
         right.spines["right"].set_visible(True)
         right.plot(*zip(*psnrs, strict=True), color=palette.accent, marker="o", markersize=3, linewidth=1.5)
         right.set_ylabel("validation PSNR in dB", color=palette.accent)
         right.tick_params(axis="y", colors=palette.accent)
+
+
+def _plain_number(value: float, _: int | None) -> str:
+    """Return the label of a tick on a logarithmic axis: 0.02 in place of 2 × 10⁻²; empty for digits close together."""
+    digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
+    return f"{value:g}" if digit in (1, 2, 3, 5, 7) else ""
 
 
 def _points(curve: Curve, column: str) -> list[tuple[float, float]]:
