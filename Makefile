@@ -66,5 +66,14 @@ bench-gpu: $(READY)  ## measure the ways to compute a training step on this mach
 lock: $(READY)  ## write constraints.txt from what is installed
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude dgunet | sed -E 's/\+cpu$$//' > constraints.txt
 
-clean:  ## remove what was built: models, shards, reports, caches, the environment (not mlflow.db, not .dvc/cache)
-	rm -rf .venv .cache data models reports preview
+# Checkpoints of interrupted runs and half-made shards stay: they may be hours of work.
+clean:  ## remove what was built, the environment and caches; UNFINISHED=1: unfinished work in .cache too (not mlflow.db, not .dvc/cache)
+	rm -rf .venv data models reports preview
+	@for path in .cache/*; do \
+		case $$path in \
+			'.cache/*') ;; \
+			.cache/runs|.cache/synthesize) if [ -n "$(UNFINISHED)" ]; then rm -rf "$$path"; \
+				elif [ -n "$$(ls -A "$$path")" ]; then echo "kept: unfinished work in $$path (make clean UNFINISHED=1 removes it)"; fi;; \
+			*) rm -rf "$$path";; \
+		esac; \
+	done

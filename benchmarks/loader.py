@@ -54,14 +54,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         patch = load_task_section("derain", "train", Train).patch_size
-        lay_pngs(images, place / "png")
-        lay_shards("derain", images, place / "derain")
-        lay_shards("denoise", images, place / "denoise")
-        ours, theirs = samples_of_shards(place / "derain", patch), samples_of_pngs(place / "png", patch)
-        speed = alternating({"ours": ours, "theirs": theirs}, given.rounds)
+        write_pngs(images, place / "png")
+        write_shards("derain", images, place / "derain")
+        write_shards("denoise", images, place / "denoise")
+        shards, pngs = samples_of_shards(place / "derain", patch), samples_of_pngs(place / "png", patch)
+        speed = alternating({"shards": shards, "pngs": pngs}, given.rounds)
         cost, step, waiting = share_of_a_step(place / "denoise")
         fed = alternating({"fed": batches_of_recipe(place / "recipe")}, 2)["fed"] / PUBLISHED[2]
-    ratio = speed["theirs"] / speed["ours"]
+    ratio = speed["pngs"] / speed["shards"]
     report = [
         "# The loader",
         "",
@@ -72,8 +72,8 @@ def main() -> None:
         "",
         "| | ms per sample | samples/s per core |",
         "|---|---:|---:|",
-        f"| PNG files: decode both whole images, crop | {1e3 * speed['theirs']:.2f} | {1 / speed['theirs']:.0f} |",
-        f"| shards of tiles, `pipeline.dataloader.loader` | {1e3 * speed['ours']:.3f} | {1 / speed['ours']:.0f} |",
+        f"| PNG files: decode both whole images, crop | {1e3 * speed['pngs']:.2f} | {1 / speed['pngs']:.0f} |",
+        f"| shards of tiles, `pipeline.dataloader.loader` | {1e3 * speed['shards']:.3f} | {1 / speed['shards']:.0f} |",
         f"| ratio | {ratio:.0f} × | |",
         "",
         "Beside a training step at the default of `denoise` (8 patches of 48², noise drawn for whole tiles of 128²),",
@@ -114,7 +114,7 @@ def of_folder(path: str) -> list[Entry]:
     return entries
 
 
-def lay_pngs(images: list[Entry], folder: Path) -> None:
+def write_pngs(images: list[Entry], folder: Path) -> None:
     degradation = load_task_section("derain", "synthesize", Synthesize).degradation
     for side in ("clean", "degraded"):
         (folder / side).mkdir(parents=True)
@@ -124,12 +124,12 @@ def lay_pngs(images: list[Entry], folder: Path) -> None:
         write_image(folder / "degraded" / f"{number}.png", np.clip(degrade(clean, degradation, [number]).image, 0, 1))
 
 
-def lay_shards(task: str, images: list[Entry], folder: Path) -> None:
+def write_shards(task: str, images: list[Entry], folder: Path) -> None:
     settings = load_task_section(task, "synthesize", Synthesize).model_copy(update={"copies": 1})
     folder.mkdir()
     entries = [
-        write_shard(folder / f"{number:06d}.tar", tiles.pairs(stretch, settings, 1))
-        for number, stretch in enumerate(tiles.plan(images, settings))
+        write_shard(folder / f"{number:06d}.tar", tiles.pairs(plan, settings, 1))
+        for number, plan in enumerate(tiles.plan(images, settings))
     ]
     write_index(folder, Index({**merged_section(read_params(), task, "synthesize"), "seed": 1}, entries))
 

@@ -44,7 +44,7 @@ def cases(batch: int, size: int) -> dict[str, tuple[Callable[[], object], Callab
     network = published.from_state_dict(weights)
     clean, degraded = torch.rand(2, batch, 3, size, size, generator=generator)
     photos = [torch.rand(1, 3, side, side, generator=generator) for side in (2 * size, 4 * size)]
-    ours_optimiser = torch.optim.Adam(network.parameters(), lr=0.0)
+    network_optimiser = torch.optim.Adam(network.parameters(), lr=0.0)
     direct_optimiser = torch.optim.Adam(learned.values(), lr=0.0)
 
     def step(forward: Callable[[], Sequence[Tensor]], optimiser: torch.optim.Optimizer) -> None:
@@ -59,7 +59,7 @@ def cases(batch: int, size: int) -> dict[str, tuple[Callable[[], object], Callab
     num_stages = DERAIN["num_stages"]
     return {
         f"training step, {batch} × 3 × {size} × {size}": (
-            lambda: step(lambda: network(degraded), ours_optimiser),
+            lambda: step(lambda: network(degraded), network_optimiser),
             lambda: step(lambda: reference_network.blind(learned, degraded, num_stages), direct_optimiser),
         ),
         **{
@@ -72,14 +72,14 @@ def cases(batch: int, size: int) -> dict[str, tuple[Callable[[], object], Callab
     }
 
 
-def speeds(ours: Callable[[], object], other: Callable[[], object], repeats: int) -> list[float]:
-    """CPU time of the other over ours, turn by turn after a first that does not count."""
+def speeds(measured: Callable[[], object], other: Callable[[], object], repeats: int) -> list[float]:
+    """CPU time of the direct implementation over the network, turn by turn after a first that does not count."""
     found = []
     for turn in range(repeats + 1):
         # Who goes first alternates, so that neither always meets the other's warm or cold caches.
-        spent = {function: cpu_time(function) for function in ((ours, other) if turn % 2 else (other, ours))}
+        spent = {function: cpu_time(function) for function in ((measured, other) if turn % 2 else (other, measured))}
         if turn:
-            found.append(spent[other] / spent[ours])
+            found.append(spent[other] / spent[measured])
     return found
 
 
@@ -98,7 +98,8 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     """Return what torch finds in this CPU, and per case the speeds of the turns."""
     torch.set_num_threads(options.threads)
     found = {
-        name: speeds(ours, other, options.repeats) for name, (ours, other) in cases(options.batch, options.size).items()
+        name: speeds(measured, other, options.repeats)
+        for name, (measured, other) in cases(options.batch, options.size).items()
     }
     return {"capability": torch.backends.cpu.get_cpu_capability(), "speeds": found}
 
@@ -125,8 +126,8 @@ def main() -> None:
     lines = [
         "# The derain DGUNet on the CPU, beside the most direct eager implementation",
         "",
-        f"CPU time of the direct one / CPU time of ours, float32, threads: {options.threads}, "
-        f"torch {torch.__version__}: median (quartiles) of {options.repeats} turns. Above 1: ours is faster.",
+        f"CPU time of the direct one / CPU time of this network, float32, threads: {options.threads}, "
+        f"torch {torch.__version__}: median (quartiles) of {options.repeats} turns. Above 1: this network is faster.",
         "",
         "| | " + " | ".join(columns) + " |",
         "|---|" + "---|" * len(columns),

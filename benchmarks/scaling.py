@@ -65,15 +65,16 @@ def main() -> None:
     ]
     exchanges = []
     for count in (1, 2, 4):
-        told = on_nodes(count, steps)
-        share = 1 - told["alone"] / told["together"] if count > 1 else 0.0
-        images = count * told["batch"] / told["together"]
+        seconds_of = on_nodes(count, steps)
+        share = 1 - seconds_of["alone"] / seconds_of["together"] if count > 1 else 0.0
+        images = count * seconds_of["batch"] / seconds_of["together"]
         lines.append(
-            f"| {count} | {told['alone']:.3f} | {told['together']:.3f} | {images:.1f} | {100 * max(share, 0):.1f} % |"
+            f"| {count} | {seconds_of['alone']:.3f} | {seconds_of['together']:.3f} | {images:.1f} "
+            f"| {100 * max(share, 0):.1f} % |"
         )
         print(lines[-1], flush=True)
         if count > 1:
-            seconds = [told[f"exchange of {name}"] for name in NETWORKS]
+            seconds = [seconds_of[f"exchange of {name}"] for name in NETWORKS]
             rates = [
                 ring_bytes(config, count) / took / 1e9 for config, took in zip(NETWORKS.values(), seconds, strict=True)
             ]

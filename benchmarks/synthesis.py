@@ -105,8 +105,8 @@ def sources() -> tuple[list[Entry], Synthesize]:
 def orders(number: int) -> list[synthesize.ShardJob]:
     """So many full shards."""
     images, settings = sources()
-    full = [stretch for stretch in tiles.plan(images, settings) if len(stretch) == settings.tiles_per_shard]
-    return [synthesize.ShardJob(f"{n:06d}.tar", stretch, None) for n, stretch in enumerate(islice(cycle(full), number))]
+    full = [plan for plan in tiles.plan(images, settings) if len(plan) == settings.tiles_per_shard]
+    return [synthesize.ShardJob(f"{n:06d}.tar", plan, None) for n, plan in enumerate(islice(cycle(full), number))]
 
 
 def where_time_goes() -> dict[str, float]:

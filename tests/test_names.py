@@ -12,7 +12,7 @@ from factories import PROJECT
 FORMER = {
     "house", "room", "rooms", "door", "doors", "road", "ears", "mouth", "heard", "hear", "farewell", "told", "tell",
     "tells", "telling", "wish", "wishes", "peers", "gathered", "agreed", "patience", "patiently", "seal", "mend",
-    "beat", "beats", "heart", "course", "stretch", "workshop", "journal", "ports", "looks", "looked", "findings",
+    "heart", "course", "stretch", "workshop", "journal", "ports", "looks", "looked", "findings",
     "halving", "served", "mirror", "adopt", "adopted", "crown", "verdict", "challenge", "exhibit", "exhibits",
     "ink", "postman", "knock", "begun", "moved", "handed", "stamp", "drawn", "relay", "reigning", "rival", "theirs",
     "ours", "wound", "wounds", "lay",
