@@ -65,6 +65,8 @@ def _join(address: str, *, dashboard: bool) -> None:
 
 def _start(*, dashboard: bool) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray listens on this machine alone, and HOME may be read-only
+    # It watches for nodes that will be taken away, in a process of its own; here is one node.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
     options: dict[str, object] = {}
     with restored_environ():

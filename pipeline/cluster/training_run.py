@@ -22,13 +22,14 @@ import ray.train.torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster import checkpoints
-from pipeline.cluster.channel import ReportCallback, RunChannel, RunListener, forward_messages
+from pipeline.cluster.channel import ReportCallback, RunListener, forward_messages
 from pipeline.cluster.checkpoints import run_dir
 from pipeline.cluster.errors import Interrupted, WorkersLost, storage_lost
 from pipeline.cluster.failures import describe_failure
 from pipeline.cluster.lease import Lease, hold_lease
 from pipeline.cluster.ray_internals import RunTrainer
 from pipeline.cluster.resources import WorkerResources, nodes, plan_resources, requested_workers
+from pipeline.cluster.run_channel import RunChannel
 from pipeline.cluster.worker import MAX_SECONDS_BETWEEN_TRIES, run_worker
 from pipeline.runtime.environment import read_environment
 from pipeline.training.context import WorkerContext

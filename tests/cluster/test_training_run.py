@@ -21,8 +21,9 @@ from factories import pythonpath, step_of
 from processes import command, started, until
 
 from pipeline.cluster import checkpoints, errors, lease, resources, run_lock, tasks, training_run
-from pipeline.cluster.channel import RunChannel, RunListener, WorkerChannel
+from pipeline.cluster.channel import RunListener, WorkerChannel
 from pipeline.cluster.failures import describe_worker_failures
+from pipeline.cluster.run_channel import RunChannel
 from pipeline.cluster.session import session
 from pipeline.training.context import WorkerContext
 
