@@ -44,8 +44,8 @@ check: lint  ## formatting, lint, types, import contracts
 lint: $(READY)
 	@ruff format --check . && ruff check . && mypy && lint-imports
 
-preview: $(READY)  ## TASK=derain: a contact sheet of the task's degradation; PAIR=KEY EPOCH=3: a training pair again
-	@python -m pipeline.preview --task $(TASK) $(if $(PAIR),--pair $(PAIR)) $(if $(EPOCH),--epoch $(EPOCH))
+preview: $(READY)  ## TASK=derain: a contact sheet of the task's degradation; PAIR=KEY EPOCH=3 VERIFY=1: a training pair again
+	@python -m pipeline.preview --task $(TASK) $(if $(PAIR),--pair $(PAIR)) $(if $(EPOCH),--epoch $(EPOCH)) $(if $(VERIFY),--verify)
 
 tune: $(READY)  ## TASK=derain: search the task's recipe on this machine or RAY_ADDRESS; writes reports/TASK/tune
 	@dvc repro --quiet synthesize@$(TASK)
