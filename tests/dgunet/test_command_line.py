@@ -251,7 +251,7 @@ def test_help_and_wrong_arguments_import_no_torch(arguments):
 def test_threads_sleep_while_they_wait_unless_the_user_has_said_otherwise(given, expected, tmp_path):
     code = "import os, dgunet.__main__ as m; m.main(['info', 'nowhere']); print(os.environ.get('OMP_WAIT_POLICY'))"
     inherited = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-    environment = {**inherited, "PYTHONPATH": str(ROOT), **given}
+    environment = {**inherited, "PYTHONPATH": str(PROJECT), **given}
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )

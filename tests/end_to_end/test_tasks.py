@@ -300,5 +300,5 @@ def test_real_pairs_that_are_not_there_or_would_be_degraded_again_are_refused(tm
     with pytest.raises(ParamsError, match="taken as they came"):
         validated(content, Synthesize)
     settings = validated({**content, "degradation": {"kind": "none"}, "copies": 1}, Synthesize)
-    with pytest.raises(ValueError, match=r"no pair from pairs:rain/target; it has pairs from nowhere"):
+    with pytest.raises(ValueError, match=r"no pair from pairs:rain/target; it has pairs from no source"):
         tiles.select_images(photographs(tmp_path), settings)

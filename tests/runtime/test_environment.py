@@ -122,14 +122,14 @@ for package in (dgunet, pipeline):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if module.name != "dgunet.__main__":
             importlib.import_module(module.name)
-print(*(f"{caller}: {name}" for caller, name in changes if caller.startswith(sys.argv[1])), sep="\\n")
+print(*(f"{caller}: {name}" for caller, name in changes if caller.startswith(tuple(sys.argv[1:]))), sep="\\n")
 print("imported", "pipeline.tuning.search" in sys.modules)
 """
 
 
 def test_importing_a_module_changes_no_environment_variable() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", IMPORTS, f"{PROJECT}{os.sep}"],
+        [sys.executable, "-c", IMPORTS, f"{PROJECT / 'pipeline'}{os.sep}", f"{PROJECT / 'dgunet'}{os.sep}"],
         cwd=PROJECT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["imported", "True"]

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from factories import PROJECT
+from factories import PROJECT, pythonpath
 from processes import SmallDisk
 from synthesis_checkout import ARGUMENTS, OUT, SETTINGS, interrupted_after, photograph
 
@@ -283,7 +283,7 @@ def test_workers_of_ray_one_of_them_killed_make_the_same_bytes_as_a_loop(
     monkeypatch.undo()
     monkeypatch.chdir(synthesis_checkout)
     monkeypatch.setattr(sys, "argv", ARGUMENTS)
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT / "tests"))
+    monkeypatch.setenv("PYTHONPATH", pythonpath(__file__))
     monkeypatch.setenv("DGUNET_TEST_MARK", str(synthesis_checkout / "killed"))
     monkeypatch.setattr(synthesize, "make_shard", killed_once)
     synthesize.main()
