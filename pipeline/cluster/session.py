@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +70,9 @@ def _start(*, dashboard: bool) -> None:
     # It watches for nodes that will be taken away, in a process of its own; here is one node.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+    runtime: dict[str, object] = {}
+    if (quoted := shlex.quote(sys.executable)) != sys.executable:
+        runtime["py_executable"] = quoted  # Ray hands it to a shell unquoted: a path with a space hangs
     options: dict[str, object] = {}
     with restored_environ():
         if dashboard:
@@ -75,14 +80,14 @@ def _start(*, dashboard: bool) -> None:
             # it finds two sessions. So all processes of this session are given the address.
             port = _free_port()
             os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+            runtime["env_vars"] = {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
             options = {
-                "runtime_env": {"env_vars": {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}},
                 # Ray prints a warning when four times as many processes start at once; a search starts eight.
                 "_system_config": {"worker_maximum_startup_concurrency": 8},
             }
         ray.init(
             "local", include_dashboard=dashboard, log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES,
-            logging_level="ERROR", **options,
+            logging_level="ERROR", runtime_env=runtime or None, **options,
         )  # fmt: skip
 
 
