@@ -1,10 +1,13 @@
 """Speed of each degradation, beside decoding, encoding and the PNG compression of a tile.
 
-`python -m benchmarks.degradations` writes benchmarks/results/degradations.md. The times of one core are processor time.
+    python -m benchmarks.degradations [--rounds 8]
+
+The result goes to benchmarks/results/degradations.md. The times of one core are processor time.
 Rounds of all degradations alternate and the best round of each counts, so that other load on the machine affects all
 alike. The ratios of two workers are clock time of two processes and of one, in turn.
 """
 
+import argparse
 import math
 import os
 import platform
@@ -50,6 +53,9 @@ REASONS = {  # why a degradation may take longer than PNG
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="number of rounds, of which the best counts")
+    rounds = parser.parse_args().rounds
     cv2.setNumThreads(1)
     codes, examples = tile(), degradations()
     clean = to_float(codes)
@@ -67,7 +73,7 @@ def main() -> None:
         work[name] = lambda seed, degradation=degradation: degrade(clean, degradation, [seed])
     seconds = dict.fromkeys(work, math.inf) | {ENCODE: math.inf}
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for name, do in work.items():
                 started = time.process_time()
                 for seed in range(PAIRS_PER_ROUND):
@@ -79,14 +85,14 @@ def main() -> None:
             )
             seconds[ENCODE] = min(seconds[ENCODE], (time.process_time() - started) / PAIRS_PER_ROUND)
     seconds[DECODE] /= tiles_per_photo
-    scaling = speed_of_two_workers(list(examples))
+    scaling = speed_of_two_workers(list(examples), min(TURNS, rounds))
 
     around = seconds[DECODE] + seconds[ENCODE]
     lines = [
         "# Degradations",
         "",
         f"`python -m benchmarks.degradations`, {platform.machine()}, numpy {np.__version__}, cv2 {cv2.__version__}.",
-        f"Tiles of {TILE}² RGB, the same {PAIRS_PER_ROUND} seeds for all, processor time of one core, best of {ROUNDS}",
+        f"Tiles of {TILE}² RGB, the same {PAIRS_PER_ROUND} seeds for all, processor time of one core, best of {rounds}",
         "alternating rounds. MB/s counts the 8 bit pixels of the clean tile. Share: of decoding, degrading and",
         "encoding together. Two workers: pairs per second of two processes as a multiple of one process, clock time.",
         "",
@@ -123,14 +129,14 @@ def degradations() -> dict[str, Degradation]:
     return {name: adapter.validate_python(text) for name, text in yaml.safe_load(EXAMPLES.read_text()).items()}
 
 
-def speed_of_two_workers(names: list[str]) -> dict[str, float]:
+def speed_of_two_workers(names: list[str], turns: int) -> dict[str, float]:
     """Return the pairs per second of two processes as a multiple of one process, by degradation."""
     ratios = {}
     with ProcessPoolExecutor(2, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         list(pool.map(make, [(name, 1) for name in names] * 2))  # so that all is imported
         for name in names:
             rates: dict[int, float] = {}
-            for _ in range(TURNS):
+            for _ in range(turns):
                 for workers in (1, 2):
                     started = time.perf_counter()
                     list(pool.map(make, [(name, PAIRS_PER_WORKER)] * workers))

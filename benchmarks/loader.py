@@ -1,9 +1,10 @@
-"""The loader beside a plain dataset of PNG files that decodes whole images and crops; and its part of a training step.
+"""Speed of the loader, beside a dataset of PNG files that decodes whole images and crops; its share of a training step.
 
     python -m benchmarks.loader [--photos FOLDER] [--rounds 8]
 
-Both read the same pairs, made by the derain section of params.yaml, and cut patches of the same size; rounds of both
-take turns. Processor time counts, of the best round. The answer goes to benchmarks/results/loader.md.
+Both read the same pairs of the task derain and cut patches of the same size. Their rounds alternate; the processor time
+of the best round counts. Without --photos the photographs of data/manifest.jsonl are used, which `make repro` writes.
+The result goes to benchmarks/results/loader.md.
 """
 
 import argparse
@@ -45,11 +46,11 @@ PUBLISHED = 384, 256, 16  # tile, patch and batch size of infra/recipes/derain.y
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", help="folder of photographs; default: those of data/manifest.jsonl")
-    parser.add_argument("--rounds", type=int, default=8)
-    given = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=8, help="number of rounds, of which the best counts")
+    args = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    images = of_folder(given.photos) if given.photos else [i for i in manifest() if i.split == "train"]
+    images = of_folder(args.photos) if args.photos else [i for i in manifest() if i.split == "train"]
     pixels = statistics.mean(image.height * image.width for image in images) / 1e6
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -58,15 +59,15 @@ def main() -> None:
         write_shards("derain", images, place / "derain")
         write_shards("denoise", images, place / "denoise")
         shards, pngs = samples_of_shards(place / "derain", patch), samples_of_pngs(place / "png", patch)
-        speed = alternating({"shards": shards, "pngs": pngs}, given.rounds)
+        speed = alternating({"shards": shards, "pngs": pngs}, args.rounds)
         cost, step, waiting = share_of_a_step(place / "denoise")
         fed = alternating({"fed": batches_of_recipe(place / "recipe")}, 2)["fed"] / PUBLISHED[2]
     ratio = speed["pngs"] / speed["shards"]
     report = [
         "# The loader",
         "",
-        f"`python -m benchmarks.loader{' --photos ' + given.photos if given.photos else ''}`, {platform.machine()}, "
-        f"one core, processor time, best of {given.rounds} "
+        f"`python -m benchmarks.loader{photos_option(args.photos)}`, {platform.machine()}, "
+        f"one core, processor time, best of {args.rounds} "
         f"alternating rounds of {SAMPLES} samples.",
         f"{len(images)} photographs of {pixels:.2f} megapixels on average; pairs of rain, patches of {patch}².",
         "",
@@ -94,6 +95,12 @@ def main() -> None:
     ]
     RESULTS.write_text("\n".join(report) + "\n")
     print("\n".join(report))
+
+
+def photos_option(folder: str | None) -> str:
+    """The option --photos as the report shows it, without the place of the folder DGUNET_DATA on this machine."""
+    data = os.environ.get("DGUNET_DATA")
+    return f" --photos {folder.replace(data, '$DGUNET_DATA') if data else folder}" if folder else ""
 
 
 def manifest() -> list[Entry]:

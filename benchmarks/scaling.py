@@ -1,10 +1,10 @@
-"""Weak scaling on simulated nodes: the cost of talking, and what it would be on 64 GPUs.
+"""Weak scaling on simulated nodes: the cost of communication, measured, and estimated for 64 GPUs.
 
     python -m benchmarks.scaling [--steps 30]
 
 1, 2 and 4 Ray nodes of one CPU each on this machine, one training worker per node, the default derain recipe with its
-batch per worker. Each worker takes steps with and without the exchange of gradients in turn (`no_sync`); the difference
-is what talking costs, whatever else shares the cores. The answer goes to benchmarks/results/scaling.md.
+batch per worker. Steps with and without the exchange of gradients (`no_sync`) alternate; the difference is the cost of
+communication, also on a busy machine. The result goes to benchmarks/results/scaling.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pipeline.training.settings import Train
 from pipeline.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results" / "scaling.md"
-NETWORKS = {  # parameters in millions, as counted by tests/test_network.py
+NETWORKS = {  # parameters in millions, as counted by tests/network
     "derain DGUNet": DGUNetConfig(),
     "derain DGUNet+": DGUNetConfig(head_growth=0, share_stages=False),
     "deblur DGUNet+": DGUNetConfig(width=96, growth=48, head_growth=0, share_stages=False),
@@ -51,7 +51,7 @@ LOADER_RATE = 649  # samples per second and core, benchmarks/results/loader.md
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=30, help="number of steps of each kind")
     steps = parser.parse_args().steps
     lines = [
         "# Weak scaling",
@@ -60,7 +60,7 @@ def main() -> None:
         "the derain section of params.yaml, its batch on every worker; medians of steps in turn with and without the",
         "exchange of gradients, on the slowest worker. Workers beyond the cores of this machine share them.",
         "",
-        "| workers (Ray nodes) | s per step, alone | s per step, together | images/s | of talking |",
+        "| workers (Ray nodes) | s per step, alone | s per step, together | images/s | share of communication |",
         "|---:|---:|---:|---:|---:|",
     ]
     exchanges = []
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def on_nodes(count: int, steps: int) -> dict[str, float]:
-    """Times of a worker group on so many nodes."""
+    """Return the times of a group of workers on `count` nodes."""
     reports: list[dict[str, float]] = []
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(count):
@@ -124,11 +124,11 @@ def timed(steps: int, recipe: Train, context: WorkerContext) -> None:
     batch = Batch(clean, clean.flip(0), ["none"] * own)
     spent: dict[bool, list[float]] = {True: [], False: []}
     for number in range(2 * steps + 4):
-        talking = number % 2 == 0
+        with_exchange = number % 2 == 0
         if context.world_size > 1:
             torch.distributed.barrier()
         started = time.perf_counter()
-        if talking or not isinstance(trainer.objective, DistributedDataParallel):
+        if with_exchange or not isinstance(trainer.objective, DistributedDataParallel):
             loss, _ = trainer.step(batch)
             if context.world_size > 1:  # on a CPU the loop asks for these, too, after each step
                 torch.distributed.all_reduce(loss)
@@ -137,13 +137,13 @@ def timed(steps: int, recipe: Train, context: WorkerContext) -> None:
             with trainer.objective.no_sync():
                 trainer.step(batch)
         if number >= 4:
-            spent[talking].append(time.perf_counter() - started)
-    mine: Any = torch.tensor([statistics.median(spent[False]), statistics.median(spent[True])])
+            spent[with_exchange].append(time.perf_counter() - started)
+    medians: Any = torch.tensor([statistics.median(spent[False]), statistics.median(spent[True])])
     if context.world_size > 1:
-        torch.distributed.all_reduce(mine, op=torch.distributed.ReduceOp.MAX)
+        torch.distributed.all_reduce(medians, op=torch.distributed.ReduceOp.MAX)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "done").touch()
-        figures = {"alone": float(mine[0]), "together": float(mine[1]), "batch": float(own)} | exchanged(context)
+        figures = {"alone": float(medians[0]), "together": float(medians[1]), "batch": float(own)} | exchanged(context)
         context.report(figures, Path(folder) if context.rank == 0 else None)
 
 
@@ -169,7 +169,7 @@ def num_parameters(config: DGUNetConfig) -> int:
 
 
 def ring_bytes(config: DGUNetConfig, num_workers: int) -> float:
-    """What each of so many workers sends in a ring exchange of the network's float32 gradients."""
+    """Return the bytes that each worker sends in a ring exchange of the network's float32 gradients."""
     return 2 * (num_workers - 1) / num_workers * 4 * num_parameters(config)
 
 
@@ -192,7 +192,7 @@ def estimate() -> list[str]:
         "",
         "at the links' nominal speeds, without the latency of the ring's 2·(N − 1) hops, which was not measured.",
         "DistributedDataParallel exchanges while it computes the backward pass, so a step need not grow by all of it.",
-        "Validation and checkpoints talk once in `validate_every` steps, losses and wishes to stop once a second.",
+        "Validation and checkpoints communicate once in `validate_every` steps, losses and stop requests each second.",
         "",
         f"Beside the time in which an H200 would compute a step at its nominal {NOMINAL / 1e12:.0f} TFLOP/s (bfloat16,",
         f"dense), which no network reaches: {PER_GPU} images of {SIZE}² on each GPU, {GPUS * PER_GPU} in all",

@@ -1,9 +1,9 @@
-"""Synthesis: pairs per second for 1 and 2 Ray workers, where the time goes, and memory for many tiles.
+"""Synthesis: pairs per second of 1 and 2 Ray workers, time of each part, and memory for many tiles.
 
     python -m benchmarks.synthesis [--tiles 100000]
 
-The derain section of params.yaml on the train photographs of data/manifest.jsonl; run `make repro` first. The answer
-goes to benchmarks/results/synthesis.md.
+Measures the task derain on the train photographs of data/manifest.jsonl, which `make repro` writes. The result goes to
+benchmarks/results/synthesis.md.
 """
 
 import argparse
@@ -49,21 +49,21 @@ MEMORY = {"width": 480, "height": 320}  # pixels of the images that are only lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiles", type=int, default=100_000, help="for how many tiles memory is measured")
+    parser.add_argument("--tiles", type=int, default=100_000, help="number of tiles for which memory is measured")
     parser.add_argument("--measure", choices=("driver", "worker"), help="used by the benchmark itself")
     parser.add_argument("--number", type=int, default=0)
-    given = parser.parse_args()
-    if given.measure:
-        {"driver": measure_driver, "worker": measure_worker}[given.measure](given.number)
+    args = parser.parse_args()
+    if args.measure:
+        {"driver": measure_driver, "worker": measure_worker}[args.measure](args.number)
         print(peak_megabytes())
         return
     cv2.setNumThreads(1)
-    stages = where_time_goes()
+    parts = time_of_parts()
     speed = pairs_per_second()
-    memory = {f"driver, {number} tiles": peak("driver", number) for number in (0, given.tiles // 10, given.tiles)} | {
+    memory = {f"driver, {number} tiles": peak("driver", number) for number in (0, args.tiles // 10, args.tiles)} | {
         f"worker, {number} shards": peak("worker", number) for number in (0, 1, 16)
     }
-    whole = sum(stages.values())
+    whole = sum(parts.values())
     settings = load_task_section(TASK, "synthesize", Synthesize)
     report = [
         "# Synthesis",
@@ -78,15 +78,15 @@ def main() -> None:
         "|---:|---:|---:|",
         *(f"| {n} | {speed[n]:.0f} | {speed[n] / speed[1]:.2f} |" for n in speed),
         "",
-        f"Where a worker's time goes (processor time, {TIMED} shards, images decoded once per shard):",
+        f"Processor time of a worker ({TIMED} shards, images decoded once per shard):",
         "",
         "| | ms per pair | share |",
         "|---|---:|---:|",
-        *(f"| {name} | {1e3 * each:.2f} | {100 * each / whole:.0f} % |" for name, each in stages.items()),
+        *(f"| {name} | {1e3 * each:.2f} | {100 * each / whole:.0f} % |" for name, each in parts.items()),
         "",
         "Peak of resident memory, each in a process of its own. Driver: plans a manifest of images of 480 × 320 that",
-        "are only listed, hands out orders, keeps journal and index; 0 tiles: Python with all that it imports. Worker:",
-        "makes shards for real. What Ray itself takes comes on top (about 0.4 GB idle).",
+        "are only listed, distributes shards, writes progress and index; 0 tiles: Python and all its imports. Worker:",
+        "makes real shards. Ray itself needs more memory (about 0.4 GB idle).",
         "",
         "| | MB |",
         "|---|---:|",
@@ -102,26 +102,26 @@ def sources() -> tuple[list[Entry], Synthesize]:
     return [image for image in images if image.split == "train"], settings
 
 
-def orders(number: int) -> list[synthesize.ShardJob]:
-    """So many full shards."""
+def shard_jobs(number: int) -> list[synthesize.ShardJob]:
+    """Return jobs for `number` full shards."""
     images, settings = sources()
     full = [plan for plan in tiles.plan_shards(images, settings) if len(plan) == settings.tiles_per_shard]
     return [synthesize.ShardJob(f"{n:06d}.tar", plan, None) for n, plan in enumerate(islice(cycle(full), number))]
 
 
-def where_time_goes() -> dict[str, float]:
-    """Seconds of processor time per pair of each part of making a shard."""
+def time_of_parts() -> dict[str, float]:
+    """Return the seconds of processor time per pair of each part of making a shard."""
     settings = load_task_section(TASK, "synthesize", Synthesize)
     spent = dict.fromkeys(("decode the image", "check its hash", "degrade", "write the shard"), 0.0)
     count = 0
-    for order in orders(TIMED):
+    for job in shard_jobs(TIMED):
         made: list[Pair] = []
-        for source in order.plan.images:
+        for source in job.plan.images:
             photo = clocked(
                 spent, "decode the image", lambda s=source: read_photo(read_source_image(s.image.uri)).pixels
             )
             clocked(spent, "check its hash", lambda p=photo: pixel_hash(to_float(p)))
-            for tile in (tile for tile in order.plan if tile.image == source.image):
+            for tile in (tile for tile in job.plan if tile.image == source.image):
                 clean = photo[tile.top : tile.top + tile.size, tile.left : tile.left + tile.size]
                 seed = tiles.seed_of(tile, 1)
                 result = clocked(
@@ -147,7 +147,7 @@ def clocked(spent: dict[str, float], name: str, work: Callable[[], Any]) -> Any:
 def pairs_per_second() -> dict[int, float]:
     os.environ.update(PYTHONPATH=str(PROJECT), RAY_AUTH_MODE="disabled")
     best = dict.fromkeys((1, 2), math.inf)
-    work = orders(SHARDS)
+    work = shard_jobs(SHARDS)
     for _ in range(ROUNDS):
         for workers in (1, 2):
             ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -158,31 +158,31 @@ def pairs_per_second() -> dict[int, float]:
                 list(tasks.map_unordered(make, work))
                 best[workers] = min(best[workers], time.perf_counter() - started)
             ray.shutdown()
-    pairs = sum(len(order.plan) for order in work)
+    pairs = sum(len(job.plan) for job in work)
     return {workers: pairs / seconds for workers, seconds in best.items()}
 
 
 def peak(who: str, number: int) -> float:
-    """Megabytes that a process of its own takes at most."""
+    """Return the peak memory in megabytes of a process that only does this."""
     command = [sys.executable, "-m", "benchmarks.synthesis", "--measure", who, "--number", str(number)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
 def peak_megabytes() -> float:
-    """Peak of resident memory since this program was loaded; getrusage would tell the parent's where that is higher."""
+    """Return the peak of resident memory since the start of this program; getrusage includes the parent's peak."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
 
 
 def measure_worker(number: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for order in orders(number):
-            synthesize.make_shard(Path(folder), 1, order)
+        for job in shard_jobs(number):
+            synthesize.make_shard(Path(folder), 1, job)
 
 
 def measure_driver(number: int) -> None:
-    """The door itself, with workers that claim to have made what they are asked for."""
+    """Run the command itself, with workers that make nothing and return an index entry for each shard."""
     if number == 0:
         return
     settings = load_task_section(TASK, "synthesize", Synthesize)
@@ -191,8 +191,8 @@ def measure_driver(number: int) -> None:
     images = math.ceil(number / tiles.num_tiles(entry, settings))
 
     def pretend(function: object, wanted: Iterable[synthesize.ShardJob]) -> Iterator[tuple[str, ShardEntry]]:
-        for order in wanted:
-            yield order.name, ShardEntry(Path(order.name).name, len(order.plan), 2**20, f"{hash(order.name):064x}", 64)
+        for job in wanted:
+            yield job.name, ShardEntry(Path(job.name).name, len(job.plan), 2**20, f"{hash(job.name):064x}", 64)
 
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
