@@ -10,7 +10,7 @@ export DVC_NO_ANALYTICS := true
 export MPLBACKEND := Agg
 
 # The tests of a file share a process, and so its Ray session. Many of them wait for other processes, not for a CPU.
-SPREAD = --numprocesses $(JOBS) --dist loadfile
+SPREAD = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup repro test test-all check lint preview tune apply ui bench bench-gpu lock clean

@@ -458,7 +458,9 @@ def test_a_driver_that_is_asked_to_stop_saves_first_and_leaves_no_process(tmp_pa
 
 def on_nodes(script: str, folder: Path) -> str:
     """Run a script that starts Ray nodes of its own, and return what it printed."""
-    environment = os.environ | {
+    # Without the variables of the session in this process: it has one node, and Ray watches for none that leaves.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = inherited | {
         "PYTHONPATH": PYTHONPATH,
         "DGUNET_STORAGE": str(folder / "storage"),
         "RAY_AUTH_MODE": "disabled",

@@ -321,7 +321,7 @@ def test_a_run_killed_twenty_times_has_the_result_of_an_undisturbed_one(
     storage: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DGUNET_MAX_FAILURES", "100")
-    settings = recipe(num_steps=800, validate_every=10, warmup_steps=10)
+    settings = recipe(num_steps=500, validate_every=10, warmup_steps=10)
     indices = {split: read_index(shards / split) for split in ("train", "val")}
     job = TrainingJob(settings, 3, shards, indices, 1)
     run(job, tmp_path, "alone", 2)
@@ -351,7 +351,7 @@ def test_a_run_killed_twenty_times_has_the_result_of_an_undisturbed_one(
             enough.set()
             killing.result()
     assert len(failures) >= 20
-    assert steps == list(range(10, 801, 10))
+    assert steps == list(range(10, 501, 10))
     killed, alone = (torch.load(tmp_path / name / trainer.STATE, weights_only=True) for name in ("out", "alone"))
     assert killed["progress"] == alone["progress"]
     for network in ("network", "averaged", "best"):

@@ -230,7 +230,7 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        made = {"degradation": {"kind": "gaussian_noise", "sigma": [40.0, 40.0], "per_channel": True}}
+        made = {"degradation": {"kind": "gaussian_noise", "sigma": [40.0, 40.0], "per_channel": True}, "channels": 3}
         for split, numbers in (("train", range(24)), ("val", range(100, 104))):
             (folder / "shards" / split).mkdir(parents=True)
             entry = write_shard(folder / "shards" / split / "000000.tar", [smooth_pair(n) for n in numbers])
