@@ -39,16 +39,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.apply_recipe", description=__doc__)
     parser.add_argument("recipe", type=Path, help="YAML of the shape of params.yaml, with what is to change")
     parser.add_argument("--yes", action="store_true", help="apply without asking")
-    given = parser.parse_args()
+    args = parser.parse_args()
     path = PARAMS_FILE.resolve()
     before = path.read_text(encoding="utf-8")
-    after = apply_recipe(before, _text(given.recipe))
+    after = apply_recipe(before, _text(args.recipe))
     if after == before:
-        raise ValueError(f"nothing to do: {PARAMS_FILE} has all values of {given.recipe}")
-    checked = _checked(path, after, given.recipe)
+        raise ValueError(f"nothing to do: {PARAMS_FILE} has all values of {args.recipe}")
+    checked = _checked(path, after, args.recipe)
     try:
         print(difference(before, after, coloured=sys.stdout.isatty() and "NO_COLOR" not in os.environ), end="")
-        if not given.yes and not _confirmed():
+        if not args.yes and not _confirmed():
             raise ValueError(
                 f"{PARAMS_FILE} is unchanged"
                 + ("" if sys.stdin.isatty() else "; YES=1 applies the recipe without a question")
@@ -60,7 +60,7 @@ def main() -> None:
         checked.replace(path)
     finally:
         checked.unlink(missing_ok=True)
-    print(f"{PARAMS_FILE}: {given.recipe} is applied; `git diff {PARAMS_FILE}` shows it, `make repro` builds it")
+    print(f"{PARAMS_FILE}: {args.recipe} is applied; `git diff {PARAMS_FILE}` shows it, `make repro` builds it")
 
 
 def apply_recipe(params: str, recipe: str) -> str:

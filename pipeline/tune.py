@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from pipeline.training.settings import Train
 from pipeline.tuning import report, space
 from pipeline.tuning import settings as tuning_settings
 from pipeline.tuning.search import FAILURE, METRIC, STEP, Search, forget_trials, search
+from pipeline.tuning.trial import Trial
 
 LOGGED = ("loss", "learning_rate", METRIC, "skipped_steps", "images_per_second")
 STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
 
 
 @dataclass(frozen=True)
-class Work:
+class TrialJobs:
     """Turns the values of a trial into the training job of its workers: the task's recipe with these values."""
 
     job: TrainingJob
@@ -46,31 +47,33 @@ def main() -> None:
     parser.add_argument("--task", required=True, help="a section of params.yaml")
     parser.add_argument("--shards", required=True, type=Path, help="folder with train/ and val/")
     parser.add_argument("--out", required=True, type=Path, help="folder for table, figure and proposal")
-    given = parser.parse_args()
-    recipe = load_task_section(given.task, "train", Train)
+    args = parser.parse_args()
+    recipe = load_task_section(args.task, "train", Train)
     settings, seed = load_section("tune", tuning_settings.Tune), load_section("seed", int)
-    space.check(settings, recipe, given.task)
-    data = {split: checksum(given.shards / split / INDEX) for split in ("train", "val")}
-    indices = {split: read_index(given.shards / split) for split in ("train", "val")}
-    work = Work(TrainingJob(recipe, int(indices["train"].recipe["channels"]), given.shards.resolve(), indices, seed))
-    name = f"tune-{given.task}-{fingerprint('train', settings.model_dump(), recipe.model_dump(), data, seed)}"
-    problem = Search(name, settings, recipe.num_steps, seed, work, first=space.current(recipe, settings.search_space))
+    space.check(settings, recipe, args.task)
+    data = {split: checksum(args.shards / split / INDEX) for split in ("train", "val")}
+    indices = {split: read_index(args.shards / split) for split in ("train", "val")}
+    jobs = TrialJobs(
+        TrainingJob(recipe, int(indices["train"].recipe["channels"]), args.shards.resolve(), indices, seed)
+    )
+    name = f"tune-{args.task}-{fingerprint('train', settings.model_dump(), recipe.model_dump(), data, seed)}"
+    problem = Search(name, settings, recipe.num_steps, seed, jobs, first=space.current(recipe, settings.search_space))
     params = {"tune": settings.model_dump(), "train": recipe.model_dump(), "seed": seed}
 
     with (
         hold_run_lock(name),
         session(dashboard=True),
-        runs.run(given.task, name, {"fingerprint": name}, params, system_metrics=False) as run,
+        runs.run(args.task, name, {"fingerprint": name}, params, system_metrics=False) as run,
     ):
-        watch = _Watch(given.task, problem, run.id)
+        progress = TrialProgress(args.task, problem, run.id)
         try:
-            trials = search(problem, watch.add_report)
+            trials = search(problem, progress.add_report)
         except BaseException:
-            watch.abandon()
+            progress.mark_killed()
             raise
-        watch.close(trials)
-        report.write(given.out, given.task, name, problem.first, trials)
-        run.log_files(given.out, "tune")
+        progress.close(trials)
+        report.write(args.out, args.task, name, problem.first, trials)
+        run.log_files(args.out, "tune")
         if best := report.best(trials):
             run.log({METRIC: best.best_psnr}, best.number)
             forget_trials(name, trials)
@@ -79,10 +82,10 @@ def main() -> None:
         raise ValueError(
             f"no trial of {len(trials)} has a result; the first failed with: {trials[0].failure or 'nothing'}"
         )
-    print(f"\nmake apply RECIPE={given.out / report.PROPOSAL}    shows the changes and asks before it writes")
+    print(f"\nmake apply RECIPE={args.out / report.PROPOSAL}    shows the changes and asks before it writes")
 
 
-class _Watch:
+class TrialProgress:
     """Handles each report of a trial: prints a line and logs to the trial's MLflow run."""
 
     def __init__(self, task: str, problem: Search, parent: str) -> None:
@@ -91,6 +94,14 @@ class _Watch:
         self.best, self.best_number, self.started = -math.inf, 0, time.monotonic()
 
     def add_report(self, number: int, trial: str, values: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Print a report and log it.
+
+        Args:
+            number: the trial's number from 1.
+            trial: its id.
+            values: the values as they were sampled.
+            metrics: what it reported.
+        """
         if trial not in self.runs:
             tried = space.rounded(self.problem.settings.search_space, values)
             self.runs[trial] = TrialRun(self.task, self.parent, f"{self.problem.name}-{trial}", tried)
@@ -98,21 +109,23 @@ class _Watch:
         self.runs[trial].log(known, int(metrics[STEP]))
         if metrics[METRIC] > self.best:
             self.best, self.best_number = metrics[METRIC], number
-        says = "diverged" if FAILURE in metrics else f"val {metrics[METRIC]:.2f} dB"
+        result = "diverged" if FAILURE in metrics else f"val {metrics[METRIC]:.2f} dB"
         print(
             f"tune {self.task}: trial {number}/{self.problem.settings.num_trials} step {metrics[STEP]}/"
-            f"{self.problem.num_steps}, {says}, best {self.best:.2f} dB (trial {self.best_number}), "
+            f"{self.problem.num_steps}, {result}, best {self.best:.2f} dB (trial {self.best_number}), "
             f"{(time.monotonic() - self.started) / 60:.1f} of {self.problem.settings.time_budget_minutes:g} minutes",
             file=sys.stderr, flush=True,
         )  # fmt: skip
 
-    def close(self, trials: list[Any]) -> None:
+    def close(self, trials: Sequence[Trial]) -> None:
+        """End the MLflow runs of all trials with their outcomes."""
         for trial in trials:
             name = f"{self.problem.name}-{trial.id}"
             run = self.runs.get(trial.id) or TrialRun(self.task, self.parent, name, trial.values)
             run.end(STATUS[trial.outcome], {"outcome": trial.outcome, "best_psnr": f"{trial.best_psnr:.4f}"})
 
-    def abandon(self) -> None:
+    def mark_killed(self) -> None:
+        """End the runs of all trials as killed."""
         for run in self.runs.values():
             run.end("KILLED", {})
 

@@ -44,7 +44,7 @@ def write(folder: Path, task: str, name: str, first: Mapping[str, Any] | None, t
 def best(trials: Sequence[Trial]) -> Trial | None:
     """Return the trial with the highest val PSNR, the earlier of equals; None when none has one.
 
-    What a recipe reached before it diverged or failed does not count: adopted, it would do so again.
+    What a recipe reached before it diverged or failed does not count: it would diverge or fail again.
     """
     return max(_sound(trials), key=lambda trial: trial.best_psnr, default=None)
 

@@ -51,29 +51,29 @@ Listener = Callable[[int, str, Values, Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class Search:
-    """A search: `work_of` turns values into the function that each worker of a trial runs.
+    """A search: `train_fn_of` turns values into the function that each worker of a trial runs.
 
-    first: the values to begin with, None to draw them too.
+    first: values of the first trial; None to sample them as well.
     """
 
     name: str
     settings: Tune
     num_steps: int
     seed: int
-    work_of: Callable[[Values], Callable[[WorkerContext], None]]
+    train_fn_of: Callable[[Values], Callable[[WorkerContext], None]]
     first: Values | None
 
 
 def search(problem: Search, listener: Listener) -> list[Trial]:
     """Run the search, or resume the one of the same name; return its trials in the order of their start.
 
-    On SIGTERM and Ctrl-C the state is saved, and workers.Interrupted raised.
+    On SIGTERM and Ctrl-C the state is saved, and cluster.errors.Interrupted is raised.
     """
-    share = resources_of_trial(problem.settings)
-    at_once = trials_at_once(share, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    trial_resources = resources_of_trial(problem.settings)
+    at_once = trials_at_once(trial_resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     # The driver of a trial only waits: counted as a CPU, drivers would take those that their own workers wait for.
     waiting = tune.PlacementGroupFactory([{"memory": 1}])
-    trainable = tune.with_resources(TrialRunner(problem.name, share, problem), waiting)
+    trainable = tune.with_resources(TrialRunner(problem.name, trial_resources, problem), waiting)
     trial_reports = TrialReports(listener)
     folder = checkpoints.run_dir(problem.name)
     if tune.Tuner.can_restore(folder):
@@ -106,20 +106,24 @@ def resources_of_trial(settings: Tune) -> resources.WorkerResources:
     return resources.WorkerResources(count, settings.cpus_per_trial / count, settings.gpus_per_trial / count)
 
 
-def trials_at_once(share: resources.WorkerResources, nodes: list[dict[str, float]]) -> int:
-    """Return how many trials fit on `nodes`, each given by its resources; ValueError when it is none.
+def trials_at_once(trial_resources: resources.WorkerResources, nodes: list[dict[str, float]]) -> int:
+    """Return how many trials fit on `nodes` at once; ValueError if none fits.
 
-    More at once would hold part of what they need and wait for each other.
+    More trials would each hold a part of what they need and wait for each other.
+
+    Args:
+        trial_resources: what one trial uses.
+        nodes: the resources of each node, by name.
     """
-    capacity = resources.num_workers_that_fit(share, nodes)
-    if capacity < share.num_workers:
+    capacity = resources.num_workers_that_fit(trial_resources, nodes)
+    if capacity < trial_resources.num_workers:
         has = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}s" for name in ("CPU", "GPU"))
         raise ValueError(
-            f"a trial needs {share.num_workers} workers of {share.cpus_per_worker:g} CPUs and "
-            f"{share.gpus_per_worker:g} GPUs each, the cluster has {has}: lower "
+            f"a trial needs {trial_resources.num_workers} workers of {trial_resources.cpus_per_worker:g} CPUs and "
+            f"{trial_resources.gpus_per_worker:g} GPUs each, the cluster has {has}: lower "
             "tune.cpus_per_trial or tune.gpus_per_trial"
         )
-    return capacity // share.num_workers
+    return capacity // trial_resources.num_workers
 
 
 def _tuner(problem: Search, trainable: Any, at_once: int, trial_reports: TrialReports) -> tune.Tuner:
@@ -160,9 +164,9 @@ def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution
 class TrialRunner:
     """The function that Tune runs for each trial: a training run on the cluster under a name of its own."""
 
-    def __init__(self, name: str, share: resources.WorkerResources, problem: Search) -> None:
+    def __init__(self, name: str, trial_resources: resources.WorkerResources, problem: Search) -> None:
         self.__name__ = "trial"
-        self.name, self.share, self.problem = name, share, problem
+        self.name, self.trial_resources, self.problem = name, trial_resources, problem
 
     def __call__(self, sampled: Values) -> None:
         """Train with the sampled values and report each validation to Tune."""
@@ -172,11 +176,13 @@ class TrialRunner:
             reported_steps.append(metrics[STEP])
             tune.report(dict(metrics))
 
-        work = self.problem.work_of(rounded(self.problem.settings.search_space, sampled))
+        train_fn = self.problem.train_fn_of(rounded(self.problem.settings.search_space, sampled))
         run = f"{self.name}-{tune.get_context().get_trial_id()}"
         with tempfile.TemporaryDirectory() as folder:
             try:
-                training_run.fit(work, name=run, into=Path(folder), listener=RunListener(report), resources=self.share)
+                training_run.fit(
+                    train_fn, name=run, into=Path(folder), listener=RunListener(report), resources=self.trial_resources
+                )
             except loop.TrainingFailed as error:
                 tune.report({STEP: self.problem.num_steps, METRIC: WORST_PSNR, FAILURE: str(error)})
                 return
@@ -261,18 +267,18 @@ def _saved_on_stop() -> Iterator[list[int]]:
     """On the first SIGTERM or Ctrl-C have Tune save and stop, and list the signal; a second one interrupts."""
     signals: list[int] = []
 
-    def ask(number: int, frame: Any) -> None:
-        leave = signal.getsignal(signal.SIGUSR1)
-        if signals or not callable(leave):
+    def stop_search(number: int, frame: Any) -> None:
+        save_and_stop = signal.getsignal(signal.SIGUSR1)
+        if signals or not callable(save_and_stop):
             raise KeyboardInterrupt
         signals.append(number)
-        leave(signal.SIGUSR1, frame)
+        save_and_stop(signal.SIGUSR1, frame)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     previous = {number: signal.getsignal(number) for number in (*numbers, signal.SIGUSR1)}
     for number in numbers:
-        signal.signal(number, ask)
+        signal.signal(number, stop_search)
     try:
         yield signals
     finally:

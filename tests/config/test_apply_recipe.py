@@ -1,4 +1,4 @@
-"""A recipe becomes a difference of params.yaml that a person agrees to, or nothing at all."""
+"""A recipe changes params.yaml only after the user confirms the difference."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ DERAIN = re.search(r"^derain:.*?(?=^\w|\Z)", PARAMS, re.M | re.S)[0].rstrip() + 
 
 
 class Done(NamedTuple):
-    """What came of the door."""
+    """Exit status and output of the command."""
 
     returncode: int
     stdout: str
@@ -191,7 +191,7 @@ def test_an_invalid_result_is_never_written(checkout: Checkout, recipe: str, say
     assert checkout.files() == ["params.yaml", "recipe.yaml"]
 
 
-def test_without_a_person_to_ask_nothing_is_applied(checkout: Checkout) -> None:
+def test_without_a_terminal_nothing_is_applied(checkout: Checkout) -> None:
     done = checkout.apply("derain: {train: {learning_rate: 0.001}}")
     assert done.returncode == 1
     assert "YES=1" in done.stderr
@@ -199,7 +199,7 @@ def test_without_a_person_to_ask_nothing_is_applied(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize(("answer", "applied"), [("y", True), ("Yes ", True), ("", False), ("n", False)])
-def test_a_person_disposes(checkout: Checkout, answer: str, applied: bool) -> None:
+def test_the_recipe_is_applied_only_if_the_user_agrees(checkout: Checkout, answer: str, applied: bool) -> None:
     checkout.monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     checkout.monkeypatch.setattr("builtins.input", lambda prompt: answer)
     checkout.apply("derain: {train: {learning_rate: 0.001}}")
@@ -207,7 +207,7 @@ def test_a_person_disposes(checkout: Checkout, answer: str, applied: bool) -> No
     assert checkout.files() == ["params.yaml", "recipe.yaml"]
 
 
-def test_what_was_edited_while_the_person_thought_is_not_overwritten(checkout: Checkout) -> None:
+def test_an_edit_made_before_the_answer_is_not_overwritten(checkout: Checkout) -> None:
     def think(prompt: str) -> str:
         checkout.params.write_text(PARAMS + "# mine\n")
         return "y"

@@ -104,7 +104,7 @@ def photographs(folder: Path) -> list[Entry]:
 
 
 def synthesize(images: list[Entry], settings: Synthesize, recipe: dict[str, Any], out: Path) -> None:
-    """What the door does, without Ray."""
+    """The work of the command, without Ray."""
     for split in SPLITS:
         (out / split).mkdir(parents=True)
         mine = [image for image in tiles.select_images(images, settings) if image.split == split]
@@ -119,7 +119,7 @@ CARD = {"task": "test", "provenance": {"commit": "none", "data": "none"}}
 
 
 def train(settings: Train, channels: int, shards: Path, model: Path) -> list[float]:
-    """What the door does, without Ray; returns the losses."""
+    """The work of the command, without Ray; returns the losses."""
     network = DGUNet.with_seed(DGUNetConfig(image_channels=channels, **settings.network.model_dump()), 0)
     patches = dataset.PatchDataset(
         shards / "train", settings.batch_size, settings.patch_size, seed=1, mixup_alpha=settings.mixup_alpha
@@ -180,7 +180,7 @@ def test_patches_fit_into_tiles_and_blocks_into_patches(task: str) -> None:
 
 
 def test_the_usual_benchmarks_are_measured_as_the_field_does() -> None:
-    """The default tasks name theirs in the recipe: they would take longer than all the rest of `make repro`."""
+    """Recipes name the benchmarks of the default tasks, which would take longer than the rest of `make repro`."""
     named = {task: load_task_section(task, "evaluate", Evaluate, PARAMS_FILE).benchmarks for task in SECTIONS}
     for task in ("denoise", "derain"):
         assert not named[task]
@@ -266,7 +266,7 @@ def real_pairs(folder: Path) -> list[Entry]:
             write_image(folder / "rainy" / f"{number}_{partner}.png", (clean + 0.1 + 0.1 * partner).clip(0, 1))
     source = Pairs(clean=str(folder / "clean/{}.png"), degraded=str(folder / "rainy/{}_*.png"))
     settings = Prepare(sources=[source], min_side=16, max_megapixels=1.0, split=Split(val=0.25, test=0.25))
-    return prepare(settings, seed=2, cache_file=folder / "looks.sqlite").entries
+    return prepare(settings, seed=2, cache_file=folder / "inspections.sqlite").entries
 
 
 def test_a_task_of_real_pairs_is_built_from_their_partners_as_they_came(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A search proposes what is better than what it was given, goes on where it was killed, and changes nothing itself."""
+"""A search proposes better values, resumes where it was killed, and does not change params.yaml itself."""
 
 import csv
 import math
@@ -136,7 +136,7 @@ def test_a_trial_has_a_worker_per_whole_gpu_and_shares_one_otherwise() -> None:
 
 
 class Known:
-    """What successive scheduler asks of a trial."""
+    """The attribute of a trial that the scheduler reads."""
 
     def __init__(self, trial_id: str) -> None:
         self.trial_id = trial_id
@@ -297,7 +297,7 @@ ANOTHER_SESSION = """
 
 @pytest.fixture
 def another_session() -> Iterator[None]:
-    """Somebody else's Ray on this machine."""
+    """The Ray session of another user on this machine."""
     command = [sys.executable, "-c", textwrap.dedent(ANOTHER_SESSION)]
     with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         until(lambda: other.stdout and other.stdout.readline().strip() == "up")
@@ -324,12 +324,14 @@ def test_a_search_beside_another_session_finds_a_better_learning_rate_than_a_bad
     trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert {float(run.data.params["learning_rate"]) for run in trials} == set(psnr)
     assert all(run.info.status == "FINISHED" for run in runs)
-    (kept,) = (checkout.folder / "runs").iterdir()  # what the search heard; the checkpoints of its trials are gone
+    (kept,) = (
+        checkout.folder / "runs"
+    ).iterdir()  # the reports of the search; the checkpoints of its trials are deleted
     assert kept.name.startswith("tune-denoise-")
 
 
 def is_saved(runs: Path, trial: int) -> bool:
-    """Whether the search has been saved since it began the trial, and is not just being saved, as every 10 s."""
+    """Whether Tune saved the search after the start of the trial, and is not saving now; it does every 10 s."""
     states = list(runs.glob("tune-denoise-*/experiment_state*"))
     if not states or not re.search(rf'"experiment_tag\W+{trial}_', states[0].read_text()):
         return False
@@ -339,7 +341,7 @@ def is_saved(runs: Path, trial: int) -> bool:
 
 @real
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_search_that_was_interrupted_goes_on_where_it_was(checkout: Checkout, how: signal.Signals) -> None:
+def test_a_search_that_was_interrupted_resumes_where_it_stopped(checkout: Checkout, how: signal.Signals) -> None:
     run_command = checkout.start()
     assert run_command.stdout is not None
     said = ""
