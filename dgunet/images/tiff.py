@@ -6,6 +6,7 @@ Pillow reads and writes the directories. The encoder exists because libvips writ
 
 import io
 import math
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,23 @@ _PHOTOSHOP_LAYERS, _SUB_DIRECTORIES, _DNG_VERSION = 37724, 330, 50706
 _UNITS_PER_INCH = {2: 1.0, 3: 2.54}
 _BIGTIFF = (b"+\x00", b"\x00+")
 _DEFLATE = 8
+_SEPARATE = 2  # value of PlanarConfiguration
+_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946, 50001)  # that libvips reads
+_OTHER_COMPRESSIONS = {
+    6: "the old kind of JPEG",
+    33003: "JPEG 2000",
+    33005: "JPEG 2000",
+    34712: "JPEG 2000",
+    34887: "LERC",
+    34892: "lossy JPEG",
+    34925: "LZMA",
+    34933: "PNG",
+    34934: "JPEG XR",
+    50000: "Zstandard",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
+_VALID_VALUES = {_ORIENTATION: range(1, 9), 296: range(1, 4)}
 _HORIZONTAL_DIFFERENCES = 2
 _STRIP_BYTES = 2**20
 
@@ -37,12 +55,13 @@ class TiffPage:
 
     Attributes:
         number: from 1.
-        bits: bits of a sample, as stored.
+        bits: bits of a sample, as stored; 0: they differ from sample to sample.
         sample_kind: "" for unsigned whole numbers, else such as "signed ".
         alpha_band: which sample is straight alpha; None: none is.
         num_colours: samples of a pixel that are colour: 1 gray or palette, 3, or 4 (CMYK).
         further_bands: samples that are neither colour nor alpha.
         is_complete: whether all strips or tiles lie within the file.
+        unsupported: what of the way of storing samples libvips does not read; None: it reads them.
     """
 
     number: int
@@ -64,7 +83,18 @@ class TiffPage:
     iptc: bytes | None
     resolution: tuple[float, float] | None
     is_raw: bool
+    unsupported: str | None
     dropped: tuple[str, ...]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether samples are gray, RGB, numbers of colours, inks, YCbCr or Lab of 8 bits."""
+        return self.photometric in _NUM_COLOURS and not (self.is_lab and self.bits != 8)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether samples are gray or RGB as they are."""
+        return self.photometric in (0, _MIN_IS_BLACK, _RGB)
 
     @property
     def is_palette(self) -> bool:
@@ -172,15 +202,17 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2, offset: int, data: bytes,
     further = num_samples - num_colours - bool(alpha)
     dropped = [f"{further} further channel{'s' * (further > 1)} (not transparency)"] if further > 0 else []
     dropped += ["Photoshop layers"] if _PHOTOSHOP_LAYERS in tags else []
-    directory = Image.Exif()
-    directory.endian, directory.bigtiff = ("<" if data[:2] == b"II" else ">"), data[2:4] in _BIGTIFF
-    directory.load_from_fp(io.BytesIO(data), offset)
+    try:
+        description = _description(data, offset)
+    except (struct.error, ValueError, KeyError, TypeError, OSError):  # damaged metadata costs no pixels
+        description = None
+        dropped.append("damaged EXIF")
     kinds = {_SAMPLE_FORMATS.get(kind, "unknown ") for kind in _numbers(tags.get(_SAMPLE_FORMAT, 1))}
     return TiffPage(
         number=number,
         width=int(tags[TiffImagePlugin.IMAGEWIDTH]),
         height=int(tags[TiffImagePlugin.IMAGELENGTH]),
-        bits=max(bits),
+        bits=bits[0] if len(set(bits)) == 1 else 0,
         sample_kind=max(kinds),
         photometric=photometric,
         num_colours=num_colours,
@@ -190,14 +222,51 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2, offset: int, data: bytes,
         is_reduced=is_reduced,
         is_complete=_is_complete(tags, len(data)),
         orientation=int(tags.get(_ORIENTATION, 1)),
-        exif=exif.of_tiff(directory),
+        exif=description,
         icc_profile=_bytes(tags.get(TiffImagePlugin.ICCPROFILE)),
         xmp=_bytes(tags.get(_XMP)),
         iptc=_bytes(tags.get(_IPTC)),
         resolution=_resolution(tags),
         is_raw=photometric in _CAMERA_COLOURS or _DNG_VERSION in tags or (is_reduced and _SUB_DIRECTORIES in tags),
+        unsupported=_unsupported(tags, bits),
         dropped=tuple(dropped),
     )
+
+
+def _description(data: bytes, offset: int) -> bytes | None:
+    directory = Image.Exif()
+    directory.endian, directory.bigtiff = ("<" if data[:2] == b"II" else ">"), data[2:4] in _BIGTIFF
+    directory.load_from_fp(io.BytesIO(data), offset)
+    return exif.of_tiff(directory)
+
+
+def _unsupported(tags: TiffImagePlugin.ImageFileDirectory_v2, bits: tuple[int, ...]) -> str | None:
+    compression = int(tags.get(TiffImagePlugin.COMPRESSION, 1))
+    if compression not in _COMPRESSIONS:
+        return f"compressed with {_OTHER_COMPRESSIONS.get(compression, f'method {compression}')}"
+    if TiffImagePlugin.TILEOFFSETS in tags and int(tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1)) == _SEPARATE:
+        return "in tiles of separate planes"
+    if bits[0] not in (1, 2, 4, 8, 16):
+        return f"with {bits[0]} bits per sample"
+    return None
+
+
+def with_valid_tags(data: bytes, page: TiffPage) -> bytes:
+    """Return the file with orientation and unit of the resolution set where they have no meaning.
+
+    libtiff counts them as errors, as it does damage of the pixels.
+    """
+    (start,) = [offset for number, (_, offset) in enumerate(_chain(data), start=1) if number == page.number]
+    order = "<" if data[:2] == b"II" else ">"
+    repaired = bytearray(data)
+    if data[2:4] in _BIGTIFF:
+        return data
+    for index in range(struct.unpack_from(f"{order}H", data, start)[0]):
+        position = start + 2 + 12 * index
+        tag, _, _, value = struct.unpack_from(f"{order}HHIH", data, position)
+        if tag in _VALID_VALUES and value not in _VALID_VALUES[tag]:
+            struct.pack_into(f"{order}HIHH", repaired, position + 2, TiffTags.SHORT, 1, 1, 0)
+    return bytes(repaired) if repaired != data else data
 
 
 def _is_complete(tags: TiffImagePlugin.ImageFileDirectory_v2, num_bytes: int) -> bool:
