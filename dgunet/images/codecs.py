@@ -389,8 +389,7 @@ def _read_tiff(data: bytes, number: int | None, max_pixels: int) -> tuple[Photo,
     elif page.is_lab:
         channels = _lab_to_srgb(data, page)
     else:
-        options = {"page": page.number - 1, "fail_on": "error", "unlimited": True}
-        channels = _array(pyvips.Image.tiffload_buffer(tiff.with_valid_tags(data, page), **options))
+        channels = _read_tiff_samples(data, page)
     profile = page.icc_profile
     if page.is_cmyk:
         channels = np.concatenate(
@@ -544,6 +543,16 @@ def _scaled(channels: Pixels, bits: int) -> UInt16[np.ndarray, "H W C"]:
 
 def _in_eight_bits(channels: Pixels) -> UInt8[np.ndarray, "H W C"]:
     return channels if channels.dtype == np.uint8 else ((channels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _read_tiff_samples(data: bytes, page: tiff.TiffPage) -> Pixels:
+    options: dict[str, Any] = {"fail_on": "error", "unlimited": True}
+    if page.tile is None:
+        repaired = tiff.with_valid_tags(data, page)
+        return _array(pyvips.Image.tiffload_buffer(repaired, page=page.number - 1, **options))
+    strips = _array(pyvips.Image.tiffload_buffer(tiff.tiles_as_strips(data, page), **options))
+    joined: Pixels = tiff.join_tiles(strips, page)
+    return joined
 
 
 def _read_by_tifffile(data: bytes, page: tiff.TiffPage) -> Pixels:

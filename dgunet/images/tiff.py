@@ -26,6 +26,7 @@ _SAMPLE_FORMATS = {1: "", 2: "signed ", 3: "floating-point ", 5: "complex ", 6: 
 _SUBFILE_TYPE, _SAMPLE_FORMAT, _XMP, _IPTC, _ORIENTATION = 254, 339, 700, 33723, 274
 _PHOTOSHOP_LAYERS, _SUB_DIRECTORIES, _DNG_VERSION = 37724, 330, 50706
 _UNITS_PER_INCH = {2: 1.0, 3: 2.54}
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 _BIGTIFF = (b"+\x00", b"\x00+")
 _DEFLATE = 8
 _SEPARATE = 2  # value of PlanarConfiguration
@@ -44,6 +45,23 @@ _OTHER_COMPRESSIONS = {
     50002: "JPEG XL",
     52546: "JPEG XL",
 }
+_STORAGE = (  # tags that say how samples are stored
+    TiffImagePlugin.BITSPERSAMPLE,
+    TiffImagePlugin.COMPRESSION,
+    TiffImagePlugin.PHOTOMETRIC_INTERPRETATION,
+    TiffImagePlugin.SAMPLESPERPIXEL,
+    TiffImagePlugin.PLANAR_CONFIGURATION,
+    TiffImagePlugin.PREDICTOR,
+    TiffImagePlugin.COLORMAP,
+    TiffImagePlugin.EXTRASAMPLES,
+    TiffImagePlugin.SAMPLEFORMAT,
+    TiffImagePlugin.JPEGTABLES,
+    TiffImagePlugin.YCBCRSUBSAMPLING,
+    266,  # order of the bits in a byte
+    529,  # YCbCr coefficients
+    531,  # YCbCr positioning
+    532,  # black and white
+)
 _VALID_VALUES = {_ORIENTATION: range(1, 9), 296: range(1, 4)}
 _HORIZONTAL_DIFFERENCES = 2
 _STRIP_BYTES = 2**20
@@ -61,6 +79,7 @@ class TiffPage:
         num_colours: samples of a pixel that are colour: 1 gray or palette, 3, or 4 (CMYK).
         further_bands: samples that are neither colour nor alpha.
         is_complete: whether all strips or tiles lie within the file.
+        tile: height and width of the tiles; None: the page is in strips.
         unsupported: what of the way of storing samples libvips does not read; None: it reads them.
     """
 
@@ -83,6 +102,7 @@ class TiffPage:
     iptc: bytes | None
     resolution: tuple[float, float] | None
     is_raw: bool
+    tile: tuple[int, int] | None
     unsupported: str | None
     dropped: tuple[str, ...]
 
@@ -228,6 +248,7 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2, offset: int, data: bytes,
         iptc=_bytes(tags.get(_IPTC)),
         resolution=_resolution(tags),
         is_raw=photometric in _CAMERA_COLOURS or _DNG_VERSION in tags or (is_reduced and _SUB_DIRECTORIES in tags),
+        tile=(int(tags[_TILE_LENGTH]), int(tags[_TILE_WIDTH])) if TiffImagePlugin.TILEOFFSETS in tags else None,
         unsupported=_unsupported(tags, bits),
         dropped=tuple(dropped),
     )
@@ -267,6 +288,44 @@ def with_valid_tags(data: bytes, page: TiffPage) -> bytes:
         if tag in _VALID_VALUES and value not in _VALID_VALUES[tag]:
             struct.pack_into(f"{order}HIHH", repaired, position + 2, TiffTags.SHORT, 1, 1, 0)
     return bytes(repaired) if repaired != data else data
+
+
+def tiles_as_strips(data: bytes, page: TiffPage) -> bytes:
+    """Return a file whose strips are the tiles of a page, one below the other.
+
+    libvips reads damaged tiles as black, and refuses damaged strips.
+    """
+    assert page.tile is not None
+    (tags,) = [tags for number, (tags, _) in enumerate(_chain(data), start=1) if number == page.number]
+    offsets = _numbers(tags[TiffImagePlugin.TILEOFFSETS])
+    replaced = {
+        TiffImagePlugin.IMAGEWIDTH: page.tile[1],
+        TiffImagePlugin.IMAGELENGTH: page.tile[0] * len(offsets),
+        TiffImagePlugin.ROWSPERSTRIP: page.tile[0],
+        TiffImagePlugin.STRIPOFFSETS: offsets,
+        TiffImagePlugin.STRIPBYTECOUNTS: _numbers(tags[TiffImagePlugin.TILEBYTECOUNTS]),
+    }
+    strips = TiffImagePlugin.ImageFileDirectory_v2(prefix=data[:2])
+    for tag in _STORAGE:
+        if tag in tags:
+            strips[tag] = tags[tag]
+            strips.tagtype[tag] = tags.tagtype[tag]
+    for tag, value in replaced.items():
+        strips[tag] = value
+        strips.tagtype[tag] = TiffTags.LONG
+    buffer = io.BytesIO()
+    strips.save(buffer)
+    return b"".join([buffer.getvalue(), data])  # Pillow has added the length of the header to the offsets
+
+
+def join_tiles(strips: np.ndarray, page: TiffPage) -> np.ndarray:
+    """Return the pixels H W C of a page from its tiles, one below the other."""
+    assert page.tile is not None
+    height, width = page.tile
+    rows, columns = math.ceil(page.height / height), math.ceil(page.width / width)
+    tiles = strips[: rows * columns * height].reshape(rows, columns, height, width, -1)
+    joined = tiles.swapaxes(1, 2).reshape(rows * height, columns * width, -1)
+    return joined[: page.height, : page.width]
 
 
 def _is_complete(tags: TiffImagePlugin.ImageFileDirectory_v2, num_bytes: int) -> bool:

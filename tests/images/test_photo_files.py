@@ -79,6 +79,37 @@ def test_what_libvips_does_not_read_of_a_tiff_is_read_or_refused_by_its_name(opt
         read_photo(buffer.getvalue())
 
 
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate"])
+@pytest.mark.parametrize("samples", [EIGHT, DEEP, DEEP[..., :1]])
+def test_tiles_are_read(samples, compression, byteorder):
+    buffer = io.BytesIO()
+    kind = "rgb" if samples.shape[2] == 3 else "minisblack"
+    options = {"tile": (16, 32), "compression": compression, "predictor": compression is not None}
+    tifffile.imwrite(buffer, samples.squeeze(), photometric=kind, byteorder=byteorder, **options)
+    np.testing.assert_array_equal(read_photo(buffer.getvalue()).pixels, samples)
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+@pytest.mark.parametrize("compression", ["lzw", "deflate"])
+def test_damage_inside_compressed_strips_and_tiles_is_refused(compression, tile):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, SMOOTH, photometric="rgb", compression=compression, tile=tile)
+    data = bytearray(buffer.getvalue())
+    start = tifffile.TiffFile(buffer).pages[0].dataoffsets[-1]
+    data[start : start + 20] = b"\xff" * 20
+    with pytest.raises(UnreadableImage, match="damaged"):
+        read_photo(bytes(data))
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_a_truncated_tiff_is_refused_in_strips_and_in_tiles(tile):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, EIGHT, photometric="rgb", tile=tile)
+    with pytest.raises(UnreadableImage, match="truncated"):
+        read_photo(buffer.getvalue()[:-100])
+
+
 @pytest.mark.parametrize(("kind", "bits"), [("signed", 16), ("floating-point", 16), ("floating-point", 32), ("", 32)])
 def test_samples_that_are_no_photograph_are_refused_by_their_name(kind, bits):
     sample_format = {"signed": 2, "floating-point": 3, "": 1}[kind]
@@ -455,6 +486,8 @@ def test_animations_are_refused_with_the_number_of_frames(file_format):
         read_photo(data)
     if file_format == "WEBP":
         assert np.abs(read_photo(data, page=2).pixels.astype(int) - SMOOTH[::-1]).max() < 40
+        with pytest.raises(UnreadableImage, match="no page 4; the file holds 3"):
+            read_photo(data, page=4)
 
 
 def test_a_chain_of_pages_that_leads_back_ends():
