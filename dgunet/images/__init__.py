@@ -1,9 +1,10 @@
 """Image files and their bytes to NumPy arrays H W C, and back; without torch.
 
-In the order of imports: `exif` (metadata), `codecs` (bytes <-> Photo), `files` (files <-> Photo or float32 in [0, 1]).
+In the order of imports: `exif`, `xmp`, `png`, `jpeg`, `tiff` (what a file holds beside its pixels), `codecs` (bytes <->
+Photo), `files` (files <-> Photo or float32 in [0, 1]).
 """
 
-from dgunet.images.codecs import MAX_PIXELS, SUFFIXES, Photo, UnreadableImage, in_channels
+from dgunet.images.codecs import MAX_PIXELS, SUFFIXES, WRITABLE_SUFFIXES, Photo, UnreadableImage, in_channels
 from dgunet.images.files import (
     MAX_GREY_LEVEL,
     dimensions,
@@ -19,6 +20,7 @@ __all__ = [
     "MAX_GREY_LEVEL",
     "MAX_PIXELS",
     "SUFFIXES",
+    "WRITABLE_SUFFIXES",
     "Photo",
     "UnreadableImage",
     "dimensions",

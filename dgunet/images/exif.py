@@ -1,63 +1,147 @@
-"""EXIF of an image file: find it, read its orientation, select what to copy into another file.
+"""EXIF of an image file: read its orientation, bring it up to date with the pixels, select what another file can hold.
 
-Here EXIF is the bytes of a TIFF structure, without the marker that JPEG puts before it.
+Here EXIF is the bytes of a TIFF structure, without the marker that JPEG puts before it. Changes are made in place:
+maker notes hold positions within the structure, and stay valid only if nothing moves.
 """
 
-import io
 import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import ExifTags, Image
 
 MARKER = b"Exif\x00\x00"
-_ORIENTATION = ExifTags.Base.Orientation
 _SUB_DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 _DESCRIPTIVE = (  # a TIFF's tags are its EXIF; those that say how its pixels are stored must not be copied
     ExifTags.Base.ImageDescription,
     ExifTags.Base.Make,
     ExifTags.Base.Model,
+    ExifTags.Base.Software,
     ExifTags.Base.DateTime,
     ExifTags.Base.Artist,
     ExifTags.Base.Copyright,
     *_SUB_DIRECTORIES,
 )
+_NUMBER_FORMATS = {3: "H", 4: "I"}  # SHORT, LONG
+_THUMBNAIL_START, _THUMBNAIL_LENGTH = ExifTags.Base.JpegIFOffset, ExifTags.Base.JpegIFByteCount
 
 
-def of_image(image: Image.Image, file: io.BytesIO | io.BufferedReader) -> bytes | None:
-    """Return the EXIF of an opened image, from its header; `file` holds the same image. None: it has no EXIF.
+@dataclass(frozen=True)
+class _Entry:
+    """A field of a directory: its tag, type, number of values, and the position of its value or of a pointer to it."""
 
-    The EXIF of a TIFF is returned without orientation, as Pillow and OpenCV turn a TIFF upright themselves.
-    """
-    if image.format == "TIFF":
-        selected = Image.Exif()
-        for tag, value in _descriptive(image.getexif()).items():
-            selected[tag] = value
-        return selected.tobytes().removeprefix(MARKER) if selected else None
-    found: bytes | None = image.info.get("exif")
-    if found is None and image.format == "PNG":
-        found = _after_png_pixels(file)
-    return found.removeprefix(MARKER) if found else None
+    tag: int
+    kind: int
+    count: int
+    position: int
+
+
+class _Structure:
+    """The directories of EXIF as a TIFF structure. Raises struct.error where an offset leads out of it."""
+
+    def __init__(self, exif: bytes) -> None:
+        self.data = bytearray(exif)
+        self.order = "<" if exif[:1] == b"I" else ">"
+
+    def number(self, form: str, position: int) -> int:
+        value: int = struct.unpack_from(self.order + form, self.data, position)[0]
+        return value
+
+    def entries(self, start: int) -> Iterator[_Entry]:
+        for index in range(self.number("H", start)):
+            position = start + 2 + 12 * index
+            tag, kind, count = struct.unpack_from(f"{self.order}HHI", self.data, position)
+            yield _Entry(tag, kind, count, position + 8)
+
+    def link(self, start: int) -> int:
+        """Return the position of the offset of the next directory."""
+        return start + 2 + 12 * self.number("H", start)
+
+    def value(self, entry: _Entry) -> int | None:
+        """Return the value of a field that holds one whole number, None for other fields."""
+        form = _NUMBER_FORMATS.get(entry.kind)
+        return self.number(form, entry.position) if form and entry.count == 1 else None
+
+    def set_value(self, entry: _Entry, value: int) -> None:
+        form = _NUMBER_FORMATS[entry.kind]
+        struct.pack_into(self.order + form, self.data, entry.position, min(value, 65535) if form == "H" else value)
+
+
+def of_tiff(directory: Image.Exif) -> bytes | None:
+    """Return the tags of a TIFF that describe the photograph as EXIF, without orientation. None: it has none."""
+    selected = Image.Exif()
+    for tag, value in _descriptive(directory).items():
+        selected[tag] = value
+    return selected.tobytes().removeprefix(MARKER) if selected else None
 
 
 def orientation(exif: bytes | None) -> int:
     """Return the orientation, 1 to 8; 1, upright, where EXIF has none or a wrong one."""
-    field = _orientation_field(exif)
-    value: int = struct.unpack_from(f"{field[0]}H", exif or b"", field[1])[0] if field else 1
-    return value if 1 <= value <= 8 else 1
+    if exif is None or not _is_structure(exif):
+        return 1
+    structure = _Structure(exif)
+    try:
+        for entry in structure.entries(structure.number("I", 4)):
+            if entry.tag == ExifTags.Base.Orientation and entry.kind == 3:
+                value = structure.value(entry) or 1
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass  # damaged EXIF counts as none
+    return 1
 
 
-def marked_upright(exif: bytes | None) -> bytes | None:
-    """Return the EXIF with orientation 1 and all other bytes unchanged, maker notes included."""
-    field = _orientation_field(exif)
-    if exif is None or field is None:
+def has_thumbnail(exif: bytes | None) -> bool:
+    """Return whether EXIF has a second directory, which holds a small copy of the photograph."""
+    if exif is None or not _is_structure(exif):
+        return False
+    structure = _Structure(exif)
+    try:
+        return structure.number("I", structure.link(structure.number("I", 4))) != 0
+    except struct.error:
+        return False
+
+
+def up_to_date(exif: bytes, height: int, width: int) -> bytes:
+    """Return the EXIF for upright pixels of this size: orientation 1, width and height set, without thumbnail.
+
+    All other bytes are unchanged, maker notes included. A damaged structure is returned as it is.
+    """
+    if not _is_structure(exif):
         return exif
-    order, position = field
-    return exif[:position] + struct.pack(f"{order}H", 1) + exif[position + 2 :]
+    structure = _Structure(exif)
+    sizes: dict[int, int] = {
+        ExifTags.Base.ImageWidth: width,
+        ExifTags.Base.ImageLength: height,
+        ExifTags.Base.ExifImageWidth: width,
+        ExifTags.Base.ExifImageHeight: height,
+        ExifTags.Base.Orientation: 1,
+    }
+    try:
+        first = structure.number("I", 4)
+        linked = [structure.value(entry) for entry in structure.entries(first) if entry.tag == ExifTags.IFD.Exif]
+        for start in [first, *filter(None, linked)]:
+            for entry in structure.entries(start):
+                if entry.tag in sizes and structure.value(entry) is not None:
+                    structure.set_value(entry, sizes[entry.tag])
+        _remove_thumbnail(structure, structure.link(first))
+    except struct.error:
+        return exif
+    return bytes(structure.data)
 
 
-def has_directories(exif: bytes) -> bool:
-    """Return whether it has directories beside the first one: exposure and lens, or GPS position."""
-    return any(tag in descriptive(exif) for tag in _SUB_DIRECTORIES)
+def without_maker_notes(exif: bytes) -> bytes:
+    """Return the tags that describe the photograph, without what only the maker of the camera understands."""
+    parsed = Image.Exif()
+    parsed.load(MARKER + exif)
+    selected = Image.Exif()
+    for tag, value in _descriptive(parsed).items():
+        selected[tag] = value
+        if tag in _SUB_DIRECTORIES:
+            selected[tag] = {
+                key: entry for key, entry in value.items() if not (isinstance(entry, bytes) and len(entry) > 1024)
+            }
+    return selected.tobytes().removeprefix(MARKER)
 
 
 def descriptive(exif: bytes | None) -> dict[int, Any]:
@@ -72,31 +156,20 @@ def _descriptive(exif: Image.Exif) -> dict[int, Any]:
     return {tag: exif.get_ifd(tag) if tag in _SUB_DIRECTORIES else exif[tag] for tag in tags}
 
 
-def _after_png_pixels(file: io.BytesIO | io.BufferedReader) -> bytes | None:
-    """Return the eXIf chunk after the pixels, which Pillow finds only after decoding them."""
-    file.seek(8)
-    while len(head := file.read(8)) == 8:
-        length, kind = struct.unpack(">I4s", head)
-        if kind == b"eXIf":
-            return file.read(length)
-        if kind == b"IEND" or not kind.isalpha():  # what follows is no part of the image
-            return None
-        file.seek(length + 4, io.SEEK_CUR)
-    return None
+def _is_structure(exif: bytes) -> bool:
+    return exif[:4] in (b"II*\x00", b"MM\x00*")
 
 
-def _orientation_field(exif: bytes | None) -> tuple[str, int] | None:
-    """Return byte order and position of the value; None where there is no valid field."""
-    if exif is None or exif[:4] not in (b"II*\x00", b"MM\x00*"):
-        return None
-    order = "<" if exif[:1] == b"I" else ">"
-    try:
-        (start,) = struct.unpack_from(f"{order}I", exif, 4)
-        (count,) = struct.unpack_from(f"{order}H", exif, start)
-        for entry in range(start + 2, start + 2 + 12 * count, 12):
-            *header, _value = struct.unpack_from(f"{order}HHIH", exif, entry)
-            if header == [_ORIENTATION, 3, 1]:  # one unsigned short
-                return order, entry + 8
-    except struct.error:
-        pass  # damaged EXIF counts as none
-    return None
+def _remove_thumbnail(structure: _Structure, link: int) -> None:
+    """Cut the link to the second directory, and clear the bytes of the picture that it names."""
+    second = structure.number("I", link)
+    if not second:
+        return
+    values = {entry.tag: structure.value(entry) for entry in structure.entries(second)}
+    start, length = values.get(_THUMBNAIL_START), values.get(_THUMBNAIL_LENGTH)
+    struct.pack_into(f"{structure.order}I", structure.data, link, 0)
+    if start and length and start + length <= len(structure.data) and start > link:
+        if start + length == len(structure.data):
+            del structure.data[start:]
+        else:
+            structure.data[start : start + length] = bytes(length)

@@ -4,7 +4,6 @@ value = code / (2^bits − 1),   code = round(clip(value, 0, 1) · (2^bits − 1
 """
 
 import contextlib
-import io
 import os
 import secrets
 from pathlib import Path
@@ -13,25 +12,40 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float32
 
-from dgunet.images.codecs import MAX_PIXELS, SUFFIXES, Photo, Pixels, decode, encode, header_dimensions, in_channels
+from dgunet.images.codecs import (
+    MAX_PIXELS,
+    WRITABLE_SUFFIXES,
+    Photo,
+    Pixels,
+    decode,
+    encode,
+    header_dimensions,
+    in_channels,
+)
 
 MAX_GREY_LEVEL = 255  # white in 8 bits; noise levels are given in grey levels: σ = 25 is 25 / 255 in [0, 1]
 Source: TypeAlias = str | os.PathLike[str] | bytes
 
 
-def read_photo(source: Source, *, max_pixels: int = MAX_PIXELS) -> Photo:
-    """Read one image with alpha, colour profile and EXIF; `source` is a path, or the bytes of a file.
+def read_photo(source: Source, *, page: int | None = None, max_pixels: int = MAX_PIXELS) -> Photo:
+    """Read one image with alpha and metadata; `source` is a path, or the bytes of a file.
 
-    Reads PNG, JPEG, TIFF (first page), BMP and WebP of 8 or 16 bits: gray, RGB, palette or CMYK, with or without alpha.
-    Palettes become gray or RGB. CMYK becomes 8-bit sRGB, through the embedded profile where there is one.
+    Reads PNG, JPEG, TIFF, BMP, WebP and AVIF of up to 16 bits: gray, RGB, palette or CMYK, with or without alpha; HEIC
+    and TIFF of 3, 5 to 7 or 9 to 15 bits with the packages of the extra `photos`. Palettes become gray or RGB. CMYK and
+    Lab become 8-bit sRGB, through the embedded profile where there is one. Depths between 8 and 16 become 16 bits.
+
+    Args:
+        source: path or bytes.
+        page: which picture of a file that holds several, from 1. None: the only one. Reduced copies in a TIFF and
+            previews in a JPEG do not count, and are named in `Photo.dropped`.
+        max_pixels: larger images are refused before they are decoded.
 
     Raises:
-        UnreadableImage: with path and reason; also for truncated files, and for more than `max_pixels` pixels, before
-            they are decoded.
+        UnreadableImage: with path and reason; also for truncated files, and for several pictures without `page`.
         OSError: the file cannot be read.
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    return decode(data, _name(source), max_pixels=max_pixels)
+    return decode(data, _name(source), page=page, max_pixels=max_pixels)
 
 
 def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Float32[np.ndarray, "H W 3"]:
@@ -43,16 +57,19 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Float32[np.nd
 
 
 def dimensions(source: Source) -> tuple[int, int]:
-    """Return (height, width) of the upright image, from the header alone. Raises UnreadableImage."""
-    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
-        return header_dimensions(file, _name(source))
+    """Return (height, width) of the upright image, without decoding it. Raises UnreadableImage."""
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    return header_dimensions(data, _name(source))
 
 
-def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
-    """Write `photo` in the format of the suffix of `path`, with alpha, colour profile and EXIF.
+def write_photo(path: str | os.PathLike[str], photo: Photo) -> tuple[str, ...]:
+    """Write `photo` in the format of the suffix of `path`, with alpha and metadata.
 
-    JPEG has quality 95 and no chroma subsampling, WebP quality 95, the others are lossless; BMP holds neither profile
-    nor EXIF. The write is atomic: it replaces an existing file as a whole, or leaves it as it is.
+    JPEG has quality 95 and no chroma subsampling, WebP and AVIF quality 95, the others are lossless. The write is
+    atomic: it replaces an existing file as a whole, or leaves it as it is.
+
+    Returns:
+        Phrases that name the metadata which the format cannot hold.
 
     Raises:
         ValueError: no format has this suffix, or it cannot hold the pixels (16 bits need PNG or TIFF; JPEG has no
@@ -60,13 +77,16 @@ def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
         OSError: the file cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path}: no image format has this suffix; use one of {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in WRITABLE_SUFFIXES:
+        raise ValueError(
+            f"{path}: no image format that can be written has this suffix; use one of {', '.join(WRITABLE_SUFFIXES)}"
+        )
     try:
-        data = encode(photo, SUFFIXES[path.suffix.lower()])
+        data, dropped = encode(photo, WRITABLE_SUFFIXES[path.suffix.lower()])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     _replace_file(path, data)
+    return dropped
 
 
 def write_image(path: str | os.PathLike[str], image: Float32[np.ndarray, "H W C"]) -> None:
@@ -91,7 +111,9 @@ def _name(source: Source) -> str:
 
 
 def _replace_file(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(
+        f".{secrets.token_hex(8)}.tmp"
+    )  # short: the name of the file may have the full 255 bytes
     try:
         with temporary.open("xb") as file:
             file.write(data)

@@ -15,11 +15,10 @@ from typing import TypeVar
 import cv2
 import numpy as np
 import PIL
+import pyvips
 from numpy.typing import NDArray
 
 from dgunet import images
-from dgunet.images import codecs, exif
-from dgunet.images import files as images_files
 from pipeline.preparation import inspection_cache, near_duplicates
 from pipeline.preparation.inspection_cache import Inspection, InspectionCache
 from pipeline.sources import hashing
@@ -133,7 +132,9 @@ def _cache_key(candidate: Candidate, max_pixels: int) -> str | None:
 @lru_cache(maxsize=1)
 def _code_version() -> str:
     """Return a hash of the code that reads and describes images: an edit invalidates the cached inspections."""
-    modules = (images_files, codecs, exif, near_duplicates, hashing, inspection_cache)
-    files = [str(module.__file__) for module in modules] + [__file__]
-    code = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
-    return f"{code} {cv2.__version__} {PIL.__version__}"
+    modules = (near_duplicates, hashing, inspection_cache)
+    files = [Path(str(module.__file__)) for module in modules] + [Path(__file__)]
+    files += sorted(Path(images.__path__[0]).glob("*.py"))
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    libvips = ".".join(str(pyvips.version(part)) for part in range(3))
+    return f"{code} {cv2.__version__} {PIL.__version__} {libvips}"
