@@ -25,7 +25,7 @@ _OF_PROGRAMS = frozenset(
         "icon\r",
     }
 )
-_HINTS = {suffix: "pip install 'dgunet[heic]'" for suffix in (".heic", ".heif")}
+_HINTS = dict.fromkeys((".heic", ".heif"), "pip install 'dgunet[heic]'")
 _MOST_LISTED = 6
 
 

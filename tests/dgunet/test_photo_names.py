@@ -34,9 +34,9 @@ def test_hidden_files_and_those_of_programs_are_no_photographs(name):
     assert names.count_unread([name], ()) == {}
 
 
-@pytest.mark.parametrize(("name", "told"), [("a.heic", ".heic"), ("README", "no suffix"), ("a.jpg.part", ".part")])
-def test_another_suffix_is_told(name, told):
-    assert str(names.why_no_photo(name, SUFFIXES)).startswith(told)
+@pytest.mark.parametrize(("name", "start"), [("a.heic", ".heic"), ("README", "no suffix"), ("a.jpg.part", ".part")])
+def test_another_suffix_is_the_reason(name, start):
+    assert str(names.why_no_photo(name, SUFFIXES)).startswith(start)
 
 
 def test_unread_files_are_counted_by_suffix():
