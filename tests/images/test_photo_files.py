@@ -96,7 +96,7 @@ def test_damage_inside_compressed_strips_and_tiles_is_refused(compression, tile)
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, SMOOTH, photometric="rgb", compression=compression, tile=tile)
     data = bytearray(buffer.getvalue())
-    start = tifffile.TiffFile(buffer).pages[0].dataoffsets[-1]
+    start = tifffile.TiffFile(io.BytesIO(data)).pages[0].dataoffsets[-1]
     data[start : start + 20] = b"\xff" * 20
     with pytest.raises(UnreadableImage, match="damaged"):
         read_photo(bytes(data))
