@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from dgunet.checkpoint import build_network
-from dgunet.network import DGUNet, DGUNetConfig
-from dgunet.network.gradient import BLOCK_SIZE, OPERATOR_WIDTH
+from dgunet.config import BLOCK_SIZE, DGUNetConfig
+from dgunet.network import DGUNet
+from dgunet.network.gradient import OPERATOR_WIDTH
 from dgunet.network.proximal import NUM_LEVELS
 
 PUBLISHED_NUM_STAGES = 7

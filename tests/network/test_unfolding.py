@@ -10,7 +10,7 @@ import torch
 
 from dgunet import DGUNet, DGUNetConfig
 from dgunet.network import Measurements
-from dgunet.network.gradient import BLOCK_SIZE, GradientDescentModule, SensingMatrix
+from dgunet.network.gradient import GradientDescentModule, SensingMatrix
 from dgunet.network.unfolding import LastStage, pad
 
 SMALL = {"width": 8, "growth": 4, "head_growth": 4, "num_stages": 4}
