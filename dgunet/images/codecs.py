@@ -213,6 +213,8 @@ def encode(photo: Photo, file_format: str) -> tuple[bytes, tuple[str, ...]]:
         xmp=xmp.up_to_date(photo.xmp, height, width) if photo.xmp else None,
     )
     dropped = _not_held(photo, file_format)
+    if file_format in ("TIFF", "AVIF") and photo.exif and exif.is_damaged(photo.exif):  # their encoders parse it
+        photo, dropped = replace(photo, exif=None), (*dropped, "damaged EXIF")
     if file_format == "JPEG":
         return _encode_jpeg(photo, dropped)
     if file_format == "PNG":
@@ -285,7 +287,10 @@ def _vips_reason(error: pyvips.Error) -> str:
     """Return libvips' reason, without the names of its functions."""
     lines = [line.strip() for line in str(error.detail).splitlines() if line.strip()]
     parts = [line.split(": ", 1)[-1] for line in lines]
-    return f"damaged or truncated ({parts[-1]})" if parts else "damaged or truncated"
+    reasons = [part for part in parts if part[:1].isalpha() and part != "load error"]
+    if reasons and reasons[-1].startswith("Unsupported"):
+        return reasons[-1]
+    return f"damaged or truncated ({reasons[-1]})" if reasons else "damaged or truncated"
 
 
 def _format(data: bytes) -> str:
@@ -294,6 +299,8 @@ def _format(data: bytes) -> str:
         if data.startswith(signature):
             if data[8:10] == b"CR" and file_format == "TIFF":
                 raise ValueError(_RAW)
+            if signature == b"MM\x00+":
+                raise ValueError("a BigTIFF with the high byte first, which is not supported; save it as TIFF")
             return file_format
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
@@ -371,15 +378,18 @@ def _read_tiff(data: bytes, number: int | None, max_pixels: int) -> tuple[Photo,
         )
     if not page.is_complete:
         raise ValueError("truncated: its pixels do not end within the file")
-    if page.sample_kind or page.bits > 16:
-        raise ValueError(f"{page.sample_kind}samples of {page.bits} bits are not supported; convert to 8 or 16 bits")
-    if page.is_lab and page.bits == 8:
+    if page.sample_kind or not 1 <= page.bits <= 16:
+        kind = f"{page.sample_kind}samples of {page.bits} bits" if page.bits else "samples of different depths"
+        raise ValueError(f"{kind} are not supported; convert to 8 or 16 bits")
+    if not page.is_known:
+        kind = "Lab colours of 16 bits" if page.is_lab else f"colours of kind {page.photometric}"
+        raise ValueError(f"{kind} (PhotometricInterpretation of the TIFF) are not supported; convert to RGB")
+    if page.unsupported:
+        channels = _read_by_tifffile(data, page)
+    elif page.is_lab:
         channels = _lab_to_srgb(data, page)
-    elif page.bits in (1, 2, 4, 8, 16):
-        options = {"page": page.number - 1, "fail_on": "error", "unlimited": True}
-        channels = _array(pyvips.Image.tiffload_buffer(data, **options))
     else:
-        channels = _of_unusual_depth(data, page)
+        channels = _read_tiff_samples(data, page)
     profile = page.icc_profile
     if page.is_cmyk:
         channels = np.concatenate(
@@ -535,22 +545,37 @@ def _in_eight_bits(channels: Pixels) -> UInt8[np.ndarray, "H W C"]:
     return channels if channels.dtype == np.uint8 else ((channels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _of_unusual_depth(data: bytes, page: tiff.TiffPage) -> Pixels:
-    kind = f"a TIFF with {page.bits} bits per sample"
-    if page.is_palette or page.is_cmyk or page.is_lab:
-        raise ValueError(f"{kind} is not supported; convert to 8 or 16 bits")
+def _read_tiff_samples(data: bytes, page: tiff.TiffPage) -> Pixels:
+    options: dict[str, Any] = {"fail_on": "error", "unlimited": True}
+    if page.tile is None:
+        repaired = tiff.with_valid_tags(data, page)
+        return _array(pyvips.Image.tiffload_buffer(repaired, page=page.number - 1, **options))
+    strips = _array(pyvips.Image.tiffload_buffer(tiff.tiles_as_strips(data, page), **options))
+    joined: Pixels = tiff.join_tiles(strips, page)
+    return joined
+
+
+def _read_by_tifffile(data: bytes, page: tiff.TiffPage) -> Pixels:
+    """Read what libvips does not. Raises ValueError where the packages are missing, or the colours need conversion."""
+    kind = f"a TIFF {page.unsupported}"
+    if not page.is_plain:
+        raise ValueError(f"{kind} is not supported; save it uncompressed, with 8 or 16 bits")
     if find_spec("imagecodecs") is None or find_spec("tifffile") is None:
-        raise ValueError(f"{kind}: install what reads it, pip install 'dgunet[photos]', or convert to 8 or 16 bits")
+        raise ValueError(f"{kind}: install what reads it, pip install 'dgunet[photos]', or save it uncompressed")
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        decoded = file.pages[page.number - 1].asarray()
-    decoded = decoded[..., None] if decoded.ndim == 2 else decoded
+        stored = file.pages[page.number - 1]
+        decoded = stored.asarray()
+        is_separate = stored.planarconfig == tifffile.PLANARCONFIG.SEPARATE and decoded.ndim == 3
+    decoded = np.moveaxis(decoded, 0, 2) if is_separate else decoded
+    channels = np.ascontiguousarray(decoded[..., None] if decoded.ndim == 2 else decoded)
     if page.photometric == 0:
-        decoded = 2**page.bits - 1 - decoded
-    if page.bits < 8:
-        return _in_eight_bits(_scaled(decoded, page.bits))
-    return _scaled(decoded, page.bits)
+        channels = 2**page.bits - 1 - channels
+    if page.bits in (8, 16):
+        return channels
+    scaled = _scaled(channels, page.bits)
+    return _in_eight_bits(scaled) if page.bits < 8 else scaled
 
 
 def _lab_to_srgb(data: bytes, page: tiff.TiffPage) -> UInt8[np.ndarray, "H W C"]:
@@ -652,9 +677,9 @@ def _encode_jpeg(photo: Photo, dropped: tuple[str, ...]) -> tuple[bytes, tuple[s
     if photo.exif:
         written, limit = photo.exif, jpeg.MAX_SEGMENT - len(exif.MARKER)
         if len(written) > limit:
-            written = exif.without_maker_notes(written)
+            written = b"" if exif.is_damaged(written) else exif.without_maker_notes(written)
             dropped += (f"maker notes of the EXIF ({len(photo.exif) // 1000} kB; a JPEG holds 65 kB)",)
-        options["exif"] = exif.MARKER + written
+        options |= {"exif": exif.MARKER + written} if written else {}
     if photo.xmp:
         if len(photo.xmp) <= jpeg.MAX_SEGMENT - len(jpeg.XMP_MARKER):
             options["xmp"] = photo.xmp

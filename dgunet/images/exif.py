@@ -5,6 +5,7 @@ maker notes hold positions within the structure, and stay valid only if nothing 
 """
 
 import struct
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -142,6 +143,17 @@ def without_maker_notes(exif: bytes) -> bytes:
                 key: entry for key, entry in value.items() if not (isinstance(entry, bytes) and len(entry) > 1024)
             }
     return selected.tobytes().removeprefix(MARKER)
+
+
+def is_damaged(exif: bytes) -> bool:
+    """Return whether Pillow cannot read it, or warns."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            descriptive(exif)
+    except (SyntaxError, OSError, ValueError, KeyError, TypeError, struct.error, UserWarning):
+        return True
+    return False
 
 
 def descriptive(exif: bytes | None) -> dict[int, Any]:

@@ -73,7 +73,7 @@ def read_metadata(data: bytes) -> JpegMetadata:
             ((kind, begin) for number, begin, kind in _KINDS if marker == number and content.startswith(begin)),
             (None, b""),
         )
-        if kind == "profile":
+        if kind == "profile" and len(content) > len(begin) + 2:
             profile_parts[content[len(begin)]] = content[len(begin) + 2 :]
         elif kind == "pictures":
             mpf = (start + len(begin), content.removeprefix(begin))
@@ -82,8 +82,9 @@ def read_metadata(data: bytes) -> JpegMetadata:
         elif kind:
             found.setdefault(kind, content.removeprefix(begin))
         elif _APP0 <= marker < _APP14:
-            label = content.split(b"\x00")[0][:20].decode("ascii", "replace")
-            others.append(f"the camera's own data ({label})" if label.isprintable() and label else "unknown data")
+            label = content.split(b"\x00")[0][:20].decode("latin-1")
+            is_name = label.isascii() and label.isprintable() and bool(label)
+            others.append(f"the camera's own data ({label})" if is_name else "unknown data")
     if size is None:
         raise ValueError("the file holds no picture")
     end = _end_of_picture(data)
@@ -133,6 +134,8 @@ def iptc_segment(iptc: bytes) -> bytes:
 
 
 def _resolution(jfif: bytes) -> tuple[float, float] | None:
+    if len(jfif) < 7:
+        return None
     unit, x, y = struct.unpack_from(">BHH", jfif, 2)
     if unit not in (1, 2) or not x or not y:
         return None

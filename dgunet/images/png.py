@@ -54,11 +54,14 @@ def read_metadata(data: bytes) -> PngMetadata:
 
 
 def xmp_of(copied: bytes) -> bytes | None:
-    """Return the XMP among copied chunks, None if there is none."""
+    """Return the XMP among copied chunks, None if there is none or it is damaged."""
     for kind, content in chunks(SIGNATURE + copied):
         if kind == b"iTXt" and content.startswith(_XMP_KEYWORD):
-            is_compressed, text = content[len(_XMP_KEYWORD)], content[len(_XMP_KEYWORD) + 2 :].split(b"\x00", 2)[2]
-            return zlib.decompress(text) if is_compressed else text
+            try:
+                is_compressed, text = content[len(_XMP_KEYWORD)], content[len(_XMP_KEYWORD) + 2 :].split(b"\x00", 2)[2]
+                return zlib.decompress(text) if is_compressed else text
+            except (IndexError, zlib.error):
+                return None  # damaged metadata costs no pixels
     return None
 
 
@@ -119,11 +122,11 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 def _raw_profile(kind: bytes, content: bytes) -> bytes:
     """Return the bytes of a text of hexadecimal digits: a line feed, name, length, digits in lines."""
-    text = content.split(b"\x00", 1)[1]
     try:
+        text = content.split(b"\x00", 1)[1]
         text = zlib.decompress(text[1:]) if kind == b"zTXt" else text
         return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
-    except (ValueError, zlib.error):
+    except (ValueError, IndexError, zlib.error):
         return b""  # damaged metadata costs no pixels
 
 

@@ -6,6 +6,7 @@ Pillow reads and writes the directories. The encoder exists because libvips writ
 
 import io
 import math
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,8 +26,43 @@ _SAMPLE_FORMATS = {1: "", 2: "signed ", 3: "floating-point ", 5: "complex ", 6: 
 _SUBFILE_TYPE, _SAMPLE_FORMAT, _XMP, _IPTC, _ORIENTATION = 254, 339, 700, 33723, 274
 _PHOTOSHOP_LAYERS, _SUB_DIRECTORIES, _DNG_VERSION = 37724, 330, 50706
 _UNITS_PER_INCH = {2: 1.0, 3: 2.54}
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 _BIGTIFF = (b"+\x00", b"\x00+")
 _DEFLATE = 8
+_SEPARATE = 2  # value of PlanarConfiguration
+_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946, 50001)  # that libvips reads
+_OTHER_COMPRESSIONS = {
+    6: "the old kind of JPEG",
+    33003: "JPEG 2000",
+    33005: "JPEG 2000",
+    34712: "JPEG 2000",
+    34887: "LERC",
+    34892: "lossy JPEG",
+    34925: "LZMA",
+    34933: "PNG",
+    34934: "JPEG XR",
+    50000: "Zstandard",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
+_STORAGE = (  # tags that say how samples are stored
+    TiffImagePlugin.BITSPERSAMPLE,
+    TiffImagePlugin.COMPRESSION,
+    TiffImagePlugin.PHOTOMETRIC_INTERPRETATION,
+    TiffImagePlugin.SAMPLESPERPIXEL,
+    TiffImagePlugin.PLANAR_CONFIGURATION,
+    TiffImagePlugin.PREDICTOR,
+    TiffImagePlugin.COLORMAP,
+    TiffImagePlugin.EXTRASAMPLES,
+    TiffImagePlugin.SAMPLEFORMAT,
+    TiffImagePlugin.JPEGTABLES,
+    TiffImagePlugin.YCBCRSUBSAMPLING,
+    266,  # order of the bits in a byte
+    529,  # YCbCr coefficients
+    531,  # YCbCr positioning
+    532,  # black and white
+)
+_VALID_VALUES = {_ORIENTATION: range(1, 9), 296: range(1, 4)}
 _HORIZONTAL_DIFFERENCES = 2
 _STRIP_BYTES = 2**20
 
@@ -37,12 +73,14 @@ class TiffPage:
 
     Attributes:
         number: from 1.
-        bits: bits of a sample, as stored.
+        bits: bits of a sample, as stored; 0: they differ from sample to sample.
         sample_kind: "" for unsigned whole numbers, else such as "signed ".
         alpha_band: which sample is straight alpha; None: none is.
         num_colours: samples of a pixel that are colour: 1 gray or palette, 3, or 4 (CMYK).
         further_bands: samples that are neither colour nor alpha.
         is_complete: whether all strips or tiles lie within the file.
+        tile: height and width of the tiles; None: the page is in strips.
+        unsupported: what of the way of storing samples libvips does not read; None: it reads them.
     """
 
     number: int
@@ -64,7 +102,19 @@ class TiffPage:
     iptc: bytes | None
     resolution: tuple[float, float] | None
     is_raw: bool
+    tile: tuple[int, int] | None
+    unsupported: str | None
     dropped: tuple[str, ...]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether samples are gray, RGB, numbers of colours, inks, YCbCr or Lab of 8 bits."""
+        return self.photometric in _NUM_COLOURS and not (self.is_lab and self.bits != 8)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether samples are gray or RGB as they are."""
+        return self.photometric in (0, _MIN_IS_BLACK, _RGB)
 
     @property
     def is_palette(self) -> bool:
@@ -172,15 +222,17 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2, offset: int, data: bytes,
     further = num_samples - num_colours - bool(alpha)
     dropped = [f"{further} further channel{'s' * (further > 1)} (not transparency)"] if further > 0 else []
     dropped += ["Photoshop layers"] if _PHOTOSHOP_LAYERS in tags else []
-    directory = Image.Exif()
-    directory.endian, directory.bigtiff = ("<" if data[:2] == b"II" else ">"), data[2:4] in _BIGTIFF
-    directory.load_from_fp(io.BytesIO(data), offset)
+    try:
+        description = _description(data, offset)
+    except (struct.error, ValueError, KeyError, TypeError, OSError):  # damaged metadata costs no pixels
+        description = None
+        dropped.append("damaged EXIF")
     kinds = {_SAMPLE_FORMATS.get(kind, "unknown ") for kind in _numbers(tags.get(_SAMPLE_FORMAT, 1))}
     return TiffPage(
         number=number,
         width=int(tags[TiffImagePlugin.IMAGEWIDTH]),
         height=int(tags[TiffImagePlugin.IMAGELENGTH]),
-        bits=max(bits),
+        bits=bits[0] if len(set(bits)) == 1 else 0,
         sample_kind=max(kinds),
         photometric=photometric,
         num_colours=num_colours,
@@ -190,14 +242,90 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2, offset: int, data: bytes,
         is_reduced=is_reduced,
         is_complete=_is_complete(tags, len(data)),
         orientation=int(tags.get(_ORIENTATION, 1)),
-        exif=exif.of_tiff(directory),
+        exif=description,
         icc_profile=_bytes(tags.get(TiffImagePlugin.ICCPROFILE)),
         xmp=_bytes(tags.get(_XMP)),
         iptc=_bytes(tags.get(_IPTC)),
         resolution=_resolution(tags),
         is_raw=photometric in _CAMERA_COLOURS or _DNG_VERSION in tags or (is_reduced and _SUB_DIRECTORIES in tags),
+        tile=(int(tags[_TILE_LENGTH]), int(tags[_TILE_WIDTH])) if TiffImagePlugin.TILEOFFSETS in tags else None,
+        unsupported=_unsupported(tags, bits),
         dropped=tuple(dropped),
     )
+
+
+def _description(data: bytes, offset: int) -> bytes | None:
+    directory = Image.Exif()
+    directory.endian, directory.bigtiff = ("<" if data[:2] == b"II" else ">"), data[2:4] in _BIGTIFF
+    directory.load_from_fp(io.BytesIO(data), offset)
+    return exif.of_tiff(directory)
+
+
+def _unsupported(tags: TiffImagePlugin.ImageFileDirectory_v2, bits: tuple[int, ...]) -> str | None:
+    compression = int(tags.get(TiffImagePlugin.COMPRESSION, 1))
+    if compression not in _COMPRESSIONS:
+        return f"compressed with {_OTHER_COMPRESSIONS.get(compression, f'method {compression}')}"
+    if TiffImagePlugin.TILEOFFSETS in tags and int(tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1)) == _SEPARATE:
+        return "in tiles of separate planes"
+    if bits[0] not in (1, 2, 4, 8, 16):
+        return f"with {bits[0]} bits per sample"
+    return None
+
+
+def with_valid_tags(data: bytes, page: TiffPage) -> bytes:
+    """Return the file with orientation and unit of the resolution set where they have no meaning.
+
+    libtiff counts them as errors, as it does damage of the pixels.
+    """
+    (start,) = [offset for number, (_, offset) in enumerate(_chain(data), start=1) if number == page.number]
+    order = "<" if data[:2] == b"II" else ">"
+    repaired = bytearray(data)
+    if data[2:4] in _BIGTIFF:
+        return data
+    for index in range(struct.unpack_from(f"{order}H", data, start)[0]):
+        position = start + 2 + 12 * index
+        tag, _, _, value = struct.unpack_from(f"{order}HHIH", data, position)
+        if tag in _VALID_VALUES and value not in _VALID_VALUES[tag]:
+            struct.pack_into(f"{order}HIHH", repaired, position + 2, TiffTags.SHORT, 1, 1, 0)
+    return bytes(repaired) if repaired != data else data
+
+
+def tiles_as_strips(data: bytes, page: TiffPage) -> bytes:
+    """Return a file whose strips are the tiles of a page, one below the other.
+
+    libvips reads damaged tiles as black, and refuses damaged strips.
+    """
+    assert page.tile is not None
+    (tags,) = [tags for number, (tags, _) in enumerate(_chain(data), start=1) if number == page.number]
+    offsets = _numbers(tags[TiffImagePlugin.TILEOFFSETS])
+    replaced = {
+        TiffImagePlugin.IMAGEWIDTH: page.tile[1],
+        TiffImagePlugin.IMAGELENGTH: page.tile[0] * len(offsets),
+        TiffImagePlugin.ROWSPERSTRIP: page.tile[0],
+        TiffImagePlugin.STRIPOFFSETS: offsets,
+        TiffImagePlugin.STRIPBYTECOUNTS: _numbers(tags[TiffImagePlugin.TILEBYTECOUNTS]),
+    }
+    strips = TiffImagePlugin.ImageFileDirectory_v2(prefix=data[:2])
+    for tag in _STORAGE:
+        if tag in tags:
+            strips[tag] = tags[tag]
+            strips.tagtype[tag] = tags.tagtype[tag]
+    for tag, value in replaced.items():
+        strips[tag] = value
+        strips.tagtype[tag] = TiffTags.LONG
+    buffer = io.BytesIO()
+    strips.save(buffer)
+    return b"".join([buffer.getvalue(), data])  # Pillow has added the length of the header to the offsets
+
+
+def join_tiles(strips: np.ndarray, page: TiffPage) -> np.ndarray:
+    """Return the pixels H W C of a page from its tiles, one below the other."""
+    assert page.tile is not None
+    height, width = page.tile
+    rows, columns = math.ceil(page.height / height), math.ceil(page.width / width)
+    tiles = strips[: rows * columns * height].reshape(rows, columns, height, width, -1)
+    joined = tiles.swapaxes(1, 2).reshape(rows * height, columns * width, -1)
+    return joined[: page.height, : page.width]
 
 
 def _is_complete(tags: TiffImagePlugin.ImageFileDirectory_v2, num_bytes: int) -> bool:

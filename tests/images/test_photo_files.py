@@ -12,6 +12,7 @@ import photo_files
 import pillow_heif
 import pytest
 import pyvips
+import tifffile
 from photo_files import LONG, RATIONAL, SHORT, encoded, jpeg, jpeg_segment, page, png, png_chunk, tiff
 from PIL import Image
 
@@ -61,8 +62,52 @@ def test_twelve_bit_colour_is_read():
 def test_an_unusual_depth_without_the_package_that_reads_it_is_refused_with_the_remedy(monkeypatch):
     monkeypatch.setattr("dgunet.images.codecs.find_spec", lambda name: None)
     strip = photo_files.packed(np.zeros((HEIGHT, WIDTH), np.int64), 12)
-    with pytest.raises(UnreadableImage, match=r"12 bits per sample.*dgunet\[photos\].*convert"):
+    with pytest.raises(UnreadableImage, match=r"12 bits per sample.*dgunet\[photos\]"):
         read_photo(tiff([(page(WIDTH, HEIGHT, 12, 1, 1), [strip])]))
+
+
+@pytest.mark.parametrize(
+    "options", [{"compression": "zstd"}, {"compression": "lzma"}, {"tile": (16, 16), "planarconfig": "separate"}]
+)
+def test_what_libvips_does_not_read_of_a_tiff_is_read_or_refused_by_its_name(options, monkeypatch):
+    buffer = io.BytesIO()
+    samples = DEEP.transpose(2, 0, 1) if "planarconfig" in options else DEEP
+    tifffile.imwrite(buffer, samples, photometric="rgb", **options)
+    np.testing.assert_array_equal(read_photo(buffer.getvalue()).pixels, DEEP)
+    monkeypatch.setattr("dgunet.images.codecs.find_spec", lambda name: None)
+    with pytest.raises(UnreadableImage, match=r"a TIFF (compressed with (Zstandard|LZMA)|in tiles of separate planes)"):
+        read_photo(buffer.getvalue())
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate"])
+@pytest.mark.parametrize("samples", [EIGHT, DEEP, DEEP[..., :1]])
+def test_tiles_are_read(samples, compression, byteorder):
+    buffer = io.BytesIO()
+    kind = "rgb" if samples.shape[2] == 3 else "minisblack"
+    options = {"tile": (16, 32), "compression": compression, "predictor": compression is not None}
+    tifffile.imwrite(buffer, samples.squeeze(), photometric=kind, byteorder=byteorder, **options)
+    np.testing.assert_array_equal(read_photo(buffer.getvalue()).pixels, samples)
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+@pytest.mark.parametrize("compression", ["lzw", "deflate"])
+def test_damage_inside_compressed_strips_and_tiles_is_refused(compression, tile):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, SMOOTH, photometric="rgb", compression=compression, tile=tile)
+    data = bytearray(buffer.getvalue())
+    start = tifffile.TiffFile(io.BytesIO(data)).pages[0].dataoffsets[-1]
+    data[start : start + 20] = b"\xff" * 20
+    with pytest.raises(UnreadableImage, match="damaged"):
+        read_photo(bytes(data))
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_a_truncated_tiff_is_refused_in_strips_and_in_tiles(tile):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, EIGHT, photometric="rgb", tile=tile)
+    with pytest.raises(UnreadableImage, match="truncated"):
+        read_photo(buffer.getvalue()[:-100])
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("signed", 16), ("floating-point", 16), ("floating-point", 32), ("", 32)])
@@ -71,6 +116,19 @@ def test_samples_that_are_no_photograph_are_refused_by_their_name(kind, bits):
     tags = page(WIDTH, HEIGHT, bits, 1, 1, t339=(SHORT, [sample_format]))
     with pytest.raises(UnreadableImage, match=f"{kind}.*{bits} bits"):
         read_photo(tiff([(tags, [bytes(HEIGHT * WIDTH * bits // 8)])]))
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({258: (SHORT, [5, 6, 5])}, "different depths"),
+        ({262: (SHORT, [32845])}, "colours of kind 32845"),
+        ({258: (SHORT, [16] * 3), 262: (SHORT, [8])}, "Lab colours of 16 bits"),
+    ],
+)
+def test_colours_of_unknown_kinds_are_refused_by_their_name(tags, message):
+    with pytest.raises(UnreadableImage, match=message):
+        read_photo(tiff([(page(WIDTH, HEIGHT, 8, 3, 2) | tags, [bytes(HEIGHT * WIDTH * 6)])]))
 
 
 @pytest.mark.parametrize("extra_samples", [[0], None])
@@ -218,6 +276,56 @@ def test_colour_and_text_of_a_png_are_kept_in_a_png_and_named_elsewhere():
     assert all(chunk in data for chunk in kept)
     assert not dropped
     assert encode(photo, "TIFF")[1] == ("text and colour chunks of the PNG",)
+
+
+@pytest.mark.parametrize(("tag", "value"), [(274, 0), (274, 9), (296, 0)])
+def test_wrong_metadata_of_a_tiff_costs_no_pixels(tag, value):
+    data = tiff([(page(WIDTH, HEIGHT, 8, 3, 2) | {tag: (SHORT, [value])}, [EIGHT.tobytes()])])
+    np.testing.assert_array_equal(read_photo(data).pixels, EIGHT)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0zz"),
+        png_chunk(b"iTXt", b"XML:com.adobe.xmp\0"),
+        png_chunk(b"eXIf", b"II*\0\xff\xff\xff\xff"),
+        png_chunk(b"iCCP", b"name\0\0zz"),
+        png_chunk(b"pHYs", b"short"),
+        png_chunk(b"tEXt", b"Raw profile type exif\0\nzz"),
+        png_chunk(b"zTXt", b"Raw profile type exif\0zz"),
+        png_chunk(b"tEXt", b"Title\0a")[:-1] + b"?",
+    ],
+)
+def test_damaged_metadata_of_a_png_costs_no_pixels(chunk):
+    np.testing.assert_array_equal(read_photo(png(EIGHT, 8, 2, chunk)).pixels, EIGHT)
+
+
+@pytest.mark.parametrize(
+    ("marker", "content"),
+    [
+        (0xE0, b"JFIF\0"),
+        (0xE1, b"Exif\0\0junk"),
+        (0xE1, b"http://ns.adobe.com/xap/1.0/\0<x"),
+        (0xE2, b"ICC_PROFILE\0"),
+        (0xE2, b"ICC_PROFILE\0\2\3part"),
+        (0xE2, b"MPF\0II*\0\xff\xff\xff\xff"),
+        (0xE5, b"\x80\x81"),
+        (0xED, b"Photoshop 3.0\x008BIM\4\4\xff"),
+    ],
+)
+def test_damaged_metadata_of_a_jpeg_costs_no_pixels(marker, content):
+    data = jpeg(SMOOTH, jpeg_segment(marker, content))
+    np.testing.assert_array_equal(read_photo(data).pixels, read_photo(jpeg(SMOOTH)).pixels)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "WEBP", "AVIF", "BMP"])
+@pytest.mark.parametrize("junk", [b"junk", b"II*\0\xff\xff\xff\xff", photo_files.exif()[:40]])
+def test_damaged_exif_does_not_keep_a_photo_from_being_written(file_format, junk):
+    data, dropped = encode(Photo(SMOOTH, exif=junk), file_format)
+    again = read_photo(data)
+    assert again.pixels.shape == SMOOTH.shape
+    assert again.exif == junk or "EXIF" in dropped[0]
 
 
 def test_metadata_of_imagemagick_is_read():
@@ -378,6 +486,8 @@ def test_animations_are_refused_with_the_number_of_frames(file_format):
         read_photo(data)
     if file_format == "WEBP":
         assert np.abs(read_photo(data, page=2).pixels.astype(int) - SMOOTH[::-1]).max() < 40
+        with pytest.raises(UnreadableImage, match="no page 4; the file holds 3"):
+            read_photo(data, page=4)
 
 
 def test_a_chain_of_pages_that_leads_back_ends():
