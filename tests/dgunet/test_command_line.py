@@ -1,6 +1,7 @@
 """The command line: photos of every kind, damaged ones among them, wrong arguments, exit status and messages."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -229,10 +230,12 @@ def test_import_writes_a_model_folder_that_restores(photos, tmp_path, capsys, mo
     monkeypatch.setattr("dgunet.published.load", load)
     (tmp_path / "derain.pth").write_bytes(b"weights")
     arguments = ["import", str(tmp_path / "derain.pth"), str(tmp_path / "derain"), "--task", "derain"]
-    assert main([*arguments, "--num-stages", "3", "--blockwise"]) == 0
-    assert options_of_load == {"num_stages": 3, "full_image": False}
+    assert main([*arguments, "--num-stages", "3", "--blockwise", "--key", "params"]) == 0
+    assert options_of_load == {"num_stages": 3, "full_image": False, "key": "params"}
     card = json.loads((tmp_path / "derain" / "config.json").read_text())
-    assert (card["task"], card["provenance"]["imported"]["checkpoint"]) == ("derain", "derain.pth")
+    origin = card["provenance"]["imported"]
+    assert (card["task"], origin["checkpoint"], origin["key"]) == ("derain", "derain.pth", "params")
+    assert origin["sha256"] == hashlib.sha256(b"weights").hexdigest()
     out = str(tmp_path / "out")
     assert main(["restore", str(photos / "colour.jpg"), out, "--model", str(tmp_path / "derain")]) == 0
 
