@@ -87,12 +87,15 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument(
         "photos",
         nargs="+",
-        type=Path,
+        type=_path,
         metavar="PHOTO",
         help="a photo, or a folder that is searched for photos with all subfolders",
     )
     restore.add_argument(
-        "out", metavar="OUT", help="folder to write to, created if it does not exist; or, for one photo, a file name"
+        "out",
+        type=_text,
+        metavar="OUT",
+        help="folder to write to, created if it does not exist; or, for one photo, a file name",
     )
     restore.add_argument("--model", required=True, help=MODEL_HELP)
     restore.add_argument(
@@ -229,6 +232,16 @@ def _tile(text: str) -> int:
     if not text.isdigit() or int(text) % 32 or int(text) < 192:
         raise argparse.ArgumentTypeError(f"{text}: must be a multiple of 32 and at least 192")
     return int(text)
+
+
+def _text(text: str) -> str:
+    if not text:  # as an unset variable of a shell gives it; Path would take it for the working directory
+        raise argparse.ArgumentTypeError("an empty name")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_text(text))
 
 
 def _page(text: str) -> int:

@@ -6,6 +6,7 @@ Only results are kept in memory, one photo at a time is.
 import errno
 import json
 import os
+import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from dgunet.console import ProgressLine, duration, explain, printable, write_line
+from dgunet.console import ProgressLine, duration, explain, is_terminal, printable, write_line
 from dgunet.images import WRITABLE_SUFFIXES, Photo, read_photo, write_photo
 from dgunet.images.codecs import encode
 from dgunet.images.names import describe_unread
@@ -173,7 +174,7 @@ def _restore_all(
             _refuse(results, job.source, reason, label)
             continue
         results.done.append(entry)
-        if not progress.is_shown or len(jobs) == 1:
+        if len(jobs) == 1 or not (progress.is_shown and (as_json or is_terminal(sys.stdout))):
             size, seconds = f"{entry['width']}x{entry['height']}", duration(entry["seconds"])
             write_line(f"{label} {printable(job.target)}  {size}  {seconds}", to_stderr=as_json)
 

@@ -39,6 +39,8 @@ def write_line(text: str, *, to_stderr: bool = False) -> bool:
     The disk that fills up may hold the log too; the photos matter more. Raises BrokenPipeError if nobody reads.
     """
     stream = sys.stderr if to_stderr else sys.stdout
+    if stream is None:  # closed by the caller; print would take stdout instead
+        return True
     try:
         print(text, file=stream, flush=True)
     except BrokenPipeError:
@@ -49,6 +51,11 @@ def write_line(text: str, *, to_stderr: bool = False) -> bool:
             write_line(f"dgunet: the output cannot be written: {error.strerror}", to_stderr=True)
         return False
     return True
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a person sees the stream; a standard stream is None where its descriptor is closed."""
+    return stream is not None and bool(stream.isatty())
 
 
 def drop(stream: Any) -> None:
@@ -81,7 +88,7 @@ class ProgressLine:
     """A line on stderr that is written over: photos, rate, time left, tiles. Shown on a terminal alone."""
 
     def __init__(self, num_photos: int) -> None:
-        self.is_shown = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.is_shown = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
         self._num_photos = num_photos
         self._num_finished = 0
         self._started = time.monotonic()

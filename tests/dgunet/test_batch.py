@@ -1,5 +1,6 @@
 """dgunet restore on folders as people have them: names, links, interruptions, full disks, reports."""
 
+import contextlib
 import errno
 import io
 import json
@@ -410,15 +411,39 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_shows_photos_rate_and_time_left_on_one_line(photos, model, monkeypatch, capsys):
+@pytest.fixture
+def terminal(monkeypatch) -> Terminal:
+    """A terminal in place of stderr."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    return terminal
+
+
+def test_a_terminal_shows_photos_rate_and_time_left_on_one_line(photos, model, terminal, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", out := Terminal())
     assert restore(model, photos, "out") == 0
     shown = terminal.getvalue()
     assert "\n" not in shown
     assert re.search(r"\r  3 of 4 photos  \S+ (photos per s|m?s per photo)  .* left", shown)
     assert shown.endswith("\r"), "the line is removed at the end"
-    assert re.match(r"restored +4  in", capsys.readouterr().out)
+    assert re.match(r"restored +4  in", out.getvalue()), "the line stands for the lines of the photos"
+
+
+@pytest.mark.parametrize(("more", "num_lines"), [([], 4), (["--json"], 0)])
+def test_a_log_beside_a_terminal_lists_the_photos(more, num_lines, photos, model, terminal):
+    with contextlib.redirect_stdout(log := io.StringIO()):
+        assert restore(model, photos, "out", *more) == 0
+    assert len(re.findall(r"^\[\d/4\] ", log.getvalue(), re.MULTILINE)) == num_lines
+    assert "\n" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream_is_no_error_and_its_lines_go_nowhere_else(closed, photos, model, monkeypatch, capsys):
+    (photos / "b.png").write_bytes(b"")
+    monkeypatch.setattr(sys, closed, None)
+    assert restore(model, photos, "out", "--json") == 1
+    printed = capsys.readouterr()
+    assert "refused: an empty file" in printed.err if closed == "stdout" else json.loads(printed.out)
 
 
 def test_no_progress_is_shown_where_stderr_is_no_terminal(photos, model, capsys):

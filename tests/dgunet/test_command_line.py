@@ -192,7 +192,16 @@ def test_wrong_usage_is_status_2_with_one_line(arguments, message, photos, model
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["repair"], ["restore", "a.png", "out"], ["restore", "a.png", "out", "--model", "m", "--tile", "100"]],
+    [
+        [],
+        ["repair"],
+        ["restore", "a.png", "out"],
+        ["restore", "a.png", "out", "--model", "m", "--tile", "100"],
+        ["restore", "", "out", "--model", "m"],
+        ["restore", "a.png", "", "--model", "m"],
+        ["restore", "a.png", "out", "--model", "m", "--page", "0"],
+        ["restore", "a.png", "out", "--model", "m", "--overwrite", "--skip-existing"],
+    ],
 )
 def test_wrong_arguments_are_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
