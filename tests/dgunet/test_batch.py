@@ -411,29 +411,32 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch) -> Terminal:
-    """A terminal in place of stderr."""
+def put_terminal(monkeypatch, *streams: str) -> Terminal:
+    """A terminal in place of these streams; no fixture, as pytest sets the streams anew before the test."""
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    terminal = Terminal()
+    for stream in streams:
+        monkeypatch.setattr(sys, stream, terminal)
     return terminal
 
 
-def test_a_terminal_shows_photos_rate_and_time_left_on_one_line(photos, model, terminal, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", out := Terminal())
+def test_a_terminal_shows_photos_rate_and_time_left_on_one_line(photos, model, monkeypatch):
+    terminal = put_terminal(monkeypatch, "stdout", "stderr")
     assert restore(model, photos, "out") == 0
-    shown = terminal.getvalue()
-    assert "\n" not in shown
-    assert re.search(r"\r  3 of 4 photos  \S+ (photos per s|m?s per photo)  .* left", shown)
-    assert shown.endswith("\r"), "the line is removed at the end"
-    assert re.match(r"restored +4  in", out.getvalue()), "the line stands for the lines of the photos"
+    progress, table = terminal.getvalue().split("restored")
+    assert "\n" not in progress, "the line stands for the lines of the photos"
+    assert re.search(r"\r  3 of 4 photos  \S+ (photos per s|s per photo)  .* left", progress)
+    assert progress.endswith("\r"), "the line is removed at the end"
+    assert re.match(r" +4  in \S+ s\n\Z", table)
 
 
 @pytest.mark.parametrize(("more", "num_lines"), [([], 4), (["--json"], 0)])
-def test_a_log_beside_a_terminal_lists_the_photos(more, num_lines, photos, model, terminal):
-    with contextlib.redirect_stdout(log := io.StringIO()):
+def test_a_log_beside_a_terminal_lists_the_photos(more, num_lines, photos, model, monkeypatch):
+    terminal = put_terminal(monkeypatch, "stderr")
+    with contextlib.redirect_stdout(io.StringIO()) as log:
         assert restore(model, photos, "out", *more) == 0
     assert len(re.findall(r"^\[\d/4\] ", log.getvalue(), re.MULTILINE)) == num_lines
+    assert "of 4 photos" in terminal.getvalue()
     assert "\n" not in terminal.getvalue()
 
 
