@@ -222,13 +222,11 @@ def _refuse(results: Results, path: Path, reason: str, label: str = "") -> None:
 
 
 def _reason(error: BaseException, path: Path) -> str:
-    """Return the message of an error without the name of the photo, which stands before it."""
-    text = explain(error).removeprefix(f"{path}: ")
-    return (
-        text
-        if isinstance(error, OSError | ValueError | RuntimeError | MemoryError)
-        else f"{type(error).__name__}: {text}"
-    )
+    """Return the message of an error in one line, without the name of the photo, which stands before it."""
+    lines = explain(error).removeprefix(f"{path}: ").splitlines()
+    text = "; ".join(stripped for line in lines if (stripped := line.strip()))
+    is_usual = isinstance(error, OSError | ValueError | RuntimeError | MemoryError)
+    return text if is_usual else f"{type(error).__name__}: {text}"
 
 
 def _table(results: Results) -> Iterator[str]:

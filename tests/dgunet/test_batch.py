@@ -397,6 +397,26 @@ def test_many_refusals_of_one_reason_are_one_line_of_the_table(photos, model, ca
     assert len(table.splitlines()) < 20
 
 
+def test_an_error_of_any_type_and_length_is_one_line_and_refuses_one_photo(photos, model, capsys, monkeypatch):
+    class EncoderError(Exception):
+        pass
+
+    def write(path: Path, photo: Photo) -> tuple[str, ...]:
+        if path.name == "b.png":
+            raise EncoderError("unable to call save\n  pngsave: too wide\n" + "x" * 1000)
+        return write_photo(path, photo)
+
+    monkeypatch.setattr("dgunet.batch.write_photo", write)
+    assert restore(model, photos, "out") == 1
+    assert files("out") == ["a.png", "c.png", "trip/d.png"]
+    printed = capsys.readouterr()
+    assert printed.err.startswith(
+        "[2/4] photos/b.png: refused: EncoderError: unable to call save; pngsave: too wide; x"
+    )
+    assert printed.err.count("\n") == 1
+    assert max(map(len, printed.out.splitlines())) < 300
+
+
 def test_existing_photos_are_one_line(photos, model, capsys):
     assert restore(model, photos, "out") == 0
     capsys.readouterr()
