@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dgunet import DGUNet, DGUNetConfig
+from dgunet.config import BLOCK_SIZE
 from dgunet.network import Measurements
 from dgunet.network.gradient import GradientDescentModule, SensingMatrix
 from dgunet.network.unfolding import LastStage, pad
