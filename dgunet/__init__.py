@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dgunet.checkpoint import load_model
+    from dgunet.config import DGUNetConfig
     from dgunet.inference import restore
-    from dgunet.network import DGUNet, DGUNetConfig
+    from dgunet.network import DGUNet
 
 __all__ = ["DGUNet", "DGUNetConfig", "load_model", "restore"]
 
 _MODULES = {
     "DGUNet": "dgunet.network",
-    "DGUNetConfig": "dgunet.network",
+    "DGUNetConfig": "dgunet.config",
     "load_model": "dgunet.checkpoint",
     "restore": "dgunet.inference",
 }

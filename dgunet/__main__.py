@@ -1,7 +1,8 @@
 """The command line: dgunet restore, dgunet import, dgunet info.
 
-Exit status: 0 success, 1 failure (one line on stderr says why), 2 wrong usage, 130 interrupted. Each action imports
-what it needs, so that help and wrong arguments answer without importing torch.
+Exit status: 0 success, 1 failure (stderr says why; of restore: some photos were refused), 2 wrong usage, 130
+interrupted, 141 nobody reads the output. Each action imports what it needs, so that help and wrong arguments answer
+without importing torch.
 """
 
 import argparse
@@ -9,34 +10,57 @@ import hashlib
 import math
 import os
 import sys
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dgunet.console import BROKEN_PIPE_STATUS, drop, explain, printable, show_all_names, write_line
+from dgunet.jobs import FORMATS, UsageError, plan
 
 if TYPE_CHECKING:
     from dgunet.network import DGUNet
 MODEL_HELP = "a model folder, or a registered model: models:/NAME@ALIAS or models:/NAME/VERSION"
 
 
-class UsageError(ValueError):
-    """The arguments contradict each other or the existing files."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
+    show_all_names()
+    try:
+        try:
+            return _run(argv)
+        finally:  # an error of writing is reported here, not by the interpreter's shutdown
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                drop(stream)
+        return BROKEN_PIPE_STATUS
+    except OSError as error:
+        drop(sys.stdout)
+        write_line(f"dgunet: the output cannot be written: {explain(error)}", to_stderr=True)
+        return 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     _let_threads_sleep()
     try:
         status: int = arguments.action(arguments)
     except KeyboardInterrupt:
-        print("dgunet: interrupted", file=sys.stderr)
+        write_line("dgunet: interrupted", to_stderr=True)
         return 130
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, ImportError) as error:
-        print(f"dgunet: {_reason(error)}", file=sys.stderr)
+        write_line(f"dgunet: {_lines_printable(error)}", to_stderr=True)
         return 2 if isinstance(error, UsageError) else 1
     return status
+
+
+def _lines_printable(error: BaseException) -> str:
+    return "\n".join(map(printable, explain(error).splitlines()))
 
 
 def _let_threads_sleep() -> None:
@@ -55,17 +79,24 @@ def _parser() -> argparse.ArgumentParser:
     restore = actions.add_parser(
         "restore",
         help="restore photos into a folder",
-        description="Restore photos into a folder, with the same names and formats, and with alpha, colour profile and "
-        "EXIF. If a photo fails, the command reports it and restores the others.",
+        description="Restore photos into a folder, with the same names and formats, alpha and metadata. What a format "
+        "cannot hold is named. A photo that is refused does not stop the others. What is done stays: after an "
+        "interruption or a full disk, run the same command with --skip-existing.",
+        epilog="Exit status: 0 all restored or skipped, 1 some refused, 2 wrong usage, 130 interrupted.",
     )
     restore.add_argument(
         "photos",
         nargs="+",
-        type=Path,
+        type=_path,
         metavar="PHOTO",
         help="a photo, or a folder that is searched for photos with all subfolders",
     )
-    restore.add_argument("out", type=Path, metavar="OUT", help="folder to write to; created if it does not exist")
+    restore.add_argument(
+        "out",
+        type=_text,
+        metavar="OUT",
+        help="folder to write to, created if it does not exist; or, for one photo, a file name",
+    )
     restore.add_argument("--model", required=True, help=MODEL_HELP)
     restore.add_argument(
         "--tile",
@@ -82,7 +113,18 @@ def _parser() -> argparse.ArgumentParser:
         help="bfloat16 is faster on GPUs and less exact (default: float32)",
     )
     restore.add_argument("--device", help="torch device: cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    restore.add_argument("--overwrite", action="store_true", help="replace photos that already exist in OUT")
+    restore.add_argument(
+        "--format", choices=FORMATS, help="format to write (default: that of each photo; PNG for HEIC)"
+    )
+    restore.add_argument("--page", type=_page, help="which picture of files that hold several, from 1")
+    existing = restore.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace photos that exist in OUT")
+    existing.add_argument(
+        "--skip-existing", action="store_true", help="pass over photos that exist in OUT: goes on after an interruption"
+    )
+    restore.add_argument(
+        "--json", action="store_true", help="print one JSON object at the end on stdout, all else on stderr"
+    )
     restore.set_defaults(action=_restore)
 
     importing = actions.add_parser(
@@ -90,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
         help="convert a published checkpoint to a model folder",
         description="Convert a published checkpoint to a model folder. Code in the file is never run.",
     )
-    importing.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=".pth file of the published code")
+    importing.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="file of the published code: .pth, or .safetensors"
+    )
     importing.add_argument("folder", type=Path, metavar="MODEL_FOLDER", help="model folder to create")
     importing.add_argument(
         "--num-stages", type=int, help="number of stages of a network with shared stages (default: 7)"
@@ -98,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument(
         "--blockwise", action="store_true", help="compressive sensing: restore every 32x32 block separately"
     )
+    importing.add_argument("--key", help="which weights, if the file holds several sets, such as params_ema")
     importing.add_argument("--task", help="task of the network, such as derain; written to config.json")
     importing.set_defaults(action=_import)
 
@@ -108,66 +153,32 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    jobs = _jobs(arguments.photos, arguments.out)
+    planned = plan(arguments.photos, arguments.out, arguments.format)
+    from dgunet.batch import run
+
+    existing = "replace" if arguments.overwrite else "skip" if arguments.skip_existing else "refuse"
+    return run(
+        planned,
+        Path(arguments.out),
+        partial(_load_restore, arguments),
+        page=arguments.page,
+        existing=existing,
+        as_json=arguments.json,
+    )
+
+
+def _load_restore(arguments: argparse.Namespace) -> Callable[..., Any]:
     from dgunet.checkpoint import load_model
-    from dgunet.images import SUFFIXES, read_photo, write_photo
     from dgunet.inference import restore
 
     device = _device(arguments.device)
     model: DGUNet = load_model(arguments.model).to(device)
     options = {name: getattr(arguments, name) for name in ("tile", "self_ensemble", "precision")}
-    num_failed = 0
-    for number, (source, target) in enumerate(jobs, start=1):
-        label = f"[{number}/{len(jobs)}]"
-        started = time.perf_counter()
-        try:
-            if target.exists() and not arguments.overwrite:
-                raise ValueError(f"{target} exists; replace it with --overwrite")
-            if target.suffix.lower() not in SUFFIXES:
-                raise ValueError(f"unknown suffix; photos end in {', '.join(SUFFIXES)}")
-            photo = read_photo(source)
-            restored = restore(model, photo.pixels, progress=_show_progress, **options)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_photo(target, replace(photo, pixels=restored))
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # RuntimeError: torch is out of memory
-            num_failed += 1
-            print(
-                f"{label} {source}: failed: {_reason(error).removeprefix(f'{source}: ')}", file=sys.stderr, flush=True
-            )
-        else:
-            height, width = restored.shape[:2]
-            print(f"{label} {target}  {width}x{height}  {time.perf_counter() - started:.1f} s", flush=True)
-    if num_failed:
-        print(f"{num_failed} of {len(jobs)} photos failed", file=sys.stderr)
-    return 1 if num_failed else 0
 
+    def restored(pixels: Any, show_tiles: Callable[[int, int], None]) -> Any:
+        return restore(model, pixels, progress=show_tiles, **options)
 
-def _jobs(photos: Iterable[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Return (photo, target) pairs; the target has the name of the photo, or its path inside a given folder."""
-    from dgunet.images import SUFFIXES
-
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: the last argument must be a folder to write to, but is a file")
-    targets: dict[Path, Path] = {}
-    for photo in photos:
-        sources, root = [photo], photo.parent
-        if photo.is_dir():
-            found = (path for path in photo.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-            sources, root = sorted(path for path in found if out.resolve() not in path.resolve().parents), photo
-            if not sources:
-                raise UsageError(f"{photo}: no photos in this folder; photos end in {', '.join(SUFFIXES)}")
-        for source in sources:
-            target = out / source.relative_to(root)
-            other = targets.setdefault(target, source)
-            if other.resolve() != source.resolve():
-                raise UsageError(
-                    f"{other} and {source} would both be written to {target}; restore them into two folders"
-                )
-    originals = {source.resolve() for source in targets.values()}
-    for target in targets:
-        if target.resolve() in originals:
-            raise UsageError(f"{target} is one of the photos and would be overwritten; choose another output folder")
-    return [(source, target) for target, source in targets.items()]
+    return restored
 
 
 def _import(arguments: argparse.Namespace) -> int:
@@ -176,11 +187,13 @@ def _import(arguments: argparse.Namespace) -> int:
     from dgunet.checkpoint import save_model
     from dgunet.published import load
 
-    network = load(arguments.checkpoint, num_stages=arguments.num_stages, full_image=not arguments.blockwise)
-    origin = {
-        "checkpoint": arguments.checkpoint.name,
-        "sha256": hashlib.sha256(arguments.checkpoint.read_bytes()).hexdigest(),
-    }
+    network = load(
+        arguments.checkpoint, num_stages=arguments.num_stages, full_image=not arguments.blockwise, key=arguments.key
+    )
+    with arguments.checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    origin = {"checkpoint": arguments.checkpoint.name, "sha256": digest}
+    origin |= {"key": arguments.key} if arguments.key else {}
     save_model(network, arguments.folder, {"task": arguments.task, "provenance": {"imported": origin}})
     return _show_card(arguments.folder)
 
@@ -221,6 +234,22 @@ def _tile(text: str) -> int:
     return int(text)
 
 
+def _text(text: str) -> str:
+    if not text:  # as an unset variable of a shell gives it; Path would take it for the working directory
+        raise argparse.ArgumentTypeError("an empty name")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_text(text))
+
+
+def _page(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1")
+    return int(text)
+
+
 def _device(name: str | None) -> str:
     import torch
 
@@ -229,24 +258,8 @@ def _device(name: str | None) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: {_reason(error)}") from error
+        raise UsageError(f"--device {name}: {explain(error)}") from error
     return name
-
-
-def _show_progress(num_done: int, num_all: int) -> None:
-    if num_all > 1 and sys.stderr.isatty():
-        end = "\r" + " " * 30 + "\r" if num_done == num_all else ""
-        print(f"\r  tile {num_done} of {num_all}", end=end, file=sys.stderr, flush=True)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, MemoryError) or ("memory" in str(error) and isinstance(error, RuntimeError)):
-        return "not enough memory; try smaller tiles, such as --tile 256"
-    if isinstance(error, RuntimeError | AssertionError):  # the first line, as torch adds a stack trace
-        return (str(error).splitlines() or [type(error).__name__])[0]
-    return str(error)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,15 @@ The Laplacian is linear: that of the difference is the difference of the Laplaci
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-LossKind = Literal["charbonnier", "charbonnier_edge", "charbonnier_clamped", "mse_clamped"]
+from dgunet.config import LossKind
+
 CHARBONNIER_EPSILON = 1e-3
 EDGE_WEIGHT = 0.05
 BLUR_TAPS = (0.05, 0.25, 0.4, 0.25, 0.05)

@@ -1,11 +1,10 @@
-"""Import state dicts of the published code: every name and shape must match.
+"""Import state dicts of the published code, as people save them: every name and shape must match.
 
 Published names count Φ, Φᵀ, ρ from 0 and the other parts from 1. A shared stage is named as stage 2, and the last stage
 after it as stage 7, for any K. Tensors that the published network never uses are required in the file and ignored.
 """
 
 import math
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,8 +14,10 @@ import torch
 from torch import Tensor
 
 from dgunet.checkpoint import build_network
-from dgunet.network import DGUNet, DGUNetConfig
-from dgunet.network.gradient import BLOCK_SIZE, OPERATOR_WIDTH
+from dgunet.config import BLOCK_SIZE, DGUNetConfig
+from dgunet.foreign_checkpoints import MOST_LISTED, few, find_weights, read_checkpoint
+from dgunet.network import DGUNet
+from dgunet.network.gradient import OPERATOR_WIDTH
 from dgunet.network.proximal import NUM_LEVELS
 
 PUBLISHED_NUM_STAGES = 7
@@ -25,22 +26,29 @@ UNUSED_OPERATOR_CHANNELS = 3  # of the sensing family's unused `phi` and `phit`,
 Shape = tuple[int, ...]
 
 
-def from_state_dict(state_dict: Mapping[str, Any], *, num_stages: int | None = None, full_image: bool = True) -> DGUNet:
+def from_state_dict(
+    state_dict: Mapping[str, Any], *, num_stages: int | None = None, full_image: bool = True, key: str | None = None
+) -> DGUNet:
     """Return the network of a published checkpoint: on the CPU, in float32 and in evaluation mode.
 
     Family, sizes and sharing of stages follow from names and shapes. The number of uses of a shared stage and
     `full_image` do not.
 
+    The weights may lie below keys (`state_dict`, `params_ema`, `model`, ...) and their names behind prefixes
+    (`module.`, `_orig_mod.`, `model.`, ...), in any combination: they are found by the names of the network's first
+    layers. What lies beside them, such as an optimizer or the weights of a loss, is ignored.
+
     Args:
-        state_dict: a state dict, or a mapping with one under the key "state_dict"; names with or without the prefix
-            "module.".
+        state_dict: a state dict, or a mapping that holds one.
         num_stages: K; None: from the names, or the published 7 with a shared stage.
         full_image: sensing only: False for a network that restores every 32×32 block on its own.
+        key: which weights, where there are several sets, such as "params_ema" (averaged) beside "params".
 
     Raises:
-        ValueError: names or shapes do not match; the message lists all missing, unexpected and misshapen names.
+        ValueError: there are no weights of a DGUNet, or several sets and no `key`, or names or shapes do not match; the
+            message lists missing, unexpected and misshapen names.
     """
-    tensors = _tensors(state_dict)
+    tensors = find_weights(state_dict, key)
     config = _config(tensors, num_stages, full_image)
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in DGUNet(config).state_dict().items()}
@@ -52,40 +60,23 @@ def from_state_dict(state_dict: Mapping[str, Any], *, num_stages: int | None = N
     return build_network(config, weights, "published state dict")
 
 
-def load(path: str | Path, *, num_stages: int | None = None, full_image: bool = True) -> DGUNet:
+def load(path: str | Path, *, num_stages: int | None = None, full_image: bool = True, key: str | None = None) -> DGUNet:
     """Load a published checkpoint file without running code that it may hold.
 
     Args:
-        path: a file written by torch.save.
+        path: a file written by torch.save, or a safetensors file.
         num_stages: as `from_state_dict`.
         full_image: as `from_state_dict`.
+        key: as `from_state_dict`.
 
     Raises:
-        ValueError: the file cannot be read, holds objects other than weights, or does not match.
+        ValueError: the file cannot be read, holds objects other than weights, or does not match; with its name.
     """
+    checkpoint = read_checkpoint(Path(path))
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: refused, as it is damaged or holds objects other than weights; loading those could run code. "
-            "If you trust it, load it in Python, save its state dict alone with torch.save, and import that file"
-        ) from error
-    except Exception as error:  # torch raises many types for damaged files; no code of the file has run
-        raise ValueError(f"{path}: torch cannot read this checkpoint ({error})") from error
-    if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"{path}: holds a {type(checkpoint).__name__} instead of a state dict")
-    return from_state_dict(checkpoint, num_stages=num_stages, full_image=full_image)
-
-
-def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    bare = state_dict.get("state_dict", state_dict)
-    if not isinstance(bare, Mapping) or not bare:
-        raise ValueError("published state dict: empty, or not a mapping of names to tensors")
-    wrong = [str(name) for name, value in bare.items() if not (isinstance(value, Tensor) and value.is_floating_point())]
-    if wrong:
-        raise ValueError(f"published state dict: not floating-point tensors: {', '.join(wrong)}")
-    prefix = "module." if all(str(name).startswith("module.") for name in bare) else ""
-    return {str(name).removeprefix(prefix): value for name, value in bare.items()}
+        return from_state_dict(checkpoint, num_stages=num_stages, full_image=full_image, key=key)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _config(tensors: Mapping[str, Tensor], num_stages: int | None, full_image: bool) -> DGUNetConfig:
@@ -98,7 +89,7 @@ def _config(tensors: Mapping[str, Tensor], num_stages: int | None, full_image: b
     if absent:
         raise ValueError(
             "published state dict: not of a DGUNet, or incomplete; its sizes are unknown.\n"
-            f"  missing or misshapen: {', '.join(absent)}\n  found: {', '.join(tensors)}"
+            f"  missing or misshapen: {', '.join(absent)}\n  found: {few(tensors)}"
         )
     if shared:
         if num_stages is not None and num_stages < 3:
@@ -254,12 +245,18 @@ def _unused(config: DGUNetConfig) -> dict[str, Shape]:
 
 
 def _check_names(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> None:
-    faults = [f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())]
-    faults += [f"unexpected: {name}" for name in sorted(tensors.keys() - expected.keys())]
-    faults += [
-        f"wrong shape: {name} is {tuple(tensors[name].shape)}, must be {shape}"
-        for name, shape in expected.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    if faults:
-        raise ValueError("published state dict: does not match a DGUNet.\n  " + "\n  ".join(faults))
+    faults = {
+        "missing": sorted(expected.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - expected.keys()),
+        "wrong shape": [
+            f"{name} is {tuple(tensors[name].shape)}, must be {shape}"
+            for name, shape in expected.items()
+            if name in tensors and tuple(tensors[name].shape) != shape
+        ],
+    }
+    lines = []
+    for fault, names in faults.items():
+        lines += [f"{fault}: {name}" for name in names[:MOST_LISTED]]
+        lines += [f"{fault}: {len(names) - MOST_LISTED} more"] if len(names) > MOST_LISTED else []
+    if lines:
+        raise ValueError("published state dict: does not match a DGUNet.\n  " + "\n  ".join(lines))

@@ -28,7 +28,8 @@ from pipeline.tracking.registry import Version
 from pipeline.tracking.settings import Promote
 
 MEASURING_CODE = (
-    "dgunet/images", "dgunet/inference.py", "dgunet/metrics.py", "dgunet/network", "dgunet/tensors.py",
+    "dgunet/config.py", "dgunet/images", "dgunet/inference.py", "dgunet/metrics.py", "dgunet/network",
+    "dgunet/tensors.py",
     "pipeline/dataloader", "pipeline/degradations", "pipeline/evaluation", "pipeline/shards",
 )  # fmt: skip
 TEST, PSNR = "test", "test.restored.psnr"  # tags: test set, protocol and measuring code; mean PSNR in dB

@@ -24,8 +24,7 @@ from pipeline.config.params import (
     validated,
     validated_merge,
 )
-from pipeline.evaluation.benchmarks import BENCHMARKS, load_benchmark
-from pipeline.evaluation.settings import Evaluate
+from pipeline.evaluation.settings import BENCHMARKS, Evaluate, benchmark_settings
 from pipeline.preparation.settings import Prepare
 from pipeline.runtime.entry_point import run_command
 from pipeline.synthesis.settings import Synthesize
@@ -74,7 +73,7 @@ def _mistakes(params: Mapping[str, Any]) -> Iterator[str]:
     benchmarks = params.get(BENCHMARKS)
     names = list(benchmarks) if isinstance(benchmarks, dict) else []
     for name in names:
-        yield from _errors(load_benchmark, params, name)
+        yield from _errors(benchmark_settings, params, name)
     for task, section in tasks.items():
         yield from _mistakes_in_task(params, task, section)
         for name in _named_benchmarks(params, section):

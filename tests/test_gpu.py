@@ -7,7 +7,7 @@ import pytest
 import torch
 from factories import RECIPE
 
-from dgunet.losses import LossKind
+from dgunet.config import LossKind
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline.dataloader.loader import Batch
 from pipeline.training.settings import Train

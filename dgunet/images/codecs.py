@@ -546,13 +546,18 @@ def _in_eight_bits(channels: Pixels) -> UInt8[np.ndarray, "H W C"]:
 
 
 def _read_tiff_samples(data: bytes, page: tiff.TiffPage) -> Pixels:
-    options: dict[str, Any] = {"fail_on": "error", "unlimited": True}
     if page.tile is None:
-        repaired = tiff.with_valid_tags(data, page)
-        return _array(pyvips.Image.tiffload_buffer(repaired, page=page.number - 1, **options))
-    strips = _array(pyvips.Image.tiffload_buffer(tiff.tiles_as_strips(data, page), **options))
+        return _tiff_array(tiff.with_valid_tags(data, page), page.number - 1)
+    strips = _tiff_array(tiff.tiles_as_strips(data, page), 0)
     joined: Pixels = tiff.join_tiles(strips, page)
     return joined
+
+
+def _tiff_array(data: bytes, page: int) -> Pixels:
+    """Return the samples of one page. A source is not copied as a buffer is; sequential: decoded into the result."""
+    source = pyvips.Source.new_from_memory(data)  # refers to `data`, which must outlive the decoding
+    options = {"fail_on": "error", "unlimited": True, "access": "sequential"}
+    return _array(pyvips.Image.tiffload_source(source, page=page, **options))
 
 
 def _read_by_tifffile(data: bytes, page: tiff.TiffPage) -> Pixels:

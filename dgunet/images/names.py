@@ -25,7 +25,7 @@ _OF_PROGRAMS = frozenset(
         "icon\r",
     }
 )
-_HINTS = dict.fromkeys((".heic", ".heif"), "pip install 'dgunet[heic]'")
+_HINTS = dict.fromkeys((".heic", ".heif", ".hif"), "pip install 'dgunet[photos]'")
 _MOST_LISTED = 6
 
 
@@ -68,7 +68,8 @@ def describe_unread(counts: dict[str, int]) -> str:
     if len(listed) > _MOST_LISTED + 1:
         listed[_MOST_LISTED:] = [f"{len(listed) - _MOST_LISTED} more suffixes"]
     verb = "file is not a photograph" if total == 1 else "files are not photographs"
-    hints = "; ".join(f"for {suffix}: {hint}" for suffix, hint in _HINTS.items() if suffix in counts)
+    needed = [suffix for suffix in counts if suffix in _HINTS]
+    hints = f"for {', '.join(needed)}: {_HINTS[needed[0]]}" if needed else ""
     return f"{total} {verb} this reads: {', '.join(listed)}" + (f" ({hints})" if hints else "")
 
 

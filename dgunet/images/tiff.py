@@ -279,15 +279,20 @@ def with_valid_tags(data: bytes, page: TiffPage) -> bytes:
     """
     (start,) = [offset for number, (_, offset) in enumerate(_chain(data), start=1) if number == page.number]
     order = "<" if data[:2] == b"II" else ">"
-    repaired = bytearray(data)
     if data[2:4] in _BIGTIFF:
         return data
+    wrong = []
     for index in range(struct.unpack_from(f"{order}H", data, start)[0]):
         position = start + 2 + 12 * index
         tag, _, _, value = struct.unpack_from(f"{order}HHIH", data, position)
         if tag in _VALID_VALUES and value not in _VALID_VALUES[tag]:
-            struct.pack_into(f"{order}HIHH", repaired, position + 2, TiffTags.SHORT, 1, 1, 0)
-    return bytes(repaired) if repaired != data else data
+            wrong.append(position)
+    if not wrong:
+        return data  # a copy would take as much memory again
+    repaired = bytearray(data)
+    for position in wrong:
+        struct.pack_into(f"{order}HIHH", repaired, position + 2, TiffTags.SHORT, 1, 1, 0)
+    return bytes(repaired)
 
 
 def tiles_as_strips(data: bytes, page: TiffPage) -> bytes:

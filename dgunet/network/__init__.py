@@ -4,7 +4,8 @@ In the order of imports: `blocks` (convolution blocks), `gradient` (v = x − ρ
 previous stage), `proximal` (x = prox_J(v)), `unfolding` (stages and the network).
 """
 
+from dgunet.config import DGUNetConfig
 from dgunet.network.gradient import Measurements
-from dgunet.network.unfolding import DGUNet, DGUNetConfig
+from dgunet.network.unfolding import DGUNet
 
 __all__ = ["DGUNet", "DGUNetConfig", "Measurements"]

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from dgunet.config import ATTENTION_REDUCTION
 from dgunet.network import winograd
 
 NORM_EPSILON = 1e-5
 BLOCK_SLOPE = 0.2
-ATTENTION_REDUCTION = 4
 
 
 class Conv3x3(nn.Conv2d):

@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dgunet.config import BLOCK_SIZE
 from dgunet.network.blocks import PReLU, conv3x3
 
-BLOCK_SIZE = 32
 OPERATOR_WIDTH = 64
 INITIAL_STEP_SIZE = 0.5
 

@@ -14,7 +14,6 @@ from typing import Literal
 import cv2
 import numpy as np
 from jaxtyping import Float32, Float64
-from scipy import fft
 
 from dgunet.images import MAX_GREY_LEVEL
 from pipeline.degradations.light import to_display, to_linear
@@ -158,6 +157,8 @@ def convolve(image: Image, kernel: Kernel | Profile) -> Image:
     """
     if kernel.size == 1:
         return image.copy()
+    from scipy import fft  # not at the top: it takes 0.2 s, and a check of params.yaml needs the classes alone
+
     if kernel.ndim == 1:
         blurred: np.ndarray = cv2.sepFilter2D(
             image.astype(np.float64), -1, kernel, kernel, borderType=cv2.BORDER_REFLECT
@@ -171,9 +172,8 @@ def convolve(image: Image, kernel: Kernel | Profile) -> Image:
     wide = np.pad(image, ((down, down), (right, right), (0, 0)), mode="symmetric")
     size = [fft.next_fast_len(length, real=True) for length in wide.shape[:2]]
     picture, response = fft.rfft2(wide.transpose(2, 0, 1), s=size), fft.rfft2(kernel, s=size)
-    spectrum = np.empty_like(
-        picture
-    )  # real and imaginary parts: NumPy's complex product rounds differently without AVX2
+    # Real and imaginary parts: NumPy's complex product rounds differently without AVX2.
+    spectrum = np.empty_like(picture)
     spectrum.real = picture.real * response.real - picture.imag * response.imag
     spectrum.imag = picture.real * response.imag + picture.imag * response.real
     full = fft.irfft2(spectrum, s=size)[:, 2 * down : wide.shape[0], 2 * right : wide.shape[1]]

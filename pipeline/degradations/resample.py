@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float, Float32
-from scipy.sparse import csr_array
 
 from pipeline.degradations.sampling import NAMED_FIELDS_ONLY, Count, Image, SampledParams, check_number
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,10 @@ def resize(image: Image, height: int, width: int) -> Float32[np.ndarray, "{heigh
 @lru_cache(maxsize=64)
 def weights(size: int, new_size: int, scale: float) -> csr_array:
     """Return the sparse matrix, new_size × size, that resizes one axis."""
+    from scipy.sparse import (
+        csr_array,
+    )  # not at the top: it takes 0.2 s, and a check of params.yaml needs the classes alone
+
     shrink = min(scale, 1.0)
     centre = (np.arange(new_size)[:, None] + 0.5) / scale - 0.5
     reach = 2 / shrink

@@ -15,9 +15,6 @@ import numpy as np
 from jaxtyping import Float32
 
 from dgunet.images import quantise, to_float
-from dgunet.network.gradient import BLOCK_SIZE, SensingMatrix
-from dgunet.network.unfolding import pad
-from dgunet.tensors import to_array, to_tensor
 
 _NOISE_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
 _NOISE_KERNEL_NORM = 6.0
@@ -150,15 +147,6 @@ class PseudoInverse:
     def restore(self, degraded: Float32[np.ndarray, "H W C"]) -> Float32[np.ndarray, "H W C"]:
         """Raise ValueError: only a sensing network has a number of measurements."""
         raise ValueError("baseline pseudo_inverse is for sensing networks; choose another kind for this task")
-
-    def reconstruct(self, clean: Float32[np.ndarray, "H W 1"], num_measurements: int) -> Float32[np.ndarray, "H W 1"]:
-        """Return the image of least norm that has the measurements of `clean`, M in each block; clipped to [0, 1].
-
-        The rows of Φ are orthonormal, so Φ⁺ = Φᵀ.
-        """
-        waves = SensingMatrix(num_measurements).requires_grad_(False)
-        image = waves.adjoint(waves.degrade(pad(to_tensor(clean), BLOCK_SIZE)))
-        return to_array(image[:, :, : clean.shape[0], : clean.shape[1]].clamp(0, 1))
 
 
 Baseline = NoBaseline | NonLocalMeans | Median | Bilateral | Opening | Unsharp | PseudoInverse

@@ -15,16 +15,14 @@ import numpy as np
 from jaxtyping import Float32
 
 from dgunet.images import UnreadableImage, in_channels, read_photo, to_float
-from pipeline.config.params import ParamsError, Place, default_section, validated_merge
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.degradations import degrade
 from pipeline.degradations.compose import Degradation
 from pipeline.evaluation.protocol import Protocol
-from pipeline.evaluation.settings import BenchmarkSettings
+from pipeline.evaluation.settings import benchmark_settings
 from pipeline.runtime.environment import read_environment
 from pipeline.sources import listing, patterns, places, storage
 
-BENCHMARKS = "benchmarks"  # section of params.yaml
 Image = Float32[np.ndarray, "H W C"]
 
 
@@ -90,13 +88,7 @@ class Benchmark:
 
 def load_benchmark(params: Mapping[str, Any], name: str) -> Benchmark:
     """Return a benchmark of params.yaml; ParamsError if there is none of that name, or it is not valid."""
-    benchmarks = params.get(BENCHMARKS)
-    if not isinstance(benchmarks, dict) or name not in benchmarks:
-        there = ", ".join(map(str, benchmarks)) if isinstance(benchmarks, dict) else "none"
-        raise ParamsError(f"there is no benchmark `{name}` in params.yaml; there is: {there}")
-    defaults = default_section(params, "evaluate")
-    shared = Place(defaults.name, {"protocol": defaults.value.get("protocol")})
-    settings = validated_merge(Place(f"{BENCHMARKS}.{name}", benchmarks[name]), shared, BenchmarkSettings, ("clean",))
+    settings = benchmark_settings(params, name)
     degraded = settings.degraded and _located(settings.degraded)
     return Benchmark(name, _located(settings.clean), degraded, settings.degradation, settings.protocol)
 

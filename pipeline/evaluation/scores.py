@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
+from dgunet.config import BLOCK_SIZE
 from dgunet.inference import WHOLE_IMAGE_PIXELS, restore
 from dgunet.network import DGUNet, Measurements
-from dgunet.network.gradient import BLOCK_SIZE
 from dgunet.tensors import to_array, to_tensor
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.evaluation.baselines import Baseline, PseudoInverse
-from pipeline.evaluation.protocol import Protocol, Quality, gain, mean_quality
+from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.pseudo_inverse import reconstruct
+from pipeline.evaluation.quality import Quality, gain, mean_quality, measure
 
 Image = Float32[np.ndarray, "H W C"]
 
@@ -119,12 +121,12 @@ def evaluate(model: DGUNet, pairs: Iterable[EvaluationPair], baseline: Baseline,
 
 def score(pair: EvaluationPair, images: Restoration, protocol: Protocol) -> ImageScores:
     """Return the scores of the images that `restore_pair` made of `pair`."""
-    measure = partial(protocol.measure, clean=images.clean, was_gray=pair.was_gray)
+    measured = partial(measure, protocol, clean=images.clean, was_gray=pair.was_gray)
     return ImageScores(
         pair.key,
-        measure(images.degraded),
-        measure(images.baseline),
-        tuple(measure(estimate) for estimate in images.estimates),
+        measured(images.degraded),
+        measured(images.baseline),
+        tuple(measured(estimate) for estimate in images.estimates),
     )
 
 
@@ -169,7 +171,7 @@ def _restore_sensed(model: DGUNet, clean: Image, baseline: Baseline) -> Restorat
         estimates = tuple(to_array(estimate) for estimate in model(measurements))
     if isinstance(baseline, PseudoInverse):
         number = model.config.num_measurements
-        linear = np.concatenate([baseline.reconstruct(strip, number) for strip in _strips(clean)])
+        linear = np.concatenate([reconstruct(strip, number) for strip in _strips(clean)])
     else:
         linear = baseline.restore(degraded)
     return Restoration(clean, degraded, linear, _clipped(estimates))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from pipeline.config.params import Section
+from pipeline.config.params import ParamsError, Place, Section, default_section, validated_merge
 from pipeline.degradations.compose import Degradation
 from pipeline.evaluation.baselines import Baseline
 from pipeline.evaluation.protocol import Protocol
+
+BENCHMARKS = "benchmarks"  # section of params.yaml
 
 
 class Evaluate(Section):
@@ -46,3 +49,14 @@ class BenchmarkSettings(Section):
         if self.degraded is not None and self.degradation is not None:
             raise ValueError("give degraded or degradation, not both")
         return self
+
+
+def benchmark_settings(params: Mapping[str, Any], name: str) -> BenchmarkSettings:
+    """Return a benchmark's entry of params.yaml; ParamsError if there is none of that name, or it is not valid."""
+    benchmarks = params.get(BENCHMARKS)
+    if not isinstance(benchmarks, dict) or name not in benchmarks:
+        there = ", ".join(map(str, benchmarks)) if isinstance(benchmarks, dict) else "none"
+        raise ParamsError(f"there is no benchmark `{name}` in params.yaml; there is: {there}")
+    defaults = default_section(params, "evaluate")
+    shared = Place(defaults.name, {"protocol": defaults.value.get("protocol")})
+    return validated_merge(Place(f"{BENCHMARKS}.{name}", benchmarks[name]), shared, BenchmarkSettings, ("clean",))

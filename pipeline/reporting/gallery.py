@@ -18,7 +18,7 @@ from jaxtyping import Float32
 from dgunet.images import quantise
 from dgunet.network import DGUNetConfig
 from pipeline.evaluation.baselines import Baseline
-from pipeline.evaluation.protocol import Quality
+from pipeline.evaluation.quality import Quality
 from pipeline.evaluation.scores import Evaluation, ImageScores, Restoration
 from pipeline.reporting.contact_sheet import describe
 from pipeline.reporting.plots import ON_DARK, ON_LIGHT, Plot, svg

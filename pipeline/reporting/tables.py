@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.protocol import Quality
+from pipeline.evaluation.quality import Quality
 from pipeline.evaluation.scores import Evaluation
 from pipeline.reporting.plots import Curve
 from pipeline.shards.format import PARTIAL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shutil
 import signal
 import sys
@@ -24,6 +25,9 @@ LAST_ERROR = Path(".cache/last-error.txt")
 def run_command(main: Callable[[], None]) -> None:
     """Run `main` and exit with 1 on a ValueError or an OSError, with 130 on Ctrl-C; other exceptions pass through.
 
+    Where the program that reads the output has ended (`| head -1`), exit with 141 and print nothing, as other programs
+    do that SIGPIPE ends.
+
     An error prints one line. Unless the message is the project's own, or names an absent file that the command line
     names, its traceback goes to `.cache/last-error.txt`. A stage of DVC stops when `dvc repro` was killed, as on
     SIGTERM.
@@ -32,7 +36,12 @@ def run_command(main: Callable[[], None]) -> None:
         threading.Thread(target=_stop_after_dvc, args=_stage_and_dvc(), daemon=True).start()
     try:
         main()
+        sys.stdout.flush()
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and (unread := _unread_outputs()):
+            for output in unread:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # Python flushes once more when it exits
+            sys.exit(128 + signal.SIGPIPE)
         # shutil.Error lists the files that it could not copy, each with the reason.
         message = str(error.args[0][0][2] if isinstance(error, shutil.Error) else error)
         if os.strerror(errno.ENOSPC) in message:
@@ -43,6 +52,14 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def _unread_outputs() -> list[int]:
+    """Return which of the standard outputs are pipes whose reader has ended, by file descriptor."""
+    outputs = select.poll()
+    for output in (1, 2):
+        outputs.register(output, 0)
+    return [output for output, event in outputs.poll(0) if event & (select.POLLERR | select.POLLHUP)]
 
 
 def _save_traceback(error: OSError | ValueError) -> str:

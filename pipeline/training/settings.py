@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from dgunet.losses import LossKind
-from dgunet.network import DGUNetConfig
+from dgunet.config import DGUNetConfig, LossKind
 from pipeline.config.params import Fraction, Section
 
 

@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dgunet.checkpoint import build_network, save_model
-from dgunet.losses import LossKind, stage_loss
+from dgunet.config import LossKind
+from dgunet.losses import stage_loss
 from dgunet.metrics import HIGHEST_PSNR, psnr
 from dgunet.network import DGUNet, DGUNetConfig
 from dgunet.tensors import to_tensor

@@ -1,11 +1,13 @@
 """params.yaml: defaults are merged; every mistake is reported with the place to edit, all at once."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from factories import repeated_defaults, small_params
+from factories import PROJECT, repeated_defaults, small_params
 
 from pipeline.config.params import (
     GENERAL,
@@ -216,3 +218,14 @@ def test_a_section_is_read_by_its_dotted_name(tmp_path: Path) -> None:
         load_task_section("deran", "train", Train, path)
     with pytest.raises(ParamsError, match="has no task `prepare`"):
         load_task_section("prepare", "train", Train, path)
+
+
+def test_params_yaml_is_checked_without_packages_that_load_slowly() -> None:
+    slow = {"torch", "ray", "mlflow", "sklearn", "skimage", "scipy", "pandas", "matplotlib", "webdataset", "dvc"}
+    code = (
+        "import sys; sys.argv = ['validate']\n"
+        "from pipeline import validate; validate.main()\n"
+        f"print(*sorted({slow} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,6 +1,7 @@
 """The command line: photos of every kind, damaged ones among them, wrong arguments, exit status and messages."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -65,8 +66,12 @@ def test_photos_keep_their_format_and_a_damaged_one_does_not_stop_the_others(pho
     np.testing.assert_array_equal(alpha.alpha, photo(3, has_alpha=True).alpha)
     assert not np.array_equal(alpha.pixels, photo(3).pixels)
     assert len(re.findall(r"^\[\d/4\] .*  26x18  \d+\.\d s$", printed.out, re.MULTILINE)) == 3
-    assert re.search(r"^\[2/4\] .*cut\.png: failed: .+$", printed.err, re.MULTILINE)
-    assert printed.err.endswith("1 of 4 photos failed\n")
+    assert re.search(r"^\[2/4\] .*cut\.png: refused: .+$", printed.err, re.MULTILINE)
+    assert re.search(
+        r"^restored +3  in .*\nrefused +1\n  1: .*truncated.*: .*cut\.png\n1 file is not .* \.txt 1\n\Z",
+        printed.out,
+        re.M,
+    )
 
 
 def test_success_is_status_zero_without_output_on_stderr(photos, tmp_path, model, capsys):
@@ -160,7 +165,10 @@ def test_an_interruption_is_status_130_and_leaves_no_file(photos, tmp_path, mode
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["restore", "{photo}", "{photo}", "--model", "{model}"], "but is a file"),
+        (["restore", "{photo}", "{notes}", "--model", "{model}"], "but is a file"),
+        (["restore", "{photo}", "{folder}", "{photo}", "--model", "{model}"], "but is a file"),
+        (["restore", "{photo}", "{photo}", "--model", "{model}"], "would be overwritten"),
+        (["restore", "{folder}", "{folder}", "--model", "{model}"], "the photos are in this folder"),
         (["restore", "{empty}", "{out}", "--model", "{model}"], "no photos in this folder"),
         (["restore", "{photo}", "{out}", "--model", "{model}", "--device", "abacus"], "--device abacus"),
         (["import", "{photo}", "{model}"], "exists; remove it"),
@@ -168,7 +176,14 @@ def test_an_interruption_is_status_130_and_leaves_no_file(photos, tmp_path, mode
 )
 def test_wrong_usage_is_status_2_with_one_line(arguments, message, photos, model, capsys):
     (photos / "empty").mkdir()
-    paths = {"photo": photos / "colour.jpg", "empty": photos / "empty", "out": photos / "out", "model": model}
+    paths = {
+        "photo": photos / "colour.jpg",
+        "empty": photos / "empty",
+        "folder": photos,
+        "notes": photos / "notes.txt",
+        "out": photos / "out",
+        "model": model,
+    }
     assert main([argument.format(**paths) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -177,7 +192,16 @@ def test_wrong_usage_is_status_2_with_one_line(arguments, message, photos, model
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["repair"], ["restore", "a.png", "out"], ["restore", "a.png", "out", "--model", "m", "--tile", "100"]],
+    [
+        [],
+        ["repair"],
+        ["restore", "a.png", "out"],
+        ["restore", "a.png", "out", "--model", "m", "--tile", "100"],
+        ["restore", "", "out", "--model", "m"],
+        ["restore", "a.png", "", "--model", "m"],
+        ["restore", "a.png", "out", "--model", "m", "--page", "0"],
+        ["restore", "a.png", "out", "--model", "m", "--overwrite", "--skip-existing"],
+    ],
 )
 def test_wrong_arguments_are_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
@@ -215,10 +239,12 @@ def test_import_writes_a_model_folder_that_restores(photos, tmp_path, capsys, mo
     monkeypatch.setattr("dgunet.published.load", load)
     (tmp_path / "derain.pth").write_bytes(b"weights")
     arguments = ["import", str(tmp_path / "derain.pth"), str(tmp_path / "derain"), "--task", "derain"]
-    assert main([*arguments, "--num-stages", "3", "--blockwise"]) == 0
-    assert options_of_load == {"num_stages": 3, "full_image": False}
+    assert main([*arguments, "--num-stages", "3", "--blockwise", "--key", "params"]) == 0
+    assert options_of_load == {"num_stages": 3, "full_image": False, "key": "params"}
     card = json.loads((tmp_path / "derain" / "config.json").read_text())
-    assert (card["task"], card["provenance"]["imported"]["checkpoint"]) == ("derain", "derain.pth")
+    origin = card["provenance"]["imported"]
+    assert (card["task"], origin["checkpoint"], origin["key"]) == ("derain", "derain.pth", "params")
+    assert origin["sha256"] == hashlib.sha256(b"weights").hexdigest()
     out = str(tmp_path / "out")
     assert main(["restore", str(photos / "colour.jpg"), out, "--model", str(tmp_path / "derain")]) == 0
 

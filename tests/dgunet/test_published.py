@@ -1,5 +1,11 @@
 """Import of published checkpoints: every name is accounted for, no code of the file runs."""
 
+import argparse
+import gzip
+import io
+import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +13,7 @@ import pytest
 import reference_network
 import torch
 from reference_network import CASES, case_weights
+from safetensors.torch import save_file
 
 from dgunet import published
 from dgunet.checkpoint import load_model, save_model
@@ -102,7 +109,79 @@ def test_a_missing_name_is_refused(case):
             published.from_state_dict(weights)
 
 
-def test_unexpected_and_misshapen_names_are_all_listed(weights):
+WRAPPED = {
+    "params_ema": lambda w: {"params_ema": w},
+    "params": lambda w: {"params": w, "iter": 5},
+    "model_state_dict": lambda w: {"model_state_dict": w, "optimizer_state_dict": {"state": {}, "param_groups": []}},
+    "network, nested": lambda w: {"network": {"generator": {"state_dict": w}}},
+    "net": lambda w: {"net": w, "epoch": 3, "best": 31.5, "args": None},
+    "DataParallel": lambda w: {"model": {f"module.{n}": t for n, t in w.items()}},
+    "compiled": lambda w: {f"_orig_mod.{n}": t for n, t in w.items()},
+    "compiled inside of DDP": lambda w: {"state_dict": {f"module._orig_mod.{n}": t for n, t in w.items()}},
+    "a compiled part": lambda w: {n.replace("basic.", "basic._orig_mod."): t for n, t in w.items()},
+    "Lightning": lambda w: {
+        "state_dict": {f"model.{n}": t for n, t in w.items()}
+        | {"loss.vgg.weight": torch.zeros(3), "metric.count": torch.zeros(1, dtype=torch.long)},
+        "optimizer_states": [{"state": {}}],
+        "hyper_parameters": {"lr": 1e-3},
+    },
+    "Lightning, another name": lambda w: {"state_dict": {f"net.module.{n}": t for n, t in w.items()}},
+    "AveragedModel": lambda w: {"n_averaged": torch.tensor(3)} | {f"module.{n}": t for n, t in w.items()},
+    "AveragedModel in Lightning": lambda w: {
+        "state_dict": {"model.n_averaged": torch.tensor(3)} | {f"model.module.{n}": t for n, t in w.items()}
+    },
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_weights_are_found_below_keys_and_prefixes(wrapped, weights):
+    network = published.from_state_dict(WRAPPED[wrapped](weights))
+    expected = published.from_state_dict(weights).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+
+
+def test_of_several_sets_of_weights_one_is_chosen_by_its_key(weights):
+    averaged = {name: tensor + 1 for name, tensor in weights.items()}
+    both = {"params": weights, "params_ema": {f"module.{name}": tensor for name, tensor in averaged.items()}}
+    with pytest.raises(ValueError, match=r"params, params_ema\.module; choose one with --key, such as .* params_ema"):
+        published.from_state_dict(both)
+    for key, first in (("params", weights), ("params_ema", averaged), ("params_ema.module", averaged)):
+        network = published.from_state_dict(both, key=key)
+        assert torch.equal(network.first.proximal.shallow.embed.weight, first["shallow_feat1.0.weight"]), key
+    with pytest.raises(ValueError, match="no weights under ema; there are: params, params_ema"):
+        published.from_state_dict(both, key="ema")
+
+
+def test_a_second_network_in_one_state_dict_is_another_set_of_weights(weights):
+    averaged = {f"ema.{name}": tensor + 1 for name, tensor in weights.items()}
+    with pytest.raises(ValueError, match=r'several sets of weights: "", ema;'):
+        published.from_state_dict(weights | averaged)
+    for key, first in (("", weights["shallow_feat1.0.weight"]), ("ema", averaged["ema.shallow_feat1.0.weight"])):
+        network = published.from_state_dict(weights | averaged, key=key)
+        assert torch.equal(network.first.proximal.shallow.embed.weight, first)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda w: {f"layer{i}.weight": torch.zeros(3) for i in range(1000)},
+        lambda w: {name: torch.zeros(7) if tensor.dim() == 1 else tensor for name, tensor in w.items()},
+        lambda w: w | {f"layer{i}.weight": torch.zeros(3) for i in range(1000)},
+        lambda w: dict(list(w.items())[:40]),
+        lambda w: {name: tensor.long() for name, tensor in w.items()},
+        lambda w: {"state_dict": {f"layer{i}": i for i in range(1000)}},
+        lambda w: {f"layer{i}": i for i in range(1000)},
+    ],
+)
+def test_a_refusal_has_a_few_lines(spoil, weights):
+    with pytest.raises(ValueError, match="published state dict") as refusal:
+        published.from_state_dict(spoil(weights))
+    message = str(refusal.value)
+    assert len(message) < 1200
+    assert message.count("\n") < 20
+
+
+def test_unexpected_and_misshapen_names_are_listed(weights):
     weights["extra.weight"] = torch.zeros(3)
     weights["tail.weight"] = torch.zeros(3, 5, 3, 3)
     weights["basic.concat12.weight"] = torch.zeros(1)
@@ -120,8 +199,8 @@ def test_a_mapping_that_is_no_published_state_dict_is_refused():
     for state_dict, message in [
         ({}, "empty"),
         ({"conv.weight": torch.zeros(3, 3)}, r"missing or misshapen: shallow_feat1\.0\.weight"),
-        ({"state_dict": [1]}, "not a mapping"),
-        ({"r0": 0.5}, "not floating-point tensors: r0"),
+        ({"state_dict": [1]}, r"no tensors, but state_dict \(list\)"),
+        ({"r0": 0.5}, r"no tensors, but r0 \(float\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             published.from_state_dict(state_dict)
@@ -140,6 +219,78 @@ def test_a_checkpoint_file_is_loaded(weights, tmp_path):
     image = torch.rand(1, 3, 16, 16)
     expected = estimates(published.from_state_dict(weights, num_stages=3), image)[-1]
     assert torch.equal(estimates(published.load(path, num_stages=3), image)[-1], expected)
+
+
+def test_a_safetensors_file_is_loaded(weights, tmp_path):
+    save_file(
+        {f"module.{name}": tensor.contiguous() for name, tensor in weights.items()}, tmp_path / "model.safetensors"
+    )
+    network = published.load(tmp_path / "model.safetensors")
+    assert torch.equal(network.first.proximal.shallow.embed.weight, weights["shallow_feat1.0.weight"])
+
+
+def test_metrics_and_arguments_beside_the_weights_are_harmless(weights, tmp_path):
+    extra = {
+        "best_psnr": np.float64(31.5),
+        "epoch": np.int64(3),
+        "args": argparse.Namespace(lr=1e-3, folder=Path("runs")),
+    }
+    torch.save({"state_dict": weights, **extra}, tmp_path / "model.pth")
+    network = published.load(tmp_path / "model.pth")
+    assert torch.equal(network.first.proximal.shallow.embed.weight, weights["shallow_feat1.0.weight"])
+
+
+def zip_bytes(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+    return buffer.getvalue()
+
+
+def saved(value: object, save: Callable[..., None] = torch.save, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    save(value, buffer, **options)
+    return buffer.getvalue()
+
+
+OTHER_FILES = {
+    "pointer.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "git lfs pull"),
+    "page.pth": (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page"),
+    "text.pth": ("The weights are at …\n".encode(), "a text file"),
+    "empty.pth": (b"", "an empty file"),
+    "array.pth": (saved(np.zeros(3), lambda value, file: np.save(file, value)), "a NumPy array"),
+    "arrays.pth": (saved(np.zeros(3), lambda value, file: np.savez(file, value)), "npz"),
+    "model.onnx": (b"\x08\x07\x12\x07pytorch\x1a\x052.0.0", "an ONNX model"),
+    "onnx.pth": (b"\x08\x07\x12\x07pytorch\x1a\x052.0.0", "an ONNX model"),
+    "weights.zip": (zip_bytes("weights/a.pth", "README.md"), r"a zip archive .*weights/a\.pth, README\.md"),
+    "cut.pth": (saved({"a": torch.zeros(300)})[:400], "its end is missing"),
+    "packed.pth": (gzip.compress(b"x"), "gzip"),
+    "keras.pth": (b"\x89HDF\r\n\x1a\n", "HDF5"),
+    "script.pth": (zip_bytes("script/constants.pkl", "script/data.pkl", "script/code/a.py"), "TorchScript"),
+    "module.pth": (saved(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1))), r"\(torch\.nn.*Conv2d.*state_dict"),
+    "old.pth": (saved(torch.nn.PReLU(), _use_new_zipfile_serialization=False), "objects other than weights"),
+    "cut.safetensors": (b"\x10\0\0\0\0\0\0\0{" + bytes(30), "safetensors"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_another_kind_of_file_is_named_in_one_line(name, tmp_path):
+    content, reason = OTHER_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=reason) as refusal:
+        published.load(tmp_path / name)
+    message = str(refusal.value)
+    assert message.startswith(f"{tmp_path / name}: ")
+    assert "\n" not in message
+    assert len(message) < 500
+
+
+def test_folders_and_pipes_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    for path, reason in ((tmp_path, "a folder"), (tmp_path / "pipe.pth", "not a regular file")):
+        with pytest.raises(ValueError, match=reason):
+            published.load(path)
 
 
 class Touch:

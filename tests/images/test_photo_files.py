@@ -393,7 +393,7 @@ def test_exif_that_is_too_large_for_a_jpeg_loses_its_maker_notes_alone(tmp_path)
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "WEBP", "AVIF"])
-def test_xmp_is_kept_and_tells_the_truth(file_format):
+def test_xmp_is_kept_and_stays_true(file_format):
     packet = XMP % b"<xmp:Thumbnails><rdf:Alt>stale</rdf:Alt></xmp:Thumbnails><dc:title>harbour</dc:title>"
     photo = read_photo(jpeg(SMOOTH, jpeg_segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + packet)))
     data, dropped = encode(photo, file_format)

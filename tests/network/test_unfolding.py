@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from dgunet import DGUNet, DGUNetConfig
+from dgunet.config import BLOCK_SIZE
 from dgunet.network import Measurements
-from dgunet.network.gradient import BLOCK_SIZE, GradientDescentModule, SensingMatrix
+from dgunet.network.gradient import GradientDescentModule, SensingMatrix
 from dgunet.network.unfolding import LastStage, pad
 
 SMALL = {"width": 8, "growth": 4, "head_growth": 4, "num_stages": 4}

@@ -19,7 +19,8 @@ from pipeline import evaluate as evaluate_command
 from pipeline.config.params import ParamsError, merged_section, validated
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.evaluation.baselines import NonLocalMeans
-from pipeline.evaluation.protocol import Protocol, Quality
+from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.quality import Quality
 from pipeline.evaluation.scores import Evaluation, ImageScores, Restoration, evaluate, restore_pair
 from pipeline.evaluation.settings import Evaluate
 from pipeline.reporting.gallery import GalleryItem, Page, choose, most_different_crop, render

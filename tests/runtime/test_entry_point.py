@@ -136,3 +136,28 @@ subprocess.run(["/bin/sh", "-c", {command!r}, sys.executable, "-c", {STAGE!r}], 
         assert process.stdout.readline() == "started\n"
         process.kill()
         assert process.stdout.read() == "stopped\n"
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])  # written when the program ends, and while it runs
+def test_a_command_ends_quietly_where_nobody_reads_its_output(tmp_path: Path, lines: int) -> None:
+    code = (
+        f"from pipeline.runtime.entry_point import run_command\nrun_command(lambda: print(*range({lines}), sep='\\n'))"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env={"PYTHONPATH": str(PROJECT)}, stdout=writer, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_broken_pipe_is_an_error(folder: Path) -> None:
+    def main() -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.write(writer, b"x")
+
+    assert message(main).startswith("error: [Errno 32] Broken pipe (the traceback is in ")

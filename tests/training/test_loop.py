@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgunet import metrics
 from dgunet.checkpoint import load_model, read_card
-from dgunet.losses import LossKind
+from dgunet.config import LossKind
 from dgunet.network import DGUNet, DGUNetConfig, blocks
 from pipeline.dataloader import dataset, loader
 from pipeline.dataloader import pairs as dataloader_pairs

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 from factories import RECIPE
 
-from dgunet.losses import LossKind
+from dgunet.config import LossKind
 from dgunet.network import DGUNetConfig
 from pipeline.config.params import ParamsError, validated
 from pipeline.training.settings import Network, Train

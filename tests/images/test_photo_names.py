@@ -45,7 +45,7 @@ def test_unread_files_are_counted_by_suffix():
     assert counts == {".heic": 9, ".txt": 3}
     line = names.describe_unread(counts)
     assert line.startswith("12 files are not photographs this reads: .heic 9, .txt 3")
-    assert "dgunet[heic]" in line
+    assert "dgunet[photos]" in line
     assert names.describe_unread({"": 1}) == "1 file is not a photograph this reads: no suffix 1"
     assert names.describe_unread({}) == ""
 

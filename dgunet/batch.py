@@ -1,0 +1,291 @@
+"""Restore many photos: one that fails does not stop the others, what is done stays, the end is a table or JSON.
+
+Only results are kept in memory, one photo at a time is.
+"""
+
+import errno
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from dgunet.console import ProgressLine, duration, explain, is_terminal, printable, write_line
+from dgunet.images import WRITABLE_SUFFIXES, Photo, read_photo, write_photo
+from dgunet.images.codecs import encode
+from dgunet.images.names import describe_unread
+from dgunet.jobs import Job, Plan, is_folder
+
+Pixels = Shaped[np.ndarray, "H W C"]
+Restore = Callable[[Pixels, Callable[[int, int], None]], Pixels]
+_STOPS = {  # errors of writing that every further photo would meet
+    errno.ENOSPC: "the disk is full (No space left on device)",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the folder cannot be written to any more (read-only file system)",
+}
+_REASONS = 12  # of the table
+_PHOTOS = 3  # of each reason
+
+
+@dataclass
+class Results:
+    """What became of each photo; `stopped` says why the batch ended early, if it did."""
+
+    done: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[Job] = field(default_factory=list)
+    refused: list[tuple[Path, str]] = field(default_factory=list)
+    unread: dict[str, int] = field(default_factory=dict)
+    num_remaining: int = 0
+    stopped: str | None = None
+    is_interrupted: bool = False
+    seconds: float = 0.0
+
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        return 130 if self.is_interrupted else 1 if self.refused or self.stopped else 0
+
+
+def run(
+    planned: Plan,
+    out: Path,
+    load: Callable[[], Restore],
+    *,
+    page: int | None = None,
+    existing: str = "refuse",
+    as_json: bool = False,
+) -> int:
+    """Restore photos, report each, and return the exit status.
+
+    Args:
+        planned: the photos and their targets.
+        out: the folder to write to, or the only file.
+        load: returns the function that restores pixels and calls its second argument after each tile; called before
+            the first photo that is to be restored, if there is one.
+        page: as `read_photo`.
+        existing: "refuse", "skip" or "replace" targets that exist.
+        as_json: print one JSON object at the end on stdout, all else on stderr.
+
+    Raises:
+        OSError: nothing can be written to `out`.
+        Exception: of `load`.
+    """
+    started = time.monotonic()
+    results = Results(unread=planned.unread)
+    for path, reason in planned.refused:
+        _refuse(results, path, reason)
+    jobs = list(_to_do(planned.jobs, existing, results))
+    progress = ProgressLine(len(jobs))
+    try:
+        if jobs:
+            with _writable(out if planned.jobs[0].target != out else out.parent):
+                _restore_all(jobs, load(), results, page=page, progress=progress, as_json=as_json)
+    except KeyboardInterrupt:
+        results.is_interrupted, results.stopped = True, "interrupted"
+    progress.clear()
+    num_tried = len(results.done) + len(results.skipped) + len(results.refused)
+    results.num_remaining = len(planned.jobs) + len(planned.refused) - num_tried
+    results.seconds = time.monotonic() - started
+    lines = [json.dumps(_as_json(results))] if as_json else list(_table(results))
+    num_written = sum(write_line(line) for line in lines)
+    if results.stopped:
+        write_line(f"dgunet: {printable(results.stopped)}; run again with --skip-existing to go on", to_stderr=True)
+    return results.status if num_written == len(lines) else results.status or 1
+
+
+def _to_do(jobs: Sequence[Job], existing: str, results: Results) -> Iterator[Job]:
+    """Yield the jobs whose target is to be written; count the others as skipped or refused."""
+    num_existing = 0
+    for job in jobs:
+        exists = os.path.exists(job.target)  # noqa: PTH110 (Path.exists raises for names that are too long)
+        if is_folder(job.target):
+            _refuse(results, job.source, "a folder of the same name exists in OUT")
+        elif existing == "replace" or not exists:
+            yield job
+        elif existing == "skip":
+            results.skipped.append(job)
+        else:
+            num_existing += 1
+            results.refused.append((job.source, "exists in OUT"))
+    if num_existing:  # one line, as there may be thousands
+        remedy = "--overwrite replaces them, --skip-existing passes over them"
+        write_line(f"dgunet: {num_existing:,} of {len(jobs):,} photos exist in OUT; {remedy}", to_stderr=True)
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Create a folder and raise OSError if no file can be made there; remove it at the end if it stays empty."""
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; nothing was restored", str(folder)) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # not empty
+            for path in created:
+                path.rmdir()
+
+
+class _Refused(Exception):
+    """A photo was not restored. `stops` says why no other can be written either."""
+
+    def __init__(self, reason: str, stops: str | None = None) -> None:
+        super().__init__(reason)
+        self.stops = stops
+
+
+def _restore_all(
+    jobs: Sequence[Job],
+    restore: Restore,
+    results: Results,
+    *,
+    page: int | None,
+    progress: ProgressLine,
+    as_json: bool,
+) -> None:
+    for number, job in enumerate(jobs, start=1):
+        label = f"[{number}/{len(jobs)}]"
+        progress.show_tiles(0, 1)
+        entry: dict[str, Any] | None = None
+        reason, stops = "", None
+        try:
+            entry = _restore_one(job, restore, page, progress.show_tiles)
+        except _Refused as error:
+            reason, stops = str(error), error.stops
+        progress.finish_photo()
+        progress.clear()
+        if stops:
+            results.stopped = f"{job.target}: {stops}"
+            return
+        if entry is None:
+            _refuse(results, job.source, reason, label)
+            continue
+        results.done.append(entry)
+        if len(jobs) == 1 or not (progress.is_shown and (as_json or is_terminal(sys.stdout))):
+            size, seconds = f"{entry['width']}x{entry['height']}", duration(entry["seconds"])
+            write_line(f"{label} {printable(job.target)}  {size}  {seconds}", to_stderr=as_json)
+
+
+def _restore_one(
+    job: Job, restore: Restore, page: int | None, show_tiles: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Restore and write one photo, and return its entry of the results. Raises _Refused."""
+    started = time.monotonic()
+    try:
+        photo = read_photo(job.source, page=page)
+        _check_format(photo, job.target)
+        alpha = None if photo.alpha is None else np.ascontiguousarray(photo.alpha)  # a view keeps the colours too
+        # From here on nothing refers to the pixels that were read, so that their memory serves for writing.
+        photo = replace(photo, pixels=restore(photo.pixels, show_tiles), alpha=alpha)
+    except Exception as error:  # decoders raise many types; RuntimeError: torch is out of memory
+        raise _Refused(_reason(error, job.source)) from error
+    try:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        dropped = (*photo.dropped, *write_photo(job.target, photo))
+    except Exception as error:  # encoders raise many types
+        stops = _STOPS.get(error.errno or 0) if isinstance(error, OSError) else None
+        raise _Refused(_reason(error, job.target), stops) from error
+    height, width = photo.pixels.shape[:2]
+    return {
+        "photo": str(job.source),
+        "target": str(job.target),
+        "width": width,
+        "height": height,
+        "seconds": round(time.monotonic() - started, 3),
+        "dropped": list(dropped),
+    }
+
+
+def _check_format(photo: Photo, target: Path) -> None:
+    """Raise ValueError if the format of `target` cannot hold the photo: before minutes are spent on restoring it."""
+    corner = (slice(8), slice(8))
+    alpha = None if photo.alpha is None else photo.alpha[corner]
+    encode(replace(photo, pixels=photo.pixels[corner], alpha=alpha), WRITABLE_SUFFIXES[target.suffix.lower()])
+
+
+def _refuse(results: Results, path: Path, reason: str, label: str = "") -> None:
+    results.refused.append((path, reason))
+    write_line(f"{label} {printable(path)}: refused: {printable(reason)}".lstrip(), to_stderr=True)
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    """Return the message of an error in one line, without the name of the photo, which stands before it."""
+    lines = explain(error).removeprefix(f"{path}: ").splitlines()
+    text = "; ".join(stripped for line in lines if (stripped := line.strip()))
+    is_usual = isinstance(error, OSError | ValueError | RuntimeError | MemoryError)
+    return text if is_usual else f"{type(error).__name__}: {text}"
+
+
+def _table(results: Results) -> Iterator[str]:
+    """Yield the lines of the end; none for a single photo that was restored, whose own line says all."""
+    counts = _counts(results)
+    if counts != {"restored": 1}:
+        width = max((len(f"{count:,}") for count in counts.values()), default=1)
+        for name, count in counts.items():
+            yield f"{name:<10} {count:>{width},}" + (f"  in {duration(results.seconds)}" if name == "restored" else "")
+            if name == "refused":
+                yield from _refused_lines(results.refused)
+    if unread := describe_unread(results.unread):
+        yield unread
+    dropped = Counter(phrase for photo in results.done for phrase in photo["dropped"])
+    for phrase, count in dropped.most_common(_REASONS):
+        yield f"not kept in {count:,} {'photo' if count == 1 else 'photos'}: {printable(phrase)}"
+    if len(dropped) > _REASONS:
+        yield f"not kept: {len(dropped) - _REASONS} more things, which --json lists"
+
+
+def _counts(results: Results) -> dict[str, int]:
+    counts = {
+        "restored": len(results.done),
+        "skipped": len(results.skipped),
+        "refused": len(results.refused),
+        "not tried": results.num_remaining,
+    }
+    return {name: count for name, count in counts.items() if count or name == "restored"}
+
+
+def _refused_lines(refused: Sequence[tuple[Path, str]]) -> Iterator[str]:
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for path, reason in refused:
+        groups[reason].append(path)
+    for reason, paths in sorted(groups.items(), key=lambda group: -len(group[1]))[:_REASONS]:
+        names = ", ".join(printable(path) for path in paths[:_PHOTOS])
+        more = f" and {len(paths) - _PHOTOS:,} more" if len(paths) > _PHOTOS else ""
+        yield f"  {len(paths):,}: {_shortened(printable(reason))}: {names}{more}"
+    if len(groups) > _REASONS:
+        yield f"  {len(groups) - _REASONS:,} more reasons, which --json lists"
+
+
+def _shortened(reason: str) -> str:
+    return reason if len(reason) <= 200 else f"{reason[:197]}..."
+
+
+def _as_json(results: Results) -> dict[str, Any]:
+    return {
+        "done": results.done,
+        "skipped": [{"photo": str(job.source), "target": str(job.target)} for job in results.skipped],
+        "refused": [{"photo": str(path), "reason": reason} for path, reason in results.refused],
+        "unread": results.unread,
+        "counts": {
+            "done": len(results.done),
+            "skipped": len(results.skipped),
+            "refused": len(results.refused),
+            "not_tried": results.num_remaining,
+            "unread": sum(results.unread.values()),
+        },
+        "stopped": results.stopped,
+        "seconds": round(results.seconds, 3),
+    }
