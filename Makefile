@@ -55,7 +55,7 @@ apply: $(READY)  ## RECIPE=infra/recipes/derain.yaml: show what a recipe changes
 	@python -m pipeline.apply_recipe $(RECIPE) $(if $(YES),--yes)
 
 ui: $(READY)  ## browse runs and models in MLflow on http://127.0.0.1:5000
-	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port 5000
+	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port 5000
 
 bench: $(READY)  ## measure network, loader, synthesis, degradations, scaling on this machine; writes benchmarks/results
 	@for name in network loader synthesis degradations scaling; do python -m benchmarks.$$name; done

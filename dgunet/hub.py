@@ -61,6 +61,23 @@ def pull(uri: str) -> Path:
     return folder
 
 
+def sqlite_address(path: Path) -> str:
+    """Return the URL of an SQLite file; a path may hold characters that mean something in a URL, such as % ? #."""
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=str(path.absolute())).render_as_string(hide_password=False)
+
+
+def sqlite_path(address: str) -> Path | None:
+    """Return the file of an SQLite URL; None for other addresses, and for a store in memory."""
+    if not address.startswith("sqlite:"):
+        return None
+    from sqlalchemy.engine import make_url
+
+    database = make_url(address).database
+    return Path(database) if database and database != ":memory:" else None
+
+
 def _registry() -> str:
     """Return the address of the registry; raises ValueError for a missing file, which MLflow would create."""
     configured = os.environ.get("MLFLOW_TRACKING_URI")
@@ -70,13 +87,13 @@ def _registry() -> str:
                 f"no model registry is configured: set MLFLOW_TRACKING_URI to its address, or run this in the folder "
                 f"of {LOCAL_STORE}, or give a model folder instead of {PREFIX}..."
             )
-        return f"sqlite:///{Path(LOCAL_STORE).absolute()}"
-    if configured.startswith("sqlite:///"):
-        path = Path(configured.removeprefix("sqlite:///"))
-        if not path.is_file():
-            raise ValueError(f"MLFLOW_TRACKING_URI={configured}: the file {path.absolute()} does not exist")
-        return f"sqlite:///{path.absolute()}"
-    return configured
+        return sqlite_address(Path(LOCAL_STORE))
+    path = sqlite_path(configured)
+    if path is None:
+        return configured
+    if not path.is_file():
+        raise ValueError(f"MLFLOW_TRACKING_URI={configured}: the file {path.absolute()} does not exist")
+    return sqlite_address(path)
 
 
 def _cache() -> Path:

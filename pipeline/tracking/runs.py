@@ -24,6 +24,7 @@ from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+from dgunet.hub import sqlite_address, sqlite_path
 from pipeline.runtime.files import PROJECT
 
 ENVIRONMENT = {  # of MLflow, while connected; what the user has set stays
@@ -35,7 +36,6 @@ ENVIRONMENT = {  # of MLflow, while connected; what the user has set stays
 }
 ADDRESS = "MLFLOW_TRACKING_URI"
 DEFAULT_DATABASE = PROJECT / "mlflow.db"
-SQLITE = "sqlite:///"
 LONGEST_VALUE = 500  # MLflow refuses longer parameters
 METRICS_PER_REQUEST, PARAMS_PER_REQUEST = 1000, 100  # MLflow refuses more
 SYSTEM_METRICS = "system/"
@@ -145,7 +145,7 @@ def connected() -> Iterator[None]:
     Raises:
         ValueError: the store does not answer, or MLflow refuses a request of the body; the message has one line.
     """
-    address = os.environ.get(ADDRESS) or f"{SQLITE}{DEFAULT_DATABASE}"
+    address = os.environ.get(ADDRESS) or sqlite_address(DEFAULT_DATABASE)
     with _environment():
         mlflow.set_tracking_uri(address)  # sets the variable, too
         try:
@@ -255,10 +255,8 @@ def _find_or_create_experiment(name: str) -> str:
 
 def _artifact_folder() -> str | None:
     """Return the folder of files beside a SQLite store (MLflow takes the current directory); None for a server."""
-    address = mlflow.get_tracking_uri()
-    if not address.startswith(SQLITE):
-        return None
-    return (Path(address.removeprefix(SQLITE)).absolute().parent / "mlartifacts").as_uri()
+    database = sqlite_path(mlflow.get_tracking_uri())
+    return (database.absolute().parent / "mlartifacts").as_uri() if database else None
 
 
 def _check_server(address: str) -> None:
