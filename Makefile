@@ -7,6 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
+export TASK PAIR EPOCH RECIPE  # read by the shell, which takes them as they are
 export MPLBACKEND := Agg
 
 # The tests of a file share a process, and so its Ray session. Many of them wait for other processes, not for a CPU.
@@ -45,14 +46,14 @@ lint: $(READY)
 	@ruff format --check . && ruff check . && mypy && lint-imports
 
 preview: $(READY)  ## TASK=derain: a contact sheet of the task's degradation; PAIR=KEY EPOCH=3 VERIFY=1: a training pair again
-	@python -m pipeline.preview --task $(TASK) $(if $(PAIR),--pair $(PAIR)) $(if $(EPOCH),--epoch $(EPOCH)) $(if $(VERIFY),--verify)
+	@python -m pipeline.preview --task "$$TASK" $(if $(PAIR),--pair "$$PAIR") $(if $(EPOCH),--epoch "$$EPOCH") $(if $(VERIFY),--verify)
 
 tune: $(READY)  ## TASK=derain: search the task's recipe on this machine or RAY_ADDRESS; writes reports/TASK/tune
-	@dvc repro --quiet synthesize@$(TASK)
-	@python -m pipeline.tune --task $(TASK) --shards data/shards/$(TASK) --out reports/$(TASK)/tune
+	@dvc repro --quiet "synthesize@$$TASK"
+	@python -m pipeline.tune --task "$$TASK" --shards "data/shards/$$TASK" --out "reports/$$TASK/tune"
 
 apply: $(READY)  ## RECIPE=infra/recipes/derain.yaml: show what a recipe changes in params.yaml, ask (YES=1: do not), apply
-	@python -m pipeline.apply_recipe $(RECIPE) $(if $(YES),--yes)
+	@python -m pipeline.apply_recipe "$$RECIPE" $(if $(YES),--yes)
 
 ui: $(READY)  ## browse runs and models in MLflow on http://127.0.0.1:5000
 	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port 5000

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,7 @@ from pipeline.tracking.settings import Promote
 from pipeline.training.settings import Train
 from pipeline.tuning.settings import Tune
 
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*", re.ASCII)
 KINDS: dict[str, type[Section]] = {"synthesize": Synthesize, "train": Train, "evaluate": Evaluate}
 
 
@@ -72,13 +74,23 @@ def _mistakes(params: Mapping[str, Any]) -> Iterator[str]:
     yield from _mistakes_in_defaults(params)
     benchmarks = params.get(BENCHMARKS)
     names = list(benchmarks) if isinstance(benchmarks, dict) else []
+    yield from _mistakes_in_names(tasks)
     for name in names:
         yield from _errors(benchmark_settings, params, name)
     for task, section in tasks.items():
+        if not isinstance(task, str):
+            continue
         yield from _mistakes_in_task(params, task, section)
         for name in _named_benchmarks(params, section):
             if name not in names:
                 yield f"{task}.evaluate.benchmarks: there is no benchmark `{name}`; there is: {', '.join(names)}"
+
+
+def _mistakes_in_names(tasks: Iterable[object]) -> Iterator[str]:
+    """Yield the names of tasks that cannot be parts of commands, of file names and of DVC's keys."""
+    for name in tasks:
+        if not (isinstance(name, str) and TASK_NAME.fullmatch(name)):
+            yield f"{name}: the name of a task has letters, digits, _ and - only, and starts with a letter or a digit"
 
 
 def _mistakes_in_defaults(params: Mapping[str, Any]) -> Iterator[str]:

@@ -26,3 +26,22 @@ def test_clean_keeps_unfinished_work_unless_it_is_asked_to_remove_it(tmp_path: P
     clean(tmp_path, "UNFINISHED=1")
     assert not list((tmp_path / ".cache").iterdir())
     clean(tmp_path)  # with nothing to remove
+
+
+def test_values_of_variables_reach_commands_as_they_are(tmp_path: Path) -> None:
+    shutil.copy(PROJECT / "Makefile", tmp_path)
+    shutil.copy(PROJECT / "constraints.txt", tmp_path)
+    shutil.copy(PROJECT / "pyproject.toml", tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("python", "dvc"):  # they show their arguments
+        (tmp_path / ".venv" / "bin" / name).write_text('#!/bin/sh\nprintf "<%s>" "$@"\n')
+        (tmp_path / ".venv" / "bin" / name).chmod(0o755)
+    (tmp_path / ".venv" / ".ready").touch()
+    value = "a b; touch injected; $(touch injected) ' \" `touch injected`"
+    for target, variable in (("preview", "TASK"), ("preview", "PAIR"), ("tune", "TASK"), ("apply", "RECIPE")):
+        written = value.replace("$", "$$")  # make's own escape
+        said = subprocess.run(
+            ["make", target, f"{variable}={written}"], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+        assert f"<{value}>" in said, said
+        assert not (tmp_path / "injected").exists()

@@ -8,7 +8,8 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import ray
 
@@ -16,6 +17,10 @@ from pipeline.runtime.environment import read_environment, restored_environ
 from pipeline.runtime.files import PROJECT
 from pipeline.runtime.threads import VARIABLES, thread_settings
 
+SECONDS_TO_ANSWER = 4.0  # until a head accepts a connection, and until it says that it speaks gRPC
+SETTINGS_FRAME = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"  # length, type 4, flags, stream
+LONGEST_SOCKET_PATH = 107  # bytes, on Linux
+LONGEST_SOCKET_NAME = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.65535")
 OBJECT_STORE_BYTES = 256 * 2**20  # no large object is passed through it
 RAY_DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports wait for the controller's next poll; Ray's own: 2 s
@@ -35,7 +40,7 @@ def session(*, dashboard: bool = False) -> Iterator[None]:
         dashboard: whether Ray's dashboard is needed, as by a search. It takes about 1 GB of memory.
 
     Raises:
-        ValueError: the cluster has no dashboard, but needs one.
+        ValueError: no Ray head answers at RAY_ADDRESS; the cluster has no dashboard, but needs one.
     """
     with restored_environ():
         environment = read_environment()
@@ -54,6 +59,7 @@ def session(*, dashboard: bool = False) -> Iterator[None]:
 
 
 def _join(address: str, *, dashboard: bool) -> None:
+    _check_head(address)
     forwarded = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED)}
     # On a node the checkout is a copy, another one after each change of the code: no place for a cache.
     forwarded.setdefault("DGUNET_SHARD_CACHE", f"{tempfile.gettempdir()}/dgunet-shards-{os.getuid()}")
@@ -65,6 +71,53 @@ def _join(address: str, *, dashboard: bool) -> None:
         raise ValueError(f"the Ray cluster {address} has no dashboard: start its head with --include-dashboard=true")
 
 
+def _check_head(address: str) -> None:
+    """Raise ValueError if no Ray head answers at an address; Ray itself tries for two minutes without a message.
+
+    The head and the Ray client's server speak gRPC, which is HTTP/2: they send a SETTINGS frame (RFC 9113, 6.5) when a
+    connection opens.
+    """
+    advice = "start the head (ray start --head), correct RAY_ADDRESS, or unset it to use this machine alone"
+    place = address.removeprefix("ray://").rstrip("/")
+    if place == "auto":
+        return
+    host, colon, port = place.rpartition(":")
+    if not (colon and host and port.isdecimal() and int(port) < 2**16):
+        raise ValueError(f"RAY_ADDRESS={address}: should be HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+                return  # the server waits for the client's part of the handshake
+            frame = b""
+            while len(frame) < len(SETTINGS_FRAME) and (received := connection.recv(64)):
+                frame += received
+    except TimeoutError:
+        raise ValueError(f"RAY_ADDRESS={address}: no Ray head answers there; {advice}") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"RAY_ADDRESS={address}: cannot be reached ({reason}); {advice}") from None
+    if frame[3:4] != SETTINGS_FRAME[3:4]:
+        raise ValueError(f"RAY_ADDRESS={address}: what answers there is no Ray head; {advice}")
+
+
+def _short_folder() -> str | None:
+    """Return a folder for Ray's sockets where its own is too deep for them; None where it is not.
+
+    Raises:
+        ValueError: no folder for temporary files has a short path.
+    """
+    own = os.environ.get("RAY_TMPDIR") or f"{tempfile.gettempdir()}/ray"
+    if len(os.fsencode(own)) + LONGEST_SOCKET_NAME <= LONGEST_SOCKET_PATH:
+        return None
+    for root in ("/tmp", "/var/tmp", "/dev/shm"):
+        folder = Path(root, f"ray-{os.getuid()}")
+        with suppress(OSError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK | os.X_OK):
+                return str(folder)
+    raise ValueError(f"{own} is too deep for Ray's sockets: set RAY_TMPDIR to a folder with a short path, such as /tmp")
+
+
 def _start(*, dashboard: bool) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray listens on this machine alone, and HOME may be read-only
     # It watches for nodes that will be taken away, in a process of its own; here is one node.
@@ -74,6 +127,8 @@ def _start(*, dashboard: bool) -> None:
     if (quoted := shlex.quote(sys.executable)) != sys.executable:
         runtime["py_executable"] = quoted  # Ray hands it to a shell unquoted: a path with a space hangs
     options: dict[str, object] = {}
+    if folder := _short_folder():
+        options["_temp_dir"] = folder
     with restored_environ():
         if dashboard:
             # What frees the CPUs of a stopped trial searches the machine for the session's address, and gives up where
@@ -81,10 +136,8 @@ def _start(*, dashboard: bool) -> None:
             port = _free_port()
             os.environ["RAY_GCS_SERVER_PORT"] = str(port)
             runtime["env_vars"] = {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
-            options = {
-                # Ray prints a warning when four times as many processes start at once; a search starts eight.
-                "_system_config": {"worker_maximum_startup_concurrency": 8},
-            }
+            # Ray prints a warning when four times as many processes start at once; a search starts eight.
+            options["_system_config"] = {"worker_maximum_startup_concurrency": 8}
         ray.init(
             "local", include_dashboard=dashboard, log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES,
             logging_level="ERROR", runtime_env=runtime or None, **options,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
+import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from pipeline.runtime.files import PROJECT
@@ -13,12 +16,38 @@ CODE = ("dgunet", "pipeline", "params.yaml", "dvc.yaml")
 
 
 def commit() -> str:
-    """Return the commit of the checkout, with "+changes" where code or parameters differ from it."""
+    """Return the commit of the checkout, with "+changes" where code or parameters differ from it.
+
+    Where git cannot tell, return "unknown" and print the reason once.
+    """
     try:
         head = _git("rev-parse", "HEAD")
         return head + ("+changes" if _git("status", "--porcelain", "--", *CODE) else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    except FileNotFoundError:
+        _warn("git is not installed")
+    except subprocess.CalledProcessError as error:
+        _warn(_reason(error.stderr))
+    except OSError as error:
+        _warn(str(error))
+    return "unknown"
+
+
+@cache
+def _warn(reason: str) -> None:
+    print(f"the commit of this checkout is recorded as unknown: {reason}", file=sys.stderr)
+
+
+def _reason(message: str) -> str:
+    """Return what git says in one line, with what helps."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    remedy = next((line for line in lines if line.startswith("git config")), None)
+    if "dubious ownership" in message and remedy:
+        return f"it belongs to another user; if you trust it: {remedy}"
+    if "unknown revision" in message or "Needed a single revision" in message:
+        return "it has no commit yet"
+    if "not a git repository" in message:
+        return "it is no git repository"
+    return lines[0].removeprefix("fatal: ") if lines else "git failed without a message"
 
 
 def digest(paths: Iterable[Path]) -> str:
@@ -30,5 +59,8 @@ def digest(paths: Iterable[Path]) -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "LC_ALL": "C"}  # its messages are looked at
+    done = subprocess.run(
+        ["git", *arguments], cwd=PROJECT, env=environment, capture_output=True, text=True, check=True, errors="replace"
+    )
     return done.stdout.strip()

@@ -1,15 +1,21 @@
 """A Ray session: what its processes read from the environment, and that os.environ is as before afterwards."""
 
 import os
-from collections.abc import Mapping
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 from factories import pythonpath
 
+from pipeline.cluster import session as session_module
 from pipeline.cluster import tasks
-from pipeline.cluster.session import session
+from pipeline.cluster.session import SETTINGS_FRAME, session
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
 
@@ -35,6 +41,25 @@ def test_a_session_sets_what_its_processes_need_and_restores_os_environ(monkeypa
     assert dict(os.environ) == before
 
 
+@contextmanager
+def listening(says: bytes) -> Iterator[str]:
+    """The address of a server that sends `says` to everybody who connects, and then waits."""
+    connections = []
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                connections.append(connection)
+                connection.sendall(says)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+    for connection in connections:
+        connection.close()
+
+
 class Joined:
     dashboard_url = ""
 
@@ -47,6 +72,7 @@ def test_a_session_that_cannot_start_restores_os_environ_too(monkeypatch: pytest
         return Joined()
 
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(session_module, "_check_head", lambda address: None)
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio:9000")
     monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
@@ -63,3 +89,43 @@ def test_a_session_that_cannot_start_restores_os_environ_too(monkeypatch: pytest
     assert forwarded["RAY_TRAIN_ENABLE_PRINT_PATCH"] == "0"
     assert "dgunet-shards-" in forwarded["DGUNET_SHARD_CACHE"]
     assert not {"OMP_WAIT_POLICY", "PATH", "HOME"} & forwarded.keys()
+
+
+@pytest.mark.parametrize("prefix", ["", "ray://"])
+def test_an_address_where_no_head_answers_is_refused_soon(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    monkeypatch.setattr(session_module, "SECONDS_TO_ANSWER", 0.2)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was asked"))
+    with listening(b"") as silent, listening(b"SSH-2.0-OpenSSH_9.2\r\n") as other:
+        refused = {f"{prefix}{silent}": "no Ray head answers", f"{prefix}{other}": "is no Ray head"}
+        refused |= {f"{prefix}127.0.0.1:1": "cannot be reached", f"{prefix}[::1]:1": "cannot be reached"}
+        refused |= {f"{prefix}no-such-host.invalid:6379": "cannot be reached", "head": "should be HOST:PORT"}
+        for address, message in refused.items():
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            with pytest.raises(ValueError, match=message) as error, session():
+                pass
+            assert str(error.value).startswith(f"RAY_ADDRESS={address}: ")
+            assert "\n" not in str(error.value)
+
+
+def test_an_address_that_speaks_grpc_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[str] = []
+    monkeypatch.setattr(ray, "init", lambda address, **_: joined.append(address))
+    with listening(SETTINGS_FRAME) as head:
+        monkeypatch.setenv("RAY_ADDRESS", head)
+        with session():
+            assert joined == [head]
+
+
+def test_a_folder_that_is_too_deep_for_sockets_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["folder"] * 12)
+    deep.mkdir(parents=True)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(deep))
+    monkeypatch.setenv("PYTHONPATH", pythonpath(__file__))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with session():
+        assert list(tasks.map_unordered(variable_of_task, ["TMPDIR"])) == [str(deep)]
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match="too deep for Ray's sockets: set RAY_TMPDIR"), session():
+        pass

@@ -103,6 +103,14 @@ def test_a_mistake_is_reported_with_its_place(tmp_path: Path, place: str, value:
     assert says.lower() in str(error.value).lower()
 
 
+@pytest.mark.parametrize("name", ["my task", "a;b", "$(touch x)", "-rf", "a.b", "ü", "a/b", "", 7, True, "a\nb"])
+def test_a_task_whose_name_cannot_be_part_of_a_command_is_refused(tmp_path: Path, name: object) -> None:
+    params: dict[Any, Any] = small_params()
+    params[name] = params["denoise"]
+    with pytest.raises(ParamsError, match="the name of a task has letters, digits, _ and - only"):
+        check(write(tmp_path, params))
+
+
 def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     params = changed("derain.train.learning_rate", -1)
     params["promote"]["margin_db"] = -1
