@@ -57,32 +57,48 @@ def test_without_a_change_only_prepare_runs(checkout: Checkout) -> None:
 
 FIRST_FILES = {  # what a stage writes first
     "prepare": ".cache/prepare/inspections.sqlite",
-    "synthesize@denoise": ".cache/synthesize/*/*/*.tar*",
+    "synthesize@denoise": ".cache/synthesize/*/*/*/*.tar*",
     "train@denoise": ".cache/runs/*/checkpoint_2*",
     "evaluate@denoise": "reports/denoise/.*.partial/*",
     "promote@denoise": "reports/denoise/promote.json",
 }
 
 
-def killed_at_work(checkout: Checkout, stage: str) -> bool:
-    """Run a stage and kill it when it has written its first file; return False if it ended earlier."""
-    written = partial(glob.glob, str(checkout.folder / FIRST_FILES[stage]))
+# Python runs it at its start. A stage then waits with its second file until it is killed, however fast it is.
+WAIT_AT_THE_SECOND_FILE = """
+import fnmatch, glob, os, sys, time
+
+def wait(event, arguments):
+    if event == "open" and isinstance(arguments[0], (str, os.PathLike)):
+        pattern, path = os.environ["FIRST_FILES"], os.path.abspath(arguments[0])
+        if fnmatch.fnmatch(path, pattern) and any(other != path for other in glob.glob(pattern)):
+            time.sleep(600)
+
+sys.addaudithook(wait)
+"""
+
+
+def kill_at_work(checkout: Checkout, stage: str, folder: Path) -> None:
+    """Run a stage and kill it when it has written its first file."""
+    pattern = str(checkout.folder / FIRST_FILES[stage])
+    written = partial(glob.glob, pattern)
     for path in written():
         Path(path).unlink()
-    with checkout.started("dvc", "repro", "--force", "--single-item", stage) as dvc:
+    (folder / "sitecustomize.py").write_text(WAIT_AT_THE_SECOND_FILE)
+    variables = {"PYTHONPATH": str(folder), "FIRST_FILES": pattern}
+    with checkout.started("dvc", "repro", "--force", "--single-item", stage, **variables) as dvc:
         until(lambda: written() or dvc.poll() is not None)
-        if dvc.poll() is None:
-            processes = psutil.Process(dvc.pid).children(recursive=True)
-            os.killpg(dvc.pid, signal.SIGKILL)
-            until(lambda: not any(command(each) for each in processes))
-        return dvc.wait() == -signal.SIGKILL
+        assert dvc.poll() is None, f"{stage} ended before {pattern} was there: is that still what it writes first?"
+        processes = psutil.Process(dvc.pid).children(recursive=True)
+        os.killpg(dvc.pid, signal.SIGKILL)
+        until(lambda: not any(command(each) for each in processes))
+        assert dvc.wait() == -signal.SIGKILL, f"{stage} had ended already"
 
 
-def test_every_stage_run_again_after_a_kill_writes_the_same_bytes_and_lock(checkout: Checkout) -> None:
+def test_every_stage_run_again_after_a_kill_writes_the_same_bytes_and_lock(checkout: Checkout, tmp_path: Path) -> None:
     before, lock = checkout.digests(), (checkout.folder / "dvc.lock").read_text()
-    for stage, first_file in FIRST_FILES.items():
-        killed = any(killed_at_work(checkout, stage) for _ in range(5))
-        assert killed, f"{stage} ended five times before {first_file} was seen: is that still what it writes first?"
+    for stage in FIRST_FILES:
+        kill_at_work(checkout, stage, tmp_path)
         checkout.run("dvc", "repro", "--force", "--single-item", stage)  # without --force DVC takes its cache
         assert checkout.digests() == before, stage
     assert (checkout.folder / "dvc.lock").read_text() == lock
