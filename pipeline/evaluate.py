@@ -24,7 +24,7 @@ from pipeline.shards.format import INDEX, checksum, read_index
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure one task's model; an error leaves the old report as it is."""
+    """Measure one task's model; after an error the old report is unchanged."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.evaluate", description=__doc__)
     parser.add_argument("--task", required=True, help="a section of params.yaml")
     parser.add_argument("--model", required=True, type=Path, help="model folder")
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for benchmark in (load_benchmark(params, name) for name in settings.benchmarks):
         if (missing := benchmark.absent()) is not None:
             print(
-                f"{args.task}: benchmark {benchmark.name} skipped: {missing} is not available. Put "
+                f"{args.task}: benchmark {benchmark.name} is skipped: {missing} is not available. Put "
                 "the images there, or set DGUNET_DATA to the folder that holds them (docs/datasets.md); then run "
                 f".venv/bin/dvc repro --force --single-item evaluate@{args.task}",
                 flush=True,
