@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for benchmark in (load_benchmark(params, name) for name in settings.benchmarks):
         if (missing := benchmark.absent()) is not None:
             print(
-                f"{args.task}: benchmark {benchmark.name} is skipped: {missing} is not available. Put "
+                f"{args.task}: benchmark {benchmark.name} skipped: {missing} is not available. Put "
                 "the images there, or set DGUNET_DATA to the folder that holds them (docs/datasets.md); then run "
                 f".venv/bin/dvc repro --force --single-item evaluate@{args.task}",
                 flush=True,
