@@ -24,7 +24,7 @@ from pipeline.shards.format import INDEX, checksum, read_index
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure one task's model; an error leaves the old report as it is."""
+    """Measure one task's model; after an error the old report is unchanged."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.evaluate", description=__doc__)
     parser.add_argument("--task", required=True, help="a section of params.yaml")
     parser.add_argument("--model", required=True, type=Path, help="model folder")

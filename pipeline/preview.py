@@ -1,8 +1,8 @@
-"""Show a task's degradation on a few photographs, or make a training pair again; writes into the folder preview.
+"""Show a task's degradation on a few photographs, or make a training pair again; write images to the folder preview.
 
 --task TASK: a contact sheet of the task's photographs, degraded as params.yaml says; it needs no shards.
 --task TASK --pair KEY: clean and degraded image of a pair in the task's shards, as training saw it; with --verify
-    made again from the source image and compared with the shard.
+    the pair is made again from the source image and compared with the shard.
 --all: every degradation in infra/degradations.yaml, on copyright-free photographs of the scikit-image wheel.
 """
 
@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     what.add_argument("--task", help="a section of params.yaml")
     what.add_argument("--all", action="store_true", help="every degradation; writes docs/degradations.jpg")
     parser.add_argument("--pair", metavar="KEY", help="key of a pair, as in reports/TASK/per_image.csv")
-    parser.add_argument("--epoch", type=int, default=0, help="of a pair that is degraded anew in each epoch; default 0")
+    parser.add_argument(
+        "--epoch", type=int, default=0, help="epoch of a pair that is degraded again in each epoch; default 0"
+    )
     parser.add_argument("--verify", action="store_true", help="make the pair again from its source image and compare")
     parser.add_argument("--shards", type=Path, help="folder with train/, val/ and test/; default data/shards/TASK")
     args = parser.parse_args(arguments)
@@ -89,11 +91,11 @@ def write_pair(task: str, shards: Path, key: str, epoch: int, *, verify: bool = 
         shards: folder with train/, val/ and test/.
         key: key of the pair.
         epoch: epoch of training, where the loader degrades; val and test split have epoch 0 alone.
-        verify: make the pair again from its source image and compare it with the shard, bit for bit.
+        verify: make the pair again from its source image and compare it with the shard; all bits must be equal.
 
     Raises:
         ValueError: there is no such pair, or no such epoch of it; with `verify`, the source image is gone or changed,
-            or the pair comes out different.
+            or the pair differs from that in the shard.
     """
     folder = folder_of_pair(shards, key)
     index = read_index(folder)
@@ -159,7 +161,7 @@ def sampled_rows(photos: Iterable[SourcePhoto], degradation: Degradation, seed: 
 
     Args:
         photos: photographs; a real pair is shown unchanged.
-        degradation: sampled anew for each photograph.
+        degradation: sampled for each photograph.
         seed: equal seeds give equal rows.
     """
     rows, shown = [], set[tuple[str, ...]]()

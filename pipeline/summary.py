@@ -1,4 +1,4 @@
-"""Print a table of results, one line per task, from the reports of evaluate and promote; and what to do next."""
+"""Print a table of results, one line per task, from the reports of evaluate and promote; and what to run next."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def read_results(reports: Path, tasks: Sequence[str] | None = None) -> list[Resu
         for folder in folders
     ]
     if not found:
-        raise ValueError(f"there is no report in {reports}: run `make repro`")
+        raise ValueError(f"there are no results in {reports}: run `make repro`")
     return found
 
 
 def summary(results: Sequence[Result], reports: Path) -> str:
-    """Return the table, the reasons why models did not become champion, and what to do next, in three lines."""
+    """Return the table, the reasons why models did not become champion, and three lines on what to run next."""
     rows = [HEADER, *(_row(result) for result in results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     lines = ["  ".join((row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:]))) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     lines += [
-        f"{result.task}: not the champion: {result.promotion.get('reason', 'no reason given')}"
+        f"{result.task}: did not become champion: {result.promotion.get('reason', 'no reason given')}"
         for result in results
         if result.promotion is not None and not result.promotion.get("alias_moved") and result.promotion.get("reason")
     ]

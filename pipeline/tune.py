@@ -1,4 +1,4 @@
-"""Searches better values for a task's recipe on the val split and proposes them; `make apply` writes them."""
+"""Search better values for a task's recipe on the val split and propose them; `make apply` writes them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "
 
 @dataclass(frozen=True)
 class TrialJobs:
-    """Turns the values of a trial into the training job of its workers: the task's recipe with these values."""
+    """Makes the training job of a trial: the task's recipe with the trial's values."""
 
     job: TrainingJob
 
@@ -42,11 +42,13 @@ class TrialJobs:
 
 
 def main() -> None:
-    """Search one task's recipe."""
+    """Search better values for one task's recipe."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.tune", description=__doc__)
     parser.add_argument("--task", required=True, help="a section of params.yaml")
     parser.add_argument("--shards", required=True, type=Path, help="folder with train/ and val/")
-    parser.add_argument("--out", required=True, type=Path, help="folder for table, figure and proposal")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="folder to write the table, the figure and the proposal to"
+    )
     args = parser.parse_args()
     recipe = load_task_section(args.task, "train", Train)
     settings, seed = load_section("tune", tuning_settings.Tune), load_section("seed", int)
@@ -80,7 +82,7 @@ def main() -> None:
     print(report.table(trials))
     if not best:
         raise ValueError(
-            f"no trial of {len(trials)} has a result; the first failed with: {trials[0].failure or 'nothing'}"
+            f"none of {len(trials)} trials has a result; error of the first: {trials[0].failure or 'none'}"
         )
     print(f"\nmake apply RECIPE={args.out / report.PROPOSAL}    shows the changes and asks before it writes")
 
@@ -99,8 +101,8 @@ class TrialProgress:
         Args:
             number: the trial's number from 1.
             trial: its id.
-            values: the values as they were sampled.
-            metrics: what it reported.
+            values: the values as they were sampled, before rounding.
+            metrics: the reported metrics.
         """
         if trial not in self.runs:
             tried = space.rounded(self.problem.settings.search_space, values)

@@ -22,7 +22,7 @@ FONT = ImageFont.load_default(FONT_SIZE)  # has no Greek and no mathematical sig
 
 
 class Note(NamedTuple):
-    """A name and items of text; lines break between items only."""
+    """A name and text items; a line break is placed between items only."""
 
     name: str
     items: Sequence[str]
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One image, and the name below it."""
+    """One image and the name drawn below it."""
 
     image: Float32[np.ndarray, "H W C"]
     name: str
@@ -107,7 +107,7 @@ def _psnr(row: Row) -> float:
 
 
 def _lines(notes: Sequence[Note]) -> list[tuple[str, str]]:
-    """Return name and text of each line: as many items as fit; the name stands on the first line of a note."""
+    """Return name and text of each line: as many items as fit. Only the first line of a note has its name."""
     lines = []
     for name, items in notes:
         here, text = name, ""

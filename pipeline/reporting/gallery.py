@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs no other file: images before and after, details, scores, plots."""
+"""Renders a report as one HTML page without other files: degraded and restored images, crops, scores, plots."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Image = Float32[np.ndarray, "H W C"]
 class GalleryItem:
     """One test image on the page: why it is shown, its scores and its images.
 
-    sampled: the record of `degrade`; empty for a real pair.
+    `sampled` is the record of `degrade`, empty for a real pair.
     """
 
     reason: str
@@ -45,7 +45,7 @@ class GalleryItem:
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows; `degradation` is as in params.yaml."""
+    """Content of the page; `degradation` is as in params.yaml."""
 
     task: str
     evaluation: Evaluation

@@ -1,4 +1,4 @@
-"""Writes an evaluation as metrics.json, CSV tables for DVC's plots and a CSV per image; equal scores, equal bytes."""
+"""Writes an evaluation as metrics.json, CSV tables for DVC's plots, and scores per image; equal scores, equal bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DECIMALS = 4  # of dB and of SSIM: finer than a relevant difference, coarser tha
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder; at the end its files replace those in `folder`. An exception changes nothing."""
+    """Yield a temporary folder; at the end its files replace those in `folder`, but not after an exception."""
     folder.mkdir(parents=True, exist_ok=True)
     for abandoned in folder.glob(f".*{PARTIAL}"):  # by a process that was killed; DVC runs one at a time
         shutil.rmtree(abandoned)

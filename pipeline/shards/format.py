@@ -1,16 +1,17 @@
 """The WebDataset shard format: pairs of images in tar files, and the index of a folder of shards.
 
-A folder of shards is `000000.tar`, `000001.tar`, ... and an `index.json` that says, per shard, how many samples and
-bytes it holds, its sha256 and its shortest side, and by which recipe they were made. A sample is
+A folder of shards holds `000000.tar`, `000001.tar`, ... and `index.json`. The index states the settings that the
+shards were made with, and for each shard the number of samples, its size in bytes, its sha256 and the shortest side of
+its images. A sample consists of
 
     KEY.clean.npy       H W C uint8
     KEY.degraded.npy    H W C uint8; absent when pairs are made online
-    KEY.json            how the pair came to be: image, tile, drawn degradation, seed
+    KEY.json            how the pair was made: source image, tile, sampled degradation, seed
 
 Arrays are stored raw: a tile of 256 x 256 decodes in a twentieth of the time of its PNG (benchmarks/results/loader.md).
-WebDataset reads truncated and damaged tars without a word; here nothing is read before the shard's size, checksum and
-number of samples have been compared with the index. Where DGUNET_SHARDS names a URL the tars lie there and the folder
-holds the index alone (`pipeline.shards.store`); the index is the same.
+WebDataset reads truncated and damaged tar files without an error. Here nothing is read before the shard's size,
+checksum and number of samples have been compared with the index. If DGUNET_SHARDS names a URL, the tar files are
+stored there and the folder holds the index alone (`pipeline.shards.store`); the index is the same.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class DamagedShard(ValueError):
-    """A shard is missing, truncated or not the one that the index describes; says what to run."""
+    """A shard is missing, truncated or not the one that the index describes; the message says what to run."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Clean and degraded together, as stored: H W C uint8; `degraded` is None when it is made online."""
+    """Clean and degraded image as stored, H W C uint8; `degraded` is None if the loader makes it (online)."""
 
     key: str
     clean: UInt8[np.ndarray, "H W C"]
@@ -55,7 +56,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard in the index: file name, number of samples, bytes, checksum, shortest side of an image."""
+    """One shard in the index: file name, number of samples, bytes, sha256, shortest side of an image in pixels."""
 
     name: str
     samples: int
@@ -78,12 +79,15 @@ class Index:
 
     @property
     def min_side(self) -> int:
-        """The shortest side of an image in all shards, in pixels; there is one at least."""
+        """The shortest side of an image in all shards, in pixels; the index lists at least one shard."""
         return min(entry.min_side for entry in self.shards)
 
 
 def write_shard(path: Path, pairs: Iterable[Pair]) -> ShardEntry:
-    """Write `pairs` to the tar `path` (temporary name, fsync, rename): same pairs, same bytes."""
+    """Write `pairs` to the tar file `path` and return its entry; the same pairs give the same bytes.
+
+    The file is written under a temporary name, synchronised to disk and renamed.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     samples, sides = 0, set[int]()
     try:
@@ -103,13 +107,13 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> ShardEntry:
 
 
 def checksum(path: Path) -> str:
-    """Hexadecimal sha256 of the file `path`."""
+    """Return the hexadecimal sha256 of the file `path`."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_index(folder: Path, index: Index) -> None:
-    """Write `folder/index.json`; the last file to be written, so that a folder with an index is complete."""
+    """Write `folder/index.json`. It is written last, so that a folder with an index is complete."""
     text = json.dumps({"recipe": index.recipe, "shards": [asdict(e) for e in index.shards]}, indent=1, sort_keys=True)
     partial = folder / f".{INDEX}{PARTIAL}"
     partial.write_text(text + "\n")
@@ -117,7 +121,7 @@ def write_index(folder: Path, index: Index) -> None:
 
 
 def read_index(folder: Path) -> Index:
-    """Read `folder/index.json`; ValueError when it is missing or is no index."""
+    """Return the index in `folder/index.json`; ValueError if it is missing or damaged."""
     path = folder / INDEX
     try:
         content = json.loads(path.read_text())
@@ -129,10 +133,11 @@ def read_index(folder: Path) -> Index:
 
 
 class Shard:
-    """A shard opened for reading in any order: memory-mapped, verified against its entry first.
+    """A shard, memory-mapped for random access: `shard[i]` is its i-th pair.
 
-    `shard[i]` is its i-th Pair. Raises DamagedShard where the file is not what the index says, remote.OutOfReach where
-    its place cannot be reached.
+    Raises:
+        DamagedShard: the file is not the one that the index describes.
+        store.OutOfReach: the URL of the shards cannot be reached.
     """
 
     def __init__(self, folder: Path, entry: ShardEntry) -> None:
@@ -144,7 +149,7 @@ class Shard:
             raise self._damaged(f"holds {len(self._samples)} samples, the index says {entry.samples}")
 
     def _opened(self, entry: ShardEntry) -> BinaryIO:
-        """Open the file, verified: the folder's own, else the one at the URL."""
+        """Open the file in the folder, or the one at the URL, after its checksum was verified."""
         if store.in_use() and not self.path.exists():
             try:
                 return store.open_shard(entry.sha256)
@@ -155,7 +160,7 @@ class Shard:
         try:
             size = self.path.stat().st_size
         except FileNotFoundError:
-            raise self._damaged("is missing (and DGUNET_SHARDS names no URL where it may lie)") from None
+            raise self._damaged("is missing, and DGUNET_SHARDS names no URL to look for it") from None
         if size != entry.bytes:
             raise self._damaged(f"has {size} bytes, the index says {entry.bytes}")
         if checksum(self.path) != entry.sha256:
@@ -182,7 +187,7 @@ class Shard:
             raise self._damaged(f"has an unreadable record {self._samples[number][0]} ({error})") from error
 
     def arrays(self, number: int) -> Pair:
-        """Return the pair at `number` without its record, which costs more to read than its pixels."""
+        """Return the pair at `number` without its record, which takes longer to read than its pixels."""
         key, members = self._samples[number]
         try:
             clean = _array(self._content(number, "clean.npy"))
@@ -224,7 +229,7 @@ def _npy(array: UInt8[np.ndarray, "H W C"]) -> bytes:
 
 
 def _array(content: bytes) -> UInt8[np.ndarray, "H W C"]:
-    """Return what `_npy` wrote, read-only; np.load parses the header anew each time, which takes most of its time."""
+    """Return what `_npy` wrote, read-only; np.load would parse each header again, which takes most of its time."""
     length = 10 + int.from_bytes(content[8:10], "little")  # magic, version 1.0, length of the header
     shape = _shape(content[:length])
     array: UInt8[np.ndarray, "H W C"] = np.frombuffer(content, np.uint8, offset=length).reshape(shape)
@@ -237,5 +242,5 @@ def _shape(header: bytes) -> tuple[int, ...]:
     version = np.lib.format.read_magic(file)
     shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
     if version != (1, 0) or is_fortran or dtype != np.uint8:
-        raise ValueError(f"an array of {dtype}, version {version}, that no shard of ours holds")
+        raise ValueError(f"unexpected array of {dtype} in format version {version}")
     return shape

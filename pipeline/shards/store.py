@@ -1,12 +1,12 @@
-"""Shards at a URL, each named by its checksum: put there by whoever made it, read through a bounded cache.
+"""Shards in object storage, each named by its checksum, and a local cache of limited size to read them through.
 
-The environment says where: DGUNET_SHARDS is an fsspec URL (s3://bucket/shards), or empty where shards lie in their own
-folders. A shard is URL/SHA256.tar, so an index, which holds the checksums, finds its shards and is the same wherever
-they lie; a shard is never seen half written; and what two tasks share is stored once.
+DGUNET_SHARDS is an fsspec URL (s3://bucket/shards); if it is empty, shards are stored in the task's folders. A shard is
+URL/SHA256.tar. The index holds the checksums, so it needs no paths and does not depend on where the shards are stored.
+Readers never see a shard that is half written. Shards that two tasks share are stored once.
 
 DGUNET_SHARD_CACHE (default .cache/shards; on a cluster dgunet-shards-UID in each node's temporary folder) is a folder
-on each machine that its processes share; it holds DGUNET_SHARD_CACHE_GB (default 20) of the shards last opened. A
-process that has one open keeps it, even when it leaves the cache.
+that all processes of a machine share. It holds the most recently opened shards, up to DGUNET_SHARD_CACHE_GB (default
+20). A process can go on reading an open shard that is evicted from the cache.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from filelock import FileLock
 
 from pipeline.runtime.environment import read_environment
 
-WAITS = (1.0, 4.0, 16.0)  # seconds between attempts to reach the place
+WAITS = (1.0, 4.0, 16.0)  # seconds between attempts to reach the URL
 ABANDONED_SECONDS = 3600  # a download as old as this belongs to a process that was killed
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # a file appears there whole or not at all
 Result = TypeVar("Result")
 
 
 class NotThere(ValueError):
-    """The place can be reached, but a shard is missing or is not the one that its name promises; says where."""
+    """The URL can be reached, but a shard is missing, or its content does not match the checksum in its name."""
 
 
 class OutOfReach(OSError):
-    """The place of the shards cannot be reached, after several attempts; it may come back."""
+    """The URL of the shards cannot be reached after several attempts; a later attempt may succeed."""
 
 
 def in_use() -> bool:
-    """Return whether shards lie at a URL (DGUNET_SHARDS)."""
+    """Return whether shards are stored at a URL (DGUNET_SHARDS)."""
     return bool(read_environment().shards)
 
 
 def put(path: Path, sha256: str) -> None:
-    """Copy the shard `path` to its place. Raises OutOfReach."""
+    """Upload the shard `path`. Raises OutOfReach."""
     filesystem, place = _place(sha256)
 
     def attempt() -> None:
@@ -62,7 +62,7 @@ def put(path: Path, sha256: str) -> None:
 
 
 def is_intact(sha256: str) -> bool:
-    """Whether the shard is in its place; reads all of it. Raises OutOfReach."""
+    """Return whether the shard is stored and has the right checksum; reads all of it. Raises OutOfReach."""
     filesystem, place = _place(sha256)
 
     def attempt() -> bool:
@@ -77,7 +77,7 @@ def is_intact(sha256: str) -> bool:
 
 
 def open_shard(sha256: str) -> BinaryIO:
-    """Return the shard opened for reading, verified; it is brought into the cache first where it is not there yet.
+    """Return the shard opened for reading, with verified checksum; it is downloaded first if it is not in the cache.
 
     Raises NotThere, OutOfReach.
     """
@@ -113,7 +113,7 @@ def _bring(path: Path, sha256: str, most: float) -> BinaryIO:
             file = partial.open("rb")
             if _checksum(file) != sha256:
                 file.close()
-                raise NotThere(f"has other content than its name says at {_url(sha256)}")
+                raise NotThere(f"has another checksum than its name at {_url(sha256)}")
             _evict(path.parent, most - partial.stat().st_size)
             partial.replace(path)
             return _used(file)
@@ -132,7 +132,7 @@ def _used(file: BinaryIO) -> BinaryIO:
 
 
 def _evict(folder: Path, limit: float) -> None:
-    """Remove what was used longest ago until `limit` bytes are left; unfinished downloads of others stay."""
+    """Remove the least recently used shards until `limit` bytes are left; keep the running downloads of others."""
     files = []
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # removed by another process
@@ -148,7 +148,10 @@ def _evict(folder: Path, limit: float) -> None:
 
 
 def _persist(attempt: Callable[[], Result], sha256: str) -> Result:
-    """Return `attempt()`, tried again after each of WAITS; each protocol has its own errors."""
+    """Return `attempt()`; on any error but NotThere and a full disk try again after each of WAITS.
+
+    Each protocol of fsspec raises errors of its own, so all are caught.
+    """
     for wait in (*WAITS, None):
         try:
             return attempt()
@@ -161,7 +164,7 @@ def _persist(attempt: Callable[[], Result], sha256: str) -> Result:
                 reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
                 raise OutOfReach(
                     f"{_url(sha256)}: cannot be reached, tried {len(WAITS) + 1} times ({reason}). Check DGUNET_SHARDS "
-                    "and the network, then run the same command again: it goes on from here"
+                    "and the network, then run the same command again: it continues from here"
                 ) from error
             time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
@@ -174,7 +177,7 @@ def _url(sha256: str) -> str:
 def _place(sha256: str) -> tuple[Any, str]:
     try:
         filesystem, place = fsspec.core.url_to_fs(_url(sha256))
-    except (ImportError, ValueError) as error:  # a package that is not installed, a protocol that nobody knows
+    except (ImportError, ValueError) as error:  # a package that is not installed, an unknown protocol
         raise ValueError(f"DGUNET_SHARDS={read_environment().shards}: {error}") from error
     return filesystem, str(place)
 

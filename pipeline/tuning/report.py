@@ -1,7 +1,7 @@
 """Reports a search: a table, a figure, and a proposed recipe for `make apply`.
 
-The figure shows one line per trial through all values (parallel coordinates), brighter where it did better, and the
-best val PSNR so far against the number of the trial.
+The figure has two plots: parallel coordinates, with a line per trial through all its values that is darker for a higher
+val PSNR; and the best val PSNR so far against the number of the trial.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ MEASURED = ("outcome", "best_psnr", "steps", "seconds")
 def write(folder: Path, task: str, name: str, first: Mapping[str, Any] | None, trials: Sequence[Trial]) -> None:
     """Write trials.csv, tune.png and, when a trial has a result, proposal.yaml into `folder`.
 
-    first: the values that params.yaml has, if they were tried.
+    Args:
+        folder: made if it is missing.
+        task: task whose recipe was searched.
+        name: name of the search.
+        first: the values of params.yaml, if they were tried.
+        trials: the trials in the order of their start.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TABLE).write_text(_csv(trials), encoding="utf-8")
@@ -42,9 +47,9 @@ def write(folder: Path, task: str, name: str, first: Mapping[str, Any] | None, t
 
 
 def best(trials: Sequence[Trial]) -> Trial | None:
-    """Return the trial with the highest val PSNR, the earlier of equals; None when none has one.
+    """Return the trial with the highest val PSNR, of equals the earliest; None if no trial has a result.
 
-    What a recipe reached before it diverged or failed does not count: it would diverge or fail again.
+    Trials that diverged or failed do not count, whatever they reached before: the recipe would diverge or fail again.
     """
     return max(_sound(trials), key=lambda trial: trial.best_psnr, default=None)
 

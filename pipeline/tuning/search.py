@@ -1,11 +1,11 @@
 """Hyper-parameter search with Ray Tune; each trial is a training run on the cluster.
 
-Optuna's sampler proposes values, asynchronous successive halving (ASHA; Li et al., MLSys 2020) stops trials that lag
-behind. The reports of all trials lie in DGUNET_STORAGE: a search that was killed continues under its name, and its
-trials continue from their last checkpoints.
+Optuna's sampler proposes values, asynchronous successive halving (ASHA; Li et al., MLSys 2020) stops trials that
+are worse than others at the same step. The reports of all trials are stored in DGUNET_STORAGE: a search that was killed
+continues under its name, and its trials continue from their last checkpoints.
 
-Population based training is not offered: checkpoints do not pass through Tune, so it would exchange nothing. The
-dashboard is needed: through it Ray Train releases the resources of a stopped trial; without it the search never ends.
+Population based training is not offered: it exchanges checkpoints through Tune, and ours are not stored there. Ray's
+dashboard must run: Ray Train uses it to release the resources of a stopped trial; without it the search never ends.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pipeline.tuning.space import rounded
 from pipeline.tuning.trial import Trial
 
 METRIC, STEP, FAILURE, SECONDS = "val_psnr", "step", "failure", "time_total_s"
-WORST_PSNR = 0.0  # dB, of white for black: the result of a recipe that diverges
+WORST_PSNR = 0.0  # dB, of a white image where the clean one is black; reported for a recipe that diverges
 TUNE_DEFAULTS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `_saved_on_stop` handles Ctrl-C and SIGTERM
     "RAY_AIR_NEW_OUTPUT": "0",  # the listener prints instead
@@ -71,7 +71,7 @@ def search(problem: Search, listener: Listener) -> list[Trial]:
     """
     trial_resources = resources_of_trial(problem.settings)
     at_once = trials_at_once(trial_resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    # The driver of a trial only waits: counted as a CPU, drivers would take those that their own workers wait for.
+    # The driver of a trial only waits. If it reserved a CPU, drivers would hold those that their own workers need.
     waiting = tune.PlacementGroupFactory([{"memory": 1}])
     trainable = tune.with_resources(TrialRunner(problem.name, trial_resources, problem), waiting)
     trial_reports = TrialReports(listener)
@@ -94,9 +94,9 @@ def search(problem: Search, listener: Listener) -> list[Trial]:
 
 
 def forget_trials(name: str, trials: list[Trial]) -> None:
-    """Remove the checkpoints of the trials of the search `name`; what they reported stays."""
+    """Delete the checkpoints of the trials of the search `name`; their reports stay."""
     for trial in trials:
-        with suppress(FileNotFoundError):  # it stored nothing, or is deleted already
+        with suppress(FileNotFoundError):  # it stored no checkpoint, or they are deleted already
             checkpoints.delete_checkpoints(f"{name}-{trial.id}")
 
 
@@ -109,7 +109,7 @@ def resources_of_trial(settings: Tune) -> resources.WorkerResources:
 def trials_at_once(trial_resources: resources.WorkerResources, nodes: list[dict[str, float]]) -> int:
     """Return how many trials fit on `nodes` at once; ValueError if none fits.
 
-    More trials would each hold a part of what they need and wait for each other.
+    If more ran at once, each would hold a part of its resources and wait for the rest.
 
     Args:
         trial_resources: what one trial uses.
@@ -120,7 +120,7 @@ def trials_at_once(trial_resources: resources.WorkerResources, nodes: list[dict[
         has = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}s" for name in ("CPU", "GPU"))
         raise ValueError(
             f"a trial needs {trial_resources.num_workers} workers of {trial_resources.cpus_per_worker:g} CPUs and "
-            f"{trial_resources.gpus_per_worker:g} GPUs each, the cluster has {has}: lower "
+            f"{trial_resources.gpus_per_worker:g} GPUs each, but the cluster has {has}: lower "
             "tune.cpus_per_trial or tune.gpus_per_trial"
         )
     return capacity // trial_resources.num_workers
@@ -193,7 +193,7 @@ class TrialRunner:
 
 
 class ResumableASHA(ASHAScheduler):  # type: ignore[misc]
-    """ASHA that, in a resumed search, receives all earlier reports again: Tune does not keep them."""
+    """ASHA that receives all earlier reports again in a resumed search, as Tune does not store them."""
 
     def __init__(self, *, earlier: Reports, **settings: Any) -> None:
         super().__init__(**settings)
@@ -203,7 +203,7 @@ class ResumableASHA(ASHAScheduler):  # type: ignore[misc]
         return {**self.__dict__, "earlier": {}}
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Give a trial of a resumed search its earlier reports."""
+        """Add a trial, and in a resumed search its earlier reports."""
         super().on_trial_add(tune_controller, trial)
         for report in self.earlier.get(trial.trial_id, ()):
             super().on_trial_result(tune_controller, trial, report)
@@ -220,11 +220,11 @@ class TrialReports(tune.Callback):  # type: ignore[misc]
         return {"listener": None, "reports": {}}
 
     def get_state(self) -> Reports:
-        """Return what Tune saves with the search."""
+        """Return the reports, which Tune saves with the search."""
         return self.reports
 
     def set_state(self, state: Reports) -> None:
-        """Take what Tune saved."""
+        """Restore the reports that Tune saved."""
         self.reports.update(state)
 
     def on_trial_result(
@@ -264,7 +264,10 @@ def _trial(result: Any, reports: Reports, problem: Search) -> Trial:
 
 @contextmanager
 def _saved_on_stop() -> Iterator[list[int]]:
-    """On the first SIGTERM or Ctrl-C have Tune save and stop, and list the signal; a second one interrupts."""
+    """Make Tune save its state and stop on the first SIGTERM or Ctrl-C; the second raises KeyboardInterrupt.
+
+    Yields the list of the received signals.
+    """
     signals: list[int] = []
 
     def stop_search(number: int, frame: Any) -> None:

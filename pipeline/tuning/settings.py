@@ -22,7 +22,7 @@ class _Range(Section):
 
 
 class LogUniform(_Range):
-    """Any number between `low` and `high`, each power of ten as likely as the next."""
+    """Any number between `low` and `high`, uniformly distributed on a logarithmic scale."""
 
     kind: Literal["log_uniform"]
     low: PositiveFloat
@@ -30,7 +30,7 @@ class LogUniform(_Range):
 
 
 class Uniform(_Range):
-    """Any number between `low` and `high`."""
+    """Any number between `low` and `high`, uniformly distributed."""
 
     kind: Literal["uniform"]
     low: float
@@ -58,9 +58,10 @@ Dimension = Annotated[LogUniform | Uniform | Integer | Choice, Field(discriminat
 class Tune(Section):
     """The section `tune`: search space, budget, and the resources of one trial.
 
-    grace_steps: no trial is stopped before so many steps. reduction_factor: of the trials at steps grace, grace·f,
-    grace·f², ... about one in f goes on (successive halving). gpus_per_trial: whole GPUs, one worker on each, or a
-    fraction of one, shared by trials.
+    Attributes:
+        grace_steps: no trial is stopped before this step.
+        reduction_factor: f of successive halving: at steps grace, grace·f, grace·f², ... one trial in f continues.
+        gpus_per_trial: whole GPUs, with one worker on each, or a fraction of a GPU that trials share.
     """
 
     num_trials: PositiveInt

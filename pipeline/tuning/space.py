@@ -1,7 +1,7 @@
 """The search space: rounds sampled values, writes them into a recipe, and checks the corners of the space.
 
-A value is named by its dotted place in a task's `train` section: `learning_rate`, `network.width`. Trials are compared
-at equal steps, so values that set the number of steps or of reports cannot be searched.
+A value is named by its dotted key in a task's `train` section: `learning_rate`, `network.width`. Trials are compared at
+equal steps, so values that set the number of steps or of reports cannot be searched.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def changed(train: Train, values: Mapping[str, Any]) -> Train:
 
 
 def nested(values: Mapping[str, Any], content: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return a copy of `content` with the dotted `values` in their places."""
+    """Return a copy of `content`, as nested mappings, with the `values` of the dotted keys."""
     tree = dict(content or {})
     for name, value in values.items():
         first, _, rest = name.partition(".")
@@ -37,7 +37,7 @@ def nested(values: Mapping[str, Any], content: Mapping[str, Any] | None = None) 
 
 
 def current(train: Train, space: Mapping[str, Dimension]) -> dict[str, Any] | None:
-    """Return the present values of `train`, None if one of them lies outside of the space."""
+    """Return the current values of `train`; None if one of them is outside of the search space."""
     values: dict[str, Any] = {}
     for name, dimension in space.items():
         value: Any = train

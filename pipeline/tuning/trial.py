@@ -10,7 +10,7 @@ from typing import Any
 class Trial:
     """Result of one trial; `best_psnr` in dB on the val split, nan if it reported nothing.
 
-    outcome: finished; stopped (it lagged behind, or the time was over); diverged; failed.
+    outcome: finished; stopped (by successive halving, or at the end of the time budget); diverged; failed.
     """
 
     number: int

@@ -139,7 +139,7 @@ def test_the_page_shows_the_numbers_of_the_evaluation_and_of_every_image():
         assert image.key in text
         assert all(f"{stage.psnr:.2f}" in text for stage in image.stages)
     assert "12,345" in text
-    assert "failures are shown as well" in text
+    assert "the image with the smallest gain is always shown" in text
 
 
 def test_text_from_outside_is_escaped():
@@ -302,7 +302,7 @@ def test_the_summary_has_a_line_per_task_and_three_lines_of_next_commands(tmp_pa
         ["denoise", "20.00", "-", "29.50", "+9.50", "3"],
         ["derain", "20.00", "-", "29.50", "+9.50", "none"],
     ]
-    assert lines[5] == "derain: not the champion: worse than the baseline"
+    assert lines[5] == "derain: did not become champion: worse than the baseline"
     assert lines[6] == ""
     assert len(lines[7:]) == 3
     assert "models:/denoise@champion" in lines[8]

@@ -93,7 +93,7 @@ def test_a_server_that_stops_in_the_middle_of_a_shard_is_reported_and_waited_for
         filesystem.cat_file(source, start=4096)
 
     monkeypatch.setattr(filesystem, "get_file", stop_in_the_middle)
-    with pytest.raises(store.OutOfReach, match="goes on from here"):
+    with pytest.raises(store.OutOfReach, match="continues from here"):
         Shard(tmp_path / "train", index.shards[0])
     assert not list(cache.glob("*.tar")) and not list(cache.glob("*.partial"))
 

@@ -508,12 +508,18 @@ def _as_worker(rank: int, num_workers: int, shards: str, out: str, resume: str |
     dist.destroy_process_group()
 
 
+def run_workers(num_workers: int, *arguments: str) -> None:
+    """Run `_as_worker` in so many processes; they are forked from one that has imported torch, once for all tests."""
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["pipeline.training.loop", "pytest"])
+    torch.multiprocessing.start_processes(_as_worker, (num_workers, *arguments), num_workers, start_method="forkserver")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_any_number_of_workers_has_the_same_losses(shards: Path, tmp_path: Path) -> None:
     losses = {}
     for num_workers in (1, 2, 3, 4):
-        torch.multiprocessing.spawn(_as_worker, (num_workers, str(shards), str(tmp_path)), num_workers)
+        run_workers(num_workers, str(shards), str(tmp_path))
         losses[num_workers] = torch.load(tmp_path / f"losses{num_workers}.pt")
     for num_workers in (2, 3, 4):
         for several, alone in zip(losses[num_workers], losses[1], strict=True):
@@ -529,8 +535,7 @@ def test_a_run_goes_on_with_another_number_of_workers(shards: Path, tmp_path: Pa
     trained(shards, settings, log)
     part = Log(tmp_path / "part")
     trained(shards, settings, part, stop_requested=lambda: next(calls) >= 2)  # after step 3
-    arguments = (num_workers, str(shards), str(tmp_path), str(part.checkpoints[-1]))
-    torch.multiprocessing.spawn(_as_worker, arguments, num_workers)
+    run_workers(num_workers, str(shards), str(tmp_path), str(part.checkpoints[-1]))
     found = torch.load(tmp_path / f"losses{num_workers}.pt")
     assert len(found) == 2  # of steps 4 and 6
     for several, alone in zip(found, log.lines[1:], strict=True):
