@@ -12,8 +12,10 @@ import difflib
 import io
 import json
 import os
+import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -24,12 +26,22 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarfloat import ScalarFloat
 
-from pipeline.config.params import GENERAL, PARAMS_FILE, STAGES, ParamsError, default_section, is_same_kind
+from pipeline.config.params import (
+    BYTE_ORDER_MARK,
+    GENERAL,
+    PARAMS_FILE,
+    STAGES,
+    ParamsError,
+    default_section,
+    is_same_kind,
+    read_text,
+)
 from pipeline.runtime.entry_point import run_command
 from pipeline.validate import check
 
 RECIPES = Path("infra") / "recipes"
 LINE_LENGTH = 100
+_LINE = re.compile(r"([^\r\n]*)(\r\n|\n|\r|(?<=[^\r\n])$)")
 COLOURS = {"+": "\033[32m", "-": "\033[31m", "@": "\033[36m"}
 PLAIN = "\033[0m"
 
@@ -41,8 +53,8 @@ def main() -> None:
     parser.add_argument("--yes", action="store_true", help="apply without asking")
     args = parser.parse_args()
     path = PARAMS_FILE.resolve()
-    before = path.read_text(encoding="utf-8")
-    after = apply_recipe(before, _text(args.recipe))
+    before = read_text(path)
+    after = with_line_ends_of(before, apply_recipe(_plain(before), _plain(_text(args.recipe))))
     if after == before:
         raise ValueError(f"nothing to do: {PARAMS_FILE} has all values of {args.recipe}")
     checked = _checked(path, after, args.recipe)
@@ -53,7 +65,7 @@ def main() -> None:
                 f"{PARAMS_FILE} is unchanged"
                 + ("" if sys.stdin.isatty() else "; YES=1 applies the recipe without a question")
             )
-        if path.read_text(encoding="utf-8") != before:
+        if read_text(path) != before:
             raise ValueError(
                 f"{PARAMS_FILE} was changed by another program in the meantime and is left as it is: run this again"
             )
@@ -99,6 +111,26 @@ def apply_recipe(params: str, recipe: str) -> str:
     text = io.StringIO()
     yaml.dump(content, text)
     return text.getvalue()
+
+
+def with_line_ends_of(before: str, after: str) -> str:
+    """Return a text with the byte order mark and the line ends of its former version.
+
+    Args:
+        before: The former text, as it is in its file.
+        after: The text with line feeds. Lines that were not there before end as most lines of `before`.
+    """
+    mark = BYTE_ORDER_MARK if before.startswith(BYTE_ORDER_MARK) else ""
+    old = _LINE.findall(before.removeprefix(mark))
+    new = [content for content, _ in _LINE.findall(after)]
+    most = Counter(end for _, end in old if end).most_common(1)
+    usual = most[0][0] if most else "\n"
+    matcher = difflib.SequenceMatcher(None, [content for content, _ in old], new, autojunk=False)
+    lines: list[tuple[str, str]] = []
+    for operation, start, stop, new_start, new_stop in matcher.get_opcodes():
+        lines += old[start:stop] if operation == "equal" else [(line, usual) for line in new[new_start:new_stop]]
+    ended = [(content, end or usual) for content, end in lines[:-1]] + lines[-1:]
+    return mark + "".join(content + end for content, end in ended)
 
 
 def difference(before: str, after: str, *, coloured: bool) -> str:
@@ -185,9 +217,14 @@ def _float(representer: Any, value: float) -> Any:
     return representer.represent_scalar(_FLOAT, text if "." in text else f"{text}.0")
 
 
+def _plain(text: str) -> str:
+    """Return a text without a byte order mark, with line feeds."""
+    return text.removeprefix(BYTE_ORDER_MARK).replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _text(recipe: Path) -> str:
     try:
-        return recipe.read_text(encoding="utf-8")
+        return read_text(recipe)
     except FileNotFoundError:
         there = ", ".join(sorted(str(path) for path in RECIPES.glob("*.yaml"))) or "none"
         raise ValueError(f"there is no recipe {recipe}; those of {RECIPES}: {there}") from None
@@ -197,7 +234,7 @@ def _checked(path: Path, text: str, recipe: Path) -> Path:
     """Write `text` beside `path` and check it as params.yaml; return the file, removed again if it is not valid."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     partial = Path(name)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
+    with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dgunet.images.names import NO_PHOTO, describe_unread
 from pipeline.config.params import load_section
 from pipeline.preparation.inspection import group_scenes, inspect_images
 from pipeline.preparation.inspection_cache import Inspection
@@ -125,6 +126,13 @@ def summary(content: Mapping[str, Any]) -> str:
     lines = [f"{'split':<7}{'images':>8}{'scenes':>8}{'megapixels':>12}"]
     for split, numbers in content["splits"].items():
         lines.append(f"{split:<7}{numbers['images']:>8}{numbers['scenes']:>8}{numbers['megapixels']:>12.1f}")
+    suffix_counts = {
+        reason.removesuffix(NO_PHOTO).replace("no suffix", ""): count
+        for reason, count in content["ignored"].items()
+        if reason.endswith(NO_PHOTO)
+    }
+    if suffix_counts:
+        lines.append(describe_unread(dict(sorted(suffix_counts.items(), key=lambda item: (-item[1], item[0])))))
     lines.append(f"rejected: {len(content['left_out'])}, ignored: {sum(content['ignored'].values())}")
     return "\n".join(lines)
 

@@ -26,6 +26,7 @@ _OF_PROGRAMS = frozenset(
     }
 )
 _HINTS = dict.fromkeys((".heic", ".heif", ".hif"), "pip install 'dgunet[photos]'")
+NO_PHOTO = ": not an image's name"
 _MOST_LISTED = 6
 
 
@@ -44,7 +45,7 @@ def why_no_photo(name: str, suffixes: Collection[str]) -> str | None:
     if is_hidden(name):
         return "hidden, or made by a program"
     suffix = _suffix(name)
-    return None if suffix in suffixes else f"{suffix or 'no suffix'}: not an image's name"
+    return None if suffix in suffixes else f"{suffix or 'no suffix'}{NO_PHOTO}"
 
 
 def count_unread(names: Iterable[str], suffixes: Collection[str]) -> dict[str, int]:

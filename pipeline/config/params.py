@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 PARAMS_FILE = Path("params.yaml")
+BYTE_ORDER_MARK = "\ufeff"  # editors on Windows put it before UTF-8
 GENERAL = ("tasks", "seed", "prepare", "promote", "tune", "defaults", "benchmarks")  # every other section is a task
 STAGES = ("synthesize", "train", "evaluate")  # the sections of a task
 WITHOUT_DEFAULT = {"synthesize": ("degradation",), "train": (), "evaluate": ("baseline",)}  # each task gives its own
@@ -48,10 +49,20 @@ class Place:
 Kind = TypeVar("Kind")
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a YAML file as it is, with its line ends and its byte order mark; ParamsError if not UTF-8."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ParamsError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from None
+
+
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
     """Return the content of params.yaml; ParamsError if it is missing or not a mapping."""
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        content = YAML(typ="safe", pure=True).load(read_text(path).removeprefix(BYTE_ORDER_MARK))
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing: run from the root of the checkout") from None
     except YAMLError as error:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from dgunet.images import UnreadableImage, in_channels, read_photo, to_float
+from dgunet.images.names import is_hidden
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.degradations import degrade
 from pipeline.degradations.compose import Degradation
@@ -100,7 +101,7 @@ def _located(place: str) -> str:
 
 def _missing(place: str) -> str | None:
     try:
-        return None if any(not file.is_hidden for file in storage.list_files(place)) else place
+        return None if any(not is_hidden(file.name) for file in storage.list_files(place)) else place
     except places.NotThere:
         return place
     except places.StorageError as error:

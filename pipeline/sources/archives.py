@@ -39,6 +39,9 @@ from pipeline.sources.places import (
 
 COPIES = Path(".cache/archives")
 _COMPRESSED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_ENCRYPTED = 1  # bit of a member's flags
+_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_OTHER_ZIP_METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "AES"}
 _MAX_RATIO, _HARMLESS_COPY_BYTES = 100, 2**30  # images hardly compress; what unpacks to more is a decompression bomb
 _HARMLESS_BYTES = 2**24  # members up to this size are unpacked without a check of their header
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
@@ -58,6 +61,11 @@ class Archive:
             self._members = dict(self._zip_members() if self._zip else self._tar_members())
         except (*_DAMAGE, OSError) as error:
             self._file.close()
+            if "multiple disks" in str(error):
+                raise StorageError(
+                    f"{place}: one part of a split archive; put all parts into one folder and join them: "
+                    "zip -s 0 FIRST.zip --out WHOLE.zip"
+                ) from error
             raise StorageError(f"{place}: not a whole archive ({describe_error(error)}); fetch it again") from error
         except Exception as error:  # each protocol has its own errors
             self._file.close()
@@ -106,11 +114,13 @@ class Archive:
     def _zip_members(self) -> Iterator[tuple[str, tuple[str, str | None]]]:
         assert self._zip is not None
         for member in self._zip.infolist():
-            if not member.is_dir():
-                self._inside[member.filename] = member
-                problem = "encrypted" if member.flag_bits & 1 else None
+            name = member.filename
+            if "/" not in name:  # some programs on Windows separate folders by backslashes, against the standard
+                name = name.replace("\\", "/")
+            if not name.endswith("/"):
+                self._inside[name] = member
                 facts = f"{member.header_offset}:{member.CRC}:{member.file_size}"
-                yield member.filename, (facts, problem or _member_problem(member.filename, member.file_size))
+                yield name, (facts, _zip_problem(member) or _member_problem(name, member.file_size))
 
     def _tar_members(self) -> Iterator[tuple[str, tuple[str, str | None]]]:
         assert self._tar is not None
@@ -287,6 +297,16 @@ def archive_version(place: str, *, anew: bool = False) -> str | None:
         raise
     except Exception:  # each protocol has its own errors; opening it says why
         return None
+
+
+def _zip_problem(member: zipfile.ZipInfo) -> str | None:
+    """Return why Python cannot unpack a member of a zip, None if it can."""
+    if member.flag_bits & _ENCRYPTED:
+        return "encrypted; unpack the archive with its password"
+    if member.compress_type in _ZIP_METHODS:
+        return None
+    method = _OTHER_ZIP_METHODS.get(member.compress_type, f"method {member.compress_type}")
+    return f"compressed with {method}, which Python cannot unpack; unpack the archive, or pack it again with Deflate"
 
 
 def _member_problem(name: str, size: int) -> str | None:

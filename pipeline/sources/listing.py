@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
 from dgunet.images import SUFFIXES
 from dgunet.images.codecs import MAX_PIXELS
+from dgunet.images.names import why_no_photo
 from pipeline.sources.patterns import Key, Pattern, without_suffix
 from pipeline.sources.places import File, StorageError
 from pipeline.sources.storage import list_files, read
@@ -56,7 +57,8 @@ class Pairs:
     """Real pairs, each a clean image with its degraded partner: two folders, or two patterns of file names.
 
     `clean` and `degraded` are each a folder, archive or URL, or such a place followed by a pattern. In a pattern `{}`
-    stands for what partners have in common (across folders too) and `*` for anything within one name:
+    stands for what partners have in common (across folders too) and `*` for anything within one name. Where a name
+    matches in several ways, as 0025_0.8_0.04.jpg does with {}_*.jpg, `{}` is the longest part that a clean image has:
 
         clean: rain/target                      degraded: rain/input
         clean: gopro.zip!train/{}/sharp/{}      degraded: gopro.zip!train/{}/blur/{}
@@ -172,24 +174,21 @@ def _list_folder(source: Folder) -> Iterator[Candidate | RejectedImage]:
     for file in list_files(pattern.place):
         if rejection := _set_aside(file):
             yield rejection
-        elif pattern.key(file.name) is None:
+        elif not pattern.keys(file.name):
             yield RejectedImage(file.uri, "does not match the pattern", ignored=True)
         else:
             yield Candidate(file.uri, file.version, describe(source), name=without_suffix(file.name))
 
 
-_Keyed: TypeAlias = dict[str, tuple[File, Key]]
+_Keyed: TypeAlias = dict[str, tuple[File, list[Key]]]
 
 
 def _set_aside(file: File) -> RejectedImage | None:
     """Return why a file is rejected by its name or size, None if its content decides."""
     if file.problem:
         return RejectedImage(file.uri, file.problem)
-    if file.is_hidden:
-        return RejectedImage(file.uri, "hidden", ignored=True)
-    suffix = PurePosixPath(file.name).suffix.lower()
-    if suffix not in SUFFIXES:
-        return RejectedImage(file.uri, f"{suffix or 'no suffix'}: not an image's name", ignored=True)
+    if reason := why_no_photo(file.name, SUFFIXES):
+        return RejectedImage(file.uri, reason, ignored=True)
     return None
 
 
@@ -202,9 +201,9 @@ def _list_pairs(source: Pairs) -> Iterator[Candidate | RejectedImage]:
     set_aside = {uri: rejection for uri, file in everything.items() if (rejection := _set_aside(file))}
     clean, degraded = (
         {
-            file.uri: (file, key)
+            file.uri: (file, keys)
             for file in files[pattern.place]
-            if file.uri not in set_aside and (key := pattern.key(file.name))
+            if file.uri not in set_aside and (keys := pattern.keys(file.name))
         }
         for pattern in patterns
     )
@@ -217,13 +216,18 @@ def _list_pairs(source: Pairs) -> Iterator[Candidate | RejectedImage]:
 
 
 def _join(clean: _Keyed, degraded: _Keyed, label: str) -> Iterator[Candidate | RejectedImage]:
+    """Pair the files; of several ways in which a name matches, the longest parts that a clean file has too count."""
     by_key: dict[Key, list[File]] = defaultdict(list)
-    for file, key in clean.values():
-        by_key[key].append(file)
-    for file, key in degraded.values():
-        match by_key.get(key, []):
+    for file, keys in clean.values():
+        for key in keys:
+            by_key[key].append(file)
+    used: set[str] = set()
+    for file, keys in degraded.values():
+        partners = next((by_key[key] for key in keys if key in by_key), [])
+        used.update(partner.uri for partner in partners)
+        match partners:
             case []:
-                yield RejectedImage(file.uri, "no clean partner")
+                yield RejectedImage(file.uri, f"no clean partner{_shared(keys, clean)}")
             case [partner]:
                 version = f"{partner.version} {file.version}" if partner.version and file.version else None
                 yield Candidate(partner.uri, version, label, file.uri, without_suffix(file.name))
@@ -231,5 +235,17 @@ def _join(clean: _Keyed, degraded: _Keyed, label: str) -> Iterator[Candidate | R
                 yield RejectedImage(
                     file.uri, f"{len(several)} clean partners: {', '.join(file.uri for file in several)}"
                 )
-    needed = {key for _, key in degraded.values()}
-    yield from (RejectedImage(file.uri, "no degraded partner") for file, key in clean.values() if key not in needed)
+    for file, keys in clean.values():
+        if file.uri not in used:
+            yield RejectedImage(file.uri, f"no degraded partner{_shared(keys, degraded)}")
+
+
+def _shared(keys: Sequence[Key], others: _Keyed) -> str:
+    """Say what a name may share with its partner, and what the first file of the other side may share."""
+    own = " or ".join(_quoted(key) for key in keys[:3])
+    example = next((_quoted(other[0]) for _, other in others.values()), None)
+    return f" for {own}; " + (f"there is, for example, {example}" if example else "there is no file at all")
+
+
+def _quoted(key: Key) -> str:
+    return ", ".join(f'"{part}"' for part in key)

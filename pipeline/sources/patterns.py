@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import TypeAlias
 
 from pipeline.sources.places import split_member
 
 Key: TypeAlias = tuple[str, ...]
+WILD = {"{}": "(.+)", "*": "[^/]*"}
 
 
 def place_of(pattern: str) -> str:
@@ -19,11 +22,17 @@ def place_of(pattern: str) -> str:
 
 @dataclass(frozen=True)
 class Pattern:
-    """One side of `Pairs`: the place to list, and the pattern of names below it."""
+    """One side of `Pairs`: the place to list, and the pattern of names below it.
+
+    Attributes:
+        place: folder, archive or URL.
+        pieces: literal text, `{}` and `*` in turn; None: any name, its suffix apart.
+        weight: number of literal characters; the pattern with more of them is more specific.
+    """
 
     place: str
-    names: re.Pattern[str] | None  # None: any name, its suffix apart
-    weight: int  # number of literal characters: the pattern with more of them is more specific
+    pieces: tuple[str, ...] | None
+    weight: int
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
@@ -36,22 +45,65 @@ class Pattern:
         archive, below = split_member(place)
         if below is not None:
             place, names = archive, f"{below}/{names}"
-        pieces = re.split(r"(\{\}|\*)", names)
-        wild = {"{}": "(.+)", "*": "[^/]*"}
-        expression = "".join(wild.get(piece) or re.escape(piece) for piece in pieces)
-        return cls(place or "/", re.compile(expression), sum(len(piece) for piece in pieces if piece not in wild))
+        pieces = tuple(piece for piece in re.split(r"(\{\}|\*)", names) if piece)
+        return cls(place or "/", pieces, sum(len(piece) for piece in pieces if piece not in WILD))
 
     @property
     def num_shared(self) -> int:
         """Number of parts that partners have in common."""
-        return self.names.groups if self.names else 1
+        return 1 if self.pieces is None else self.pieces.count("{}")
 
-    def key(self, name: str) -> Key | None:
-        """What `name` shares with its partner; None if it does not match."""
-        if self.names is None:
-            return (without_suffix(name),)
-        match = self.names.fullmatch(name)
-        return match.groups() if match else None
+    def keys(self, name: str) -> list[Key]:
+        """Return what `name` may share with its partner: every way in which it matches, longest parts first.
+
+        `a_1_2.jpg` matches `{}_*.jpg` with a_1 and with a. The case of the suffix does not matter.
+        """
+        if self.pieces is None:
+            return [(without_suffix(name),)]
+        greedy, lazy = _expressions(self.pieces)
+        longest, shortest = greedy.fullmatch(name), lazy.fullmatch(name)
+        if longest is None or shortest is None:
+            return []
+        if longest.groups() == shortest.groups():
+            return [longest.groups()]
+        found = {(longest.groups()), *_all_keys(name, self.pieces)}
+        return sorted(found, key=lambda key: ([-len(part) for part in key], key))
+
+
+@lru_cache
+def _expressions(pieces: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Return the pattern with parts as long and as short as possible."""
+    literals = [re.escape(piece) for piece in pieces]
+    stem, dot, suffix = pieces[-1].rpartition(".")
+    if dot and "/" not in suffix:
+        literals[-1] = f"{re.escape(stem)}(?i:{re.escape(dot + suffix)})"
+    greedy, lazy = (
+        "".join(wild.get(piece) or literal for piece, literal in zip(pieces, literals, strict=True))
+        for wild in (WILD, {"{}": "(.+?)", "*": "[^/]*?"})
+    )
+    return re.compile(greedy), re.compile(lazy)
+
+
+def _all_keys(name: str, pieces: tuple[str, ...]) -> Iterator[Key]:
+    """Yield the parts of every way in which a name matches, some of them more than once."""
+    if not pieces:
+        if not name:
+            yield ()
+        return
+    piece, *rest = pieces
+    if piece not in WILD:
+        is_last = not rest
+        if name.startswith(piece) or (is_last and name.lower() == piece.lower()):
+            yield from _all_keys(name[len(piece) :], tuple(rest))
+        return
+    for length in range(1 if piece == "{}" else 0, len(name) + 1):
+        part = name[:length]
+        if piece == "*":
+            if "/" in part:
+                return
+            yield from _all_keys(name[length:], tuple(rest))
+        else:
+            yield from ((part, *key) for key in _all_keys(name[length:], tuple(rest)))
 
 
 def without_suffix(name: str) -> str:

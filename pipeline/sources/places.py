@@ -42,11 +42,6 @@ class File:
     version: str | None = None
     problem: str | None = None
 
-    @property
-    def is_hidden(self) -> bool:
-        """Whether a part of the name starts with a dot, or it is metadata that macOS adds to archives."""
-        return any(part.startswith(".") or part == "__MACOSX" for part in self.name.split("/"))
-
 
 def is_archive(place: str) -> bool:
     """Whether the name is that of an archive."""

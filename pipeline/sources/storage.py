@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 from dgunet.images.codecs import MAX_PIXELS
+from dgunet.images.names import is_hidden
 from pipeline.sources.archives import archive_version, open_archive
 from pipeline.sources.places import (
     ARCHIVE_SUFFIXES,
@@ -86,26 +88,36 @@ def read(uri: str, *, max_pixels: int = MAX_PIXELS) -> bytes:
 
 
 def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[File]:
-    identity = folder.stat()
-    if (identity.st_dev, identity.st_ino) in visited:
-        return
-    visited.add((identity.st_dev, identity.st_ino))
     try:
+        identity = folder.stat()
+        if (identity.st_dev, identity.st_ino) in visited:
+            return
+        visited.add((identity.st_dev, identity.st_ino))
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         yield File(prefix, portable(folder), problem=f"folder cannot be opened: {error.strerror}")
         return
     for entry in entries:
         name, path = prefix + entry.name, folder / entry.name
-        if entry.is_dir() and not entry.name.startswith("."):
-            yield from _walk(path, name + "/", visited)
+        if not _is_utf8(entry.name):
+            shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+            yield File(shown, portable(folder / shown), problem="its name is not UTF-8; rename it")
             continue
         try:
+            if entry.is_dir() and not is_hidden(entry.name):
+                yield from _walk(path, name + "/", visited)
+                continue
             stat = entry.stat()
-        except OSError as error:
+        except OSError as error:  # such as a link to itself, or to nothing
             yield File(name, portable(path), problem=f"cannot be read: {error.strerror}")
             continue
-        yield File(name, portable(path), file_version(stat), size_problem(stat.st_size))
+        is_file = S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)  # of folders, hidden ones alone
+        problem = size_problem(stat.st_size) if is_file else "a pipe, socket or device, no file"
+        yield File(name, portable(path), file_version(stat), problem)
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _list_below(archive: str, folder: str) -> Iterator[File]:

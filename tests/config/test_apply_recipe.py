@@ -10,7 +10,7 @@ import yaml
 from factories import PROJECT, small_params
 
 from pipeline.apply_recipe import apply_recipe, difference, main
-from pipeline.config.params import merged_section
+from pipeline.config.params import ParamsError, merged_section
 from pipeline.runtime.entry_point import run_command
 from pipeline.validate import check
 
@@ -225,3 +225,39 @@ def test_a_recipe_that_does_not_exist_is_named(checkout: Checkout) -> None:
     checkout.monkeypatch.setattr(sys, "argv", ["apply", "elsewhere.yaml"])
     with pytest.raises(SystemExit, match=r"no recipe elsewhere\.yaml"):
         run_command(main)
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_line_ends_and_the_byte_order_mark_stay(checkout: Checkout, end: str, mark: str) -> None:
+    before = mark + PARAMS.rstrip("\n").replace("\n", end)  # without an end of the last line
+    checkout.params.write_bytes(before.encode())
+    done = checkout.apply("mixed: {train: {num_steps: 2000}}", "--yes")
+    assert done.returncode == 0, done.stderr
+    after = checkout.params.read_bytes().decode()
+    assert after == before.replace(
+        "{num_steps: 1000, validate_every: 250}", "{num_steps: 2000, validate_every: 250}", 1
+    )
+    assert len(changed_lines(before, after)) == 2
+
+
+def test_mixed_line_ends_stay_and_new_lines_end_as_most_do(checkout: Checkout) -> None:
+    first, rest = PARAMS.split("\n", 1)
+    checkout.params.write_bytes(f"{first}\n".encode() + rest.replace("\n", "\r\n").encode())
+    assert checkout.apply("derain: {train: {learning_rate: 0.00071, network: {width: 40}}}", "--yes").returncode == 0
+    after = checkout.params.read_bytes()
+    assert after.startswith(f"{first}\n".encode())
+    assert after.count(b"\n") - after.count(b"\r\n") == 1
+    assert apply_recipe(PARAMS, "derain: {train: {learning_rate: 0.00071, network: {width: 40}}}").encode() == (
+        after.replace(b"\r\n", b"\n")
+    )
+
+
+def test_a_file_that_is_not_utf8_is_refused_with_its_line(checkout: Checkout) -> None:
+    first, rest = PARAMS.split("\n", 1)
+    checkout.params.write_bytes(f"{first}\n# \u00fc\n".encode("latin-1") + rest.encode())
+    done = checkout.apply("mixed: {train: {num_steps: 2000}}", "--yes")
+    assert "params.yaml, line 2: not UTF-8; save the file as UTF-8" in done.stderr
+    checkout.params.write_bytes(PARAMS.encode("utf-16"))
+    with pytest.raises(ParamsError, match="line 1: not UTF-8"):
+        check(checkout.params)

@@ -361,9 +361,9 @@ def test_a_benchmark_may_have_any_common_layout(tmp_path, clean, degraded, names
 
 def test_a_pattern_of_a_benchmark_that_matches_nothing_is_an_error_that_lists_the_files(tmp_path):
     folder = benchmark(tmp_path, degraded=True)
-    wrong = Benchmark("set", folder.clean + "/{}.PNG", folder.degraded + "/{}.PNG", None, RGB)
+    wrong = Benchmark("set", folder.clean + "/{}_x.png", folder.degraded + "/{}_x.png", None, RGB)
     assert wrong.absent() is None
-    with pytest.raises(ValueError, match=r"(?s)benchmark set: .*\{\}\.PNG.*a\.png: matches neither pattern"):
+    with pytest.raises(ValueError, match=r"(?s)benchmark set: .*\{\}_x\.png.*a\.png: matches neither pattern"):
         list(wrong.pairs(NOISE, 3, 0))
 
 

@@ -1,6 +1,8 @@
 """Sources and the places they read: folders, archives, URLs, pairs."""
 
 import io
+import os
+import struct
 import subprocess
 import sys
 import tarfile
@@ -20,13 +22,18 @@ from pipeline.sources.listing import (
     list_images,
     read_source_image,
 )
-from pipeline.sources.places import NotThere, UnreadableFile
+from pipeline.sources.places import NotThere, StorageError, UnreadableFile
 from pipeline.sources.storage import read
 
 
 @pytest.fixture(autouse=True)
 def _in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def save(name: str) -> None:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_bytes(png())
 
 
 def candidates(source: Source) -> list[Candidate]:
@@ -82,8 +89,8 @@ def test_hidden_files_and_other_files_are_ignored_and_said_so() -> None:
     assert wheres(Folder(path="p")) == ["p/a.png"]
     found = reasons(Folder(path="p"))
     assert found == {
-        "p/.hidden.png": "hidden",
-        "p/.git": "hidden",
+        "p/.hidden.png": "hidden, or made by a program",
+        "p/.git": "hidden, or made by a program",
         "p/notes.txt": ".txt: not an image's name",
         "p/README": "no suffix: not an image's name",
     }
@@ -170,7 +177,10 @@ def test_pairs_of_two_folders_match_by_name_whatever_the_format() -> None:
         "d/target/a.png": "d/input/a.jpg",
         "d/target/s/b.png": "d/input/s/b.png",
     }
-    assert reasons(source) == {"d/input/c.png": "no clean partner", "d/target/d.png": "no degraded partner"}
+    assert reasons(source) == {
+        "d/input/c.png": 'no clean partner for "c"; there is, for example, "a"',
+        "d/target/d.png": 'no degraded partner for "d"; there is, for example, "a"',
+    }
 
 
 @pytest.mark.parametrize(
@@ -262,3 +272,108 @@ def test_every_source_can_be_written_in_params() -> None:
         Prepare.model_validate({**content, "max_megapixels": 179.0})
     with pytest.raises(ValueError, match="leave nothing for train"):
         Prepare.model_validate({**content, "split": {"val": 0.5, "test": 0.5}})
+
+
+def test_a_part_of_a_name_is_the_longest_that_a_clean_image_has() -> None:
+    for name in ("0025.png", "0026_a.png", "0026.png", "0027.png"):
+        save(f"d/clean/{name}")
+    for name in ("0025_0.8_0.04.jpg", "0025_1.png", "0026_a_1.JPG", "0026_b_1.jpg", "0028_0.9_0.1.jpg"):
+        save(f"d/hazy/{name}")
+    found = list(list_images(Pairs(clean="d/clean/{}.png", degraded="d/hazy/{}_*.jpg")))
+    pairs = {(item.uri, item.degraded) for item in found if isinstance(item, Candidate)}
+    assert pairs == {
+        ("d/clean/0025.png", "d/hazy/0025_0.8_0.04.jpg"),
+        ("d/clean/0026_a.png", "d/hazy/0026_a_1.JPG"),
+        ("d/clean/0026.png", "d/hazy/0026_b_1.jpg"),
+    }
+    reasons = {item.uri: item.reason for item in found if isinstance(item, RejectedImage)}
+    assert reasons == {
+        "d/hazy/0025_1.png": "matches neither pattern",
+        "d/hazy/0028_0.9_0.1.jpg": 'no clean partner for "0028_0.9" or "0028"; there is, for example, "0025"',
+        "d/clean/0027.png": 'no degraded partner for "0027"; there is, for example, "0025_0.8"',
+    }
+
+
+def test_several_parts_are_matched_in_every_way() -> None:
+    for name in ("a/b/1.png", "a/b_c/2.png"):
+        save(f"d/clean/{name}")
+        save(f"d/rain/{name.replace('/', '_')}")
+    found = list(list_images(Pairs(clean="d/clean/{}/{}.png", degraded="d/rain/{}_{}.png")))
+    assert {
+        item.degraded for item in found if isinstance(item, Candidate)
+    } == set()  # "a/b" has a slash, "a_b" has none
+    found = list(list_images(Pairs(clean="d/clean/a/{}/{}.png", degraded="d/rain/a_{}_{}.png")))
+    assert {(item.uri, item.degraded) for item in found if isinstance(item, Candidate)} == {
+        ("d/clean/a/b/1.png", "d/rain/a_b_1.png"),
+        ("d/clean/a/b_c/2.png", "d/rain/a_b_c_2.png"),
+    }
+
+
+def test_links_to_themselves_pipes_and_names_that_are_not_utf8_are_left_out_with_the_reason() -> None:
+    save("p/a.png")
+    Path("p/loop.png").symlink_to("loop.png")
+    Path("p/loop").symlink_to("loop")
+    Path("p/here").symlink_to(".")
+    Path("p/nothing.png").symlink_to("nothing")
+    os.mkfifo("p/pipe.jpg")
+    Path(os.fsdecode(b"p/\xff.png")).write_bytes(b"")
+    found = list(list_images(Folder(path="p")))
+    assert [item.uri for item in found if isinstance(item, Candidate)] == ["p/a.png"]
+    reasons = {item.uri: item.reason for item in found if isinstance(item, RejectedImage)}
+    assert reasons == {
+        "p/loop.png": "cannot be read: Too many levels of symbolic links",
+        "p/loop": "cannot be read: Too many levels of symbolic links",
+        "p/nothing.png": "cannot be read: No such file or directory",
+        "p/pipe.jpg": "a pipe, socket or device, no file",
+        "p/\\xff.png": "its name is not UTF-8; rename it",
+    }
+
+
+def zipped(*members: tuple[str, int, int]) -> None:
+    """An archive of members by name, compression method and flags, each of four bytes."""
+    with zipfile.ZipFile("p.zip", "w") as archive:
+        for name, _, _ in members:
+            archive.writestr(zipfile.ZipInfo(name), b"four")
+    data = bytearray(Path("p.zip").read_bytes())
+    for signature, flags_at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        position = 0
+        for _, method, flags in members:
+            position = data.index(signature, position)
+            struct.pack_into("<HH", data, position + flags_at, flags, method)
+            position += 4
+    Path("p.zip").write_bytes(data)
+
+
+def test_members_with_backslashes_lie_in_folders() -> None:
+    with zipfile.ZipFile("p.zip", "w") as archive:
+        archive.writestr("photos\\", b"")
+        archive.writestr("photos\\a.png", png(1))
+        archive.writestr("..\\b.png", png(1))
+    found = list(list_images(Folder(path="p.zip!photos")))
+    assert [item.uri for item in found] == ["p.zip!photos/a.png"]
+    assert read("p.zip!photos/a.png") == png(1)
+    assert [item.reason for item in list_images(Folder(path="p.zip")) if isinstance(item, RejectedImage)] == [
+        "its path leads out of the archive"
+    ]
+
+
+def test_members_that_python_cannot_unpack_are_named_by_their_compression() -> None:
+    zipped(("a.png", 9, 0), ("b.png", 98, 0), ("c.png", 77, 0), ("d.png", 0, 1), ("e.png", 0, 0))
+    found = {item.uri: item.reason for item in list_images(Folder(path="p.zip")) if isinstance(item, RejectedImage)}
+    assert {uri: reason.split(",")[0].split(";")[0] for uri, reason in found.items()} == {
+        "p.zip!a.png": "compressed with Deflate64",
+        "p.zip!b.png": "compressed with PPMd",
+        "p.zip!c.png": "compressed with method 77",
+        "p.zip!d.png": "encrypted",
+    }
+    assert read("p.zip!e.png") == b"four"
+
+
+def test_a_part_of_a_split_archive_is_told_from_a_damaged_one() -> None:
+    zipped(("a.png", 0, 0))
+    data = bytearray(Path("p.zip").read_bytes())
+    end = data.rindex(b"PK\5\6")
+    data[end:end] = struct.pack("<4sLQL", b"PK\6\7", 1, end, 2)  # locator of zip64: two disks
+    Path("p.zip").write_bytes(data)
+    with pytest.raises(StorageError, match="one part of a split archive"):
+        list(list_images(Folder(path="p.zip")))
