@@ -42,6 +42,7 @@ WRITABLE_SUFFIXES = {
     ".jpeg": "JPEG",
     ".jpe": "JPEG",
     ".jfif": "JPEG",
+    ".mpo": "JPEG",
     ".tif": "TIFF",
     ".tiff": "TIFF",
     ".bmp": "BMP",

@@ -90,7 +90,8 @@ def check_make(command: Command) -> None:
     """Each word is a target, or sets a variable that the Makefile uses."""
     for word in command.words[1:]:
         if "=" in word:
-            assert f"$({word.partition('=')[0]})" in MAKEFILE or f"$(if $({word.partition('=')[0]})" in MAKEFILE, word
+            name = word.partition("=")[0]
+            assert any(use in MAKEFILE for use in (f"$({name})", f"$(if $({name})", f"$${name}")), word
         else:
             assert re.search(rf"^{re.escape(word)}:", MAKEFILE, re.M), f"make {word}: no such target"
 
