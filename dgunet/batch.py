@@ -21,7 +21,7 @@ from jaxtyping import Shaped
 
 from dgunet.console import ProgressLine, duration, explain, is_terminal, printable, write_line
 from dgunet.images import WRITABLE_SUFFIXES, Photo, read_photo, write_photo
-from dgunet.images.codecs import encode
+from dgunet.images.encode import encode
 from dgunet.images.names import describe_unread
 from dgunet.jobs import Job, Plan, is_folder
 

@@ -1,10 +1,10 @@
 """Image files and their bytes to NumPy arrays H W C, and back; without torch.
 
-In the order of imports: `exif`, `xmp`, `png`, `jpeg`, `tiff` (what a file holds beside its pixels), `codecs` (bytes <->
-Photo), `files` (files <-> Photo or float32 in [0, 1]).
+In the order of imports: `photo` (a photograph in memory); `exif`, `xmp`, `png`, `jpeg`, `tiff` (what a file holds
+beside its pixels); `samples`, `decode_tiff`, `decode`, `encode` (bytes <-> Photo); `files` (files <-> Photo or float32
+in [0, 1]).
 """
 
-from dgunet.images.codecs import MAX_PIXELS, SUFFIXES, WRITABLE_SUFFIXES, Photo, UnreadableImage, in_channels
 from dgunet.images.files import (
     MAX_GREY_LEVEL,
     dimensions,
@@ -15,6 +15,7 @@ from dgunet.images.files import (
     write_image,
     write_photo,
 )
+from dgunet.images.photo import MAX_PIXELS, SUFFIXES, WRITABLE_SUFFIXES, Photo, UnreadableImage, in_channels
 
 __all__ = [
     "MAX_GREY_LEVEL",

@@ -12,16 +12,9 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float32
 
-from dgunet.images.codecs import (
-    MAX_PIXELS,
-    WRITABLE_SUFFIXES,
-    Photo,
-    Pixels,
-    decode,
-    encode,
-    header_dimensions,
-    in_channels,
-)
+from dgunet.images.decode import decode, header_dimensions
+from dgunet.images.encode import encode
+from dgunet.images.photo import MAX_PIXELS, WRITABLE_SUFFIXES, Photo, Pixels, in_channels
 
 MAX_GREY_LEVEL = 255  # white in 8 bits; noise levels are given in grey levels: σ = 25 is 25 / 255 in [0, 1]
 Source: TypeAlias = str | os.PathLike[str] | bytes

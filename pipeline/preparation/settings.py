@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from dgunet.images.codecs import MAX_PIXELS
+from dgunet.images.photo import MAX_PIXELS
 from pipeline.config.params import Fraction, Section
 from pipeline.sources.listing import Source
 

@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock
 
 from dgunet.images import UnreadableImage
-from dgunet.images.codecs import header_size
+from dgunet.images.decode import header_size
 from pipeline.sources.places import (
     BYTES_BESIDE_PIXELS,
     BYTES_PER_PIXEL,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
 from dgunet.images import SUFFIXES
-from dgunet.images.codecs import MAX_PIXELS
 from dgunet.images.names import why_no_photo
+from dgunet.images.photo import MAX_PIXELS
 from pipeline.sources.patterns import Key, Pattern, without_suffix
 from pipeline.sources.places import File, StorageError
 from pipeline.sources.storage import list_files, read

@@ -9,7 +9,7 @@ from typing import Any
 
 import fsspec
 
-from dgunet.images.codecs import MAX_PIXELS
+from dgunet.images.photo import MAX_PIXELS
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 BYTES_PER_PIXEL = 8  # RGBA of 16 bits, not compressed

@@ -18,8 +18,8 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any
 
-from dgunet.images.codecs import MAX_PIXELS
 from dgunet.images.names import is_hidden
+from dgunet.images.photo import MAX_PIXELS
 from pipeline.sources.archives import archive_version, open_archive
 from pipeline.sources.places import (
     ARCHIVE_SUFFIXES,

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dgunet.images import quantise, to_float
-from dgunet.images.codecs import MAX_PIXELS
+from dgunet.images.photo import MAX_PIXELS
 from pipeline.config.params import validated
 from pipeline.dataloader.pairs import EvaluationPair, online_pair
 from pipeline.degradations import regenerate

@@ -27,7 +27,7 @@ from dgunet.images import (
     write_image,
     write_photo,
 )
-from dgunet.images.codecs import encode
+from dgunet.images.encode import encode
 from dgunet.images.exif import up_to_date
 from dgunet.tensors import to_array, to_tensor
 

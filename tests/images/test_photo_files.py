@@ -17,7 +17,7 @@ from photo_files import LONG, RATIONAL, SHORT, encoded, jpeg, jpeg_segment, page
 from PIL import Image
 
 from dgunet.images import Photo, UnreadableImage, dimensions, read_photo, write_photo
-from dgunet.images.codecs import encode
+from dgunet.images.encode import encode
 from dgunet.images.exif import up_to_date
 
 HEIGHT, WIDTH = 40, 56
@@ -60,7 +60,7 @@ def test_twelve_bit_colour_is_read():
 
 
 def test_an_unusual_depth_without_the_package_that_reads_it_is_refused_with_the_remedy(monkeypatch):
-    monkeypatch.setattr("dgunet.images.codecs.find_spec", lambda name: None)
+    monkeypatch.setattr("dgunet.images.decode_tiff.find_spec", lambda name: None)
     strip = photo_files.packed(np.zeros((HEIGHT, WIDTH), np.int64), 12)
     with pytest.raises(UnreadableImage, match=r"12 bits per sample.*dgunet\[photos\]"):
         read_photo(tiff([(page(WIDTH, HEIGHT, 12, 1, 1), [strip])]))
@@ -74,7 +74,7 @@ def test_what_libvips_does_not_read_of_a_tiff_is_read_or_refused_by_its_name(opt
     samples = DEEP.transpose(2, 0, 1) if "planarconfig" in options else DEEP
     tifffile.imwrite(buffer, samples, photometric="rgb", **options)
     np.testing.assert_array_equal(read_photo(buffer.getvalue()).pixels, DEEP)
-    monkeypatch.setattr("dgunet.images.codecs.find_spec", lambda name: None)
+    monkeypatch.setattr("dgunet.images.decode_tiff.find_spec", lambda name: None)
     with pytest.raises(UnreadableImage, match=r"a TIFF (compressed with (Zstandard|LZMA)|in tiles of separate planes)"):
         read_photo(buffer.getvalue())
 
@@ -233,7 +233,7 @@ def test_heic_without_the_package_that_reads_it_is_refused_with_the_remedy(monke
     buffer = io.BytesIO()
     pillow_heif.from_pillow(Image.fromarray(SMOOTH)).save(buffer)
     assert np.abs(read_photo(buffer.getvalue()).pixels.astype(int) - SMOOTH).max() < 30
-    monkeypatch.setattr("dgunet.images.codecs._HAS_HEIC", False)
+    monkeypatch.setattr("dgunet.images.decode.HAS_HEIC", False)
     with pytest.raises(UnreadableImage, match=r"HEIC.*dgunet\[photos\]"):
         read_photo(buffer.getvalue())
 

@@ -8,7 +8,7 @@ import pytest
 from factories import PROJECT
 
 from dgunet.images import SUFFIXES, WRITABLE_SUFFIXES, Photo, read_photo
-from dgunet.images.codecs import encode
+from dgunet.images.encode import encode
 
 FIELDS = {
     "colour profile": "icc_profile",

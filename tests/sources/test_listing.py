@@ -369,7 +369,7 @@ def test_members_that_python_cannot_unpack_are_named_by_their_compression() -> N
     assert read("p.zip!e.png") == b"four"
 
 
-def test_a_part_of_a_split_archive_is_told_from_a_damaged_one() -> None:
+def test_a_part_of_a_split_archive_is_not_called_damaged() -> None:
     zipped(("a.png", 0, 0))
     data = bytearray(Path("p.zip").read_bytes())
     end = data.rindex(b"PK\5\6")
