@@ -38,7 +38,7 @@ repro: $(READY)  ## photographs -> shards -> trained, measured, promoted models;
 test: $(READY)  ## the tests, some with real Ray and MLflow (about four minutes on two cores)
 	@pytest $(SPREAD)
 
-test-all: $(READY)  ## all tests that can run on this machine, also the slow ones (about twenty minutes)
+test-all: $(READY)  ## all tests that can run on this machine, also the slow ones (about forty minutes)
 	@pytest -m "" -rs $(SPREAD)
 
 check: lint  ## formatting, lint, types, import contracts

@@ -69,7 +69,7 @@ def test_shards_in_a_bucket_are_read_and_their_faults_are_reported(
     assert [store.is_intact(entry.sha256) for entry in index.shards] == [True, False, False, True]
     with pytest.raises(DamagedShard, match=r"train/000001\.tar is missing at s3://bucket/here/.*dvc repro --force"):
         Shard(folder, index.shards[1])
-    with pytest.raises(DamagedShard, match=r"train/000002\.tar has other content .*dvc repro --force"):
+    with pytest.raises(DamagedShard, match=r"train/000002\.tar has another checksum than its name .*dvc repro --force"):
         Shard(folder, index.shards[2])
 
     server.stop()
