@@ -43,8 +43,10 @@ def pull(uri: str) -> Path:
     name, alias, number = match.groups()
     registry = _registry()
     cache = _cache()
-    answers = cache / "answers" / _digest(registry, uri)
-    with _environment_defaults(_MLFLOW_DEFAULTS):
+    place = str(file.absolute()) if (file := sqlite_path(registry)) else registry  # the same from any directory
+    answers = cache / "answers" / _digest(place, uri)
+    # Parts of MLflow ask for the address themselves, and build one that is encoded twice where none is set.
+    with _environment_defaults({**_MLFLOW_DEFAULTS, "MLFLOW_TRACKING_URI": registry}):
         try:
             version = _find_version(registry, uri, name, alias, number)
         except ConnectionError as error:
@@ -54,7 +56,7 @@ def pull(uri: str) -> Path:
             print(f"{uri}: {error}; using the cached model", file=sys.stderr)
             return cached
         # The source is unique, the number is not: a new registry in place of a deleted one starts at 1 again.
-        folder = cache / f"{quote(name)}-{version.version}-{_digest(registry, str(version.source))}"
+        folder = cache / f"{quote(name)}-{version.version}-{_digest(place, str(version.source))}"
         if not folder.is_dir():
             _fetch(registry, f"{PREFIX}{name}/{version.version}", folder)
     _write(answers, folder.name)
@@ -62,10 +64,16 @@ def pull(uri: str) -> Path:
 
 
 def sqlite_address(path: Path) -> str:
-    """Return the URL of an SQLite file; a path may hold characters that mean something in a URL, such as % ? #."""
+    """Return the URL of an SQLite file; a path may hold characters that mean something in a URL, such as % ? #.
+
+    The URL of a file in the current directory is relative: MLflow makes the folder of an SQLite file without decoding
+    its URL, so that another folder would appear.
+    """
     from sqlalchemy.engine import URL
 
-    return URL.create("sqlite", database=str(path.absolute())).render_as_string(hide_password=False)
+    absolute = path.absolute()
+    database = absolute.name if absolute.parent == Path.cwd() else str(absolute)
+    return URL.create("sqlite", database=database).render_as_string(hide_password=False)
 
 
 def sqlite_path(address: str) -> Path | None:
