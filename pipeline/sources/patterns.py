@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import TypeAlias
 
 from pipeline.sources.places import split_member
 
 Key: TypeAlias = tuple[str, ...]
+MOST_WAYS = 1000
 WILD = {"{}": "(.+)", "*": "[^/]*"}
 
 
@@ -56,7 +58,8 @@ class Pattern:
     def keys(self, name: str) -> list[Key]:
         """Return what `name` may share with its partner: every way in which it matches, longest parts first.
 
-        `a_1_2.jpg` matches `{}_*.jpg` with a_1 and with a. The case of the suffix does not matter.
+        `a_1_2.jpg` matches `{}_*.jpg` with a_1 and with a. Of many wildcards side by side the first MOST_WAYS ways are
+        tried: their number grows with a power of the length of the name. The case of the suffix does not matter.
         """
         if self.pieces is None:
             return [(without_suffix(name),)]
@@ -66,7 +69,7 @@ class Pattern:
             return []
         if longest.groups() == shortest.groups():
             return [longest.groups()]
-        found = {(longest.groups()), *_all_keys(name, self.pieces)}
+        found = {longest.groups(), *islice(_all_keys(name, self.pieces), MOST_WAYS)}
         return sorted(found, key=lambda key: ([-len(part) for part in key], key))
 
 

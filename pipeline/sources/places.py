@@ -49,7 +49,12 @@ def is_archive(place: str) -> bool:
 
 
 def split_member(uri: str) -> tuple[str, str | None]:
-    """Split "photos.zip!inner/a.png" into archive and member; the member is None for what lies in no archive."""
+    """Split "photos.zip!inner/a.png" into archive and member; the member is None for what lies in no archive.
+
+    A file of that whole name is no member: "photos.zip!a.png" may be the name of a photo.
+    """
+    if "!" in uri and "://" not in uri and os.path.isfile(Path(uri).expanduser()):  # noqa: PTH113 (no error for long names)
+        return uri, None
     position = uri.find("!")
     while position >= 0:
         if is_archive(uri[:position]):

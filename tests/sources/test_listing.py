@@ -22,6 +22,7 @@ from pipeline.sources.listing import (
     list_images,
     read_source_image,
 )
+from pipeline.sources.patterns import MOST_WAYS, Pattern
 from pipeline.sources.places import NotThere, StorageError, UnreadableFile
 from pipeline.sources.storage import read
 
@@ -307,6 +308,19 @@ def test_several_parts_are_matched_in_every_way() -> None:
         ("d/clean/a/b/1.png", "d/rain/a_b_1.png"),
         ("d/clean/a/b_c/2.png", "d/rain/a_b_c_2.png"),
     }
+
+
+def test_a_file_whose_name_looks_like_a_member_of_an_archive_is_read() -> None:
+    save("p/x.zip!y.png")
+    (uri,) = [item.uri for item in list_images(Folder(path="p")) if isinstance(item, Candidate)]
+    assert read(uri) == png()
+
+
+def test_a_pattern_of_many_wildcards_ends() -> None:
+    name = "a" * 60
+    keys = Pattern.parse("p/{}*{}*{}*.jpg").keys(f"{name}.jpg")
+    assert len(keys) <= MOST_WAYS + 1
+    assert keys[0] == (name[:-2], "a", "a")
 
 
 def test_links_to_themselves_pipes_and_names_that_are_not_utf8_are_left_out_with_the_reason() -> None:
