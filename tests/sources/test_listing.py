@@ -310,7 +310,7 @@ def test_several_parts_are_matched_in_every_way() -> None:
     }
 
 
-def test_a_file_whose_name_looks_like_a_member_of_an_archive_is_read() -> None:
+def test_a_file_with_the_name_of_a_member_of_an_archive_is_read() -> None:
     save("p/x.zip!y.png")
     (uri,) = [item.uri for item in list_images(Folder(path="p")) if isinstance(item, Candidate)]
     assert read(uri) == png()
