@@ -118,6 +118,17 @@ def test_the_same_number_in_a_new_registry_is_another_model(registry):
     assert hub.pull(CHAMPION) != before
 
 
+def test_the_same_version_in_the_store_of_another_folder_is_another_model(registry, here, monkeypatch):
+    first = hub.pull(CHAMPION)
+    (here / "other").mkdir()
+    (here / "other" / "mlflow.db").touch()
+    monkeypatch.chdir(here / "other")
+    assert hub.pull(CHAMPION) != first
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", hub.sqlite_address(here / "mlflow.db"))
+    assert hub.pull(CHAMPION) == first, "the same store from another folder"
+    assert len(registry.fetched) == 2
+
+
 def test_without_the_registry_the_cached_model_is_used_with_a_message(registry, capsys):
     folder = hub.pull(CHAMPION)
     registry.is_down = True
