@@ -1,0 +1,39 @@
+"""Arguments that several commands take."""
+
+import argparse
+from pathlib import Path
+
+from dgunet.console import explain
+from dgunet.jobs import UsageError
+
+MODEL_HELP = "a model folder, or a registered model: models:/NAME@ALIAS or models:/NAME/VERSION"
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Declare --device."""
+    parser.add_argument("--device", help="torch device: cpu, cuda, cuda:1 (default: a GPU if there is one)")
+
+
+def chosen_device(name: str | None) -> str:
+    """Return the device to use; raises UsageError for one that is not there."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: {explain(error)}") from error
+    return name
+
+
+def not_empty(text: str) -> str:
+    """A type of argparse: refuses "", as an unset variable of a shell gives it."""
+    if not text:  # Path would take it for the working directory
+        raise argparse.ArgumentTypeError("an empty name")
+    return text
+
+
+def path(text: str) -> Path:
+    """A type of argparse: refuses an empty path."""
+    return Path(not_empty(text))
