@@ -2,11 +2,41 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 ATTENTION_REDUCTION = 4  # channels per channel of the squeezed attention
 BLOCK_SIZE = 32  # side of a block of compressive sensing, in pixels
 LossKind = Literal["charbonnier", "charbonnier_edge", "charbonnier_clamped", "mse_clamped"]
+
+
+StatisticsKind = Literal["norm", "attention", "projection"]
+
+
+@dataclass(frozen=True)
+class LocalStatistics:
+    """Statistics that are taken over windows of the image instead of over all of it.
+
+    Networks are trained on small patches: in a large photograph, the statistics of a window of the size of some patches
+    may be more like those of training. dgunet/network/statistics.py computes them.
+
+    Attributes:
+        window: side in pixels: 96, 160, 224 or another odd multiple of 32.
+        of: which: those of the half instance norm, the channel attention, the subspace projection.
+
+    Raises:
+        ValueError: a field has another value; the message begins with its name.
+    """
+
+    window: int
+    of: tuple[StatisticsKind, ...]
+
+    def __post_init__(self) -> None:
+        odd = isinstance(self.window, int) and self.window > 0 and self.window % (2 * BLOCK_SIZE) == BLOCK_SIZE
+        if not odd:
+            raise ValueError(f"window: must be an odd multiple of {BLOCK_SIZE}, is {self.window!r}")
+        unknown = [kind for kind in self.of if kind not in get_args(StatisticsKind)]
+        if unknown or not self.of or len(set(self.of)) != len(self.of):
+            raise ValueError(f"of: must name some of {', '.join(get_args(StatisticsKind))} once, is {self.of!r}")
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,20 @@
 """Restore one image: an array of any size in, an array of the same shape and type out.
 
-A large image is cut into overlapping tiles. Neighbouring tiles are blended in the middle of their overlap,
+A large image is restored in tiles, with the statistics of the whole image or of windows of it: exactly as a whole, but
+for rounding (`dgunet.tiling`). Where each tile is to have its own statistics, which takes less time and is not exact,
+tiles overlap. Neighbouring tiles are blended in the middle of their overlap,
 
     joined = left + w·(right − left),    w from 0 to 1 over the ramp,
 
 which is exact, to the last bit, where both agree. The outer part of every overlap is discarded: there a tile sees only
-padding. Tiles change the statistics that the network computes over its whole input (half instance norm, channel
-attention, subspace projection); the training patches are smaller than the tiles.
+padding.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import product
 from typing import Literal, get_args
 
 import numpy as np
@@ -18,16 +22,19 @@ import torch
 from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
 
-from dgunet.images import quantise, to_float
-from dgunet.network import DGUNet
+from dgunet.config import LocalStatistics
+from dgunet.network import DGUNet, Measurements
+from dgunet.network.statistics import Statistics
+from dgunet.network.unfolding import padded_size
 from dgunet.tensors import to_array, to_tensor
+from dgunet.tiling import GRID, TilingOptions, as_float, as_type, finite, restore_in_tiles, tile_side
 
 WHOLE_IMAGE_PIXELS = 1024 * 1024
 TILE = 512
 OVERLAP = 64
-GRID = 32  # tiles start at multiples of it, so that sensing blocks and encoder strides are those of the whole image
 Array = Shaped[np.ndarray, "H W *C"]
 Precision = Literal["float32", "bfloat16"]
+StatisticsChoice = Literal["whole", "local", "tile"]
 
 
 def restore(
@@ -35,6 +42,8 @@ def restore(
     array: Array,
     *,
     tile: int | None = None,
+    statistics: StatisticsChoice | None = None,
+    num_stages: int | None = None,
     overlap: int = OVERLAP,
     self_ensemble: bool = False,
     precision: Precision = "float32",
@@ -49,49 +58,112 @@ def restore(
         array: uint8, uint16, or float32 where [0, 1] is black to white and values outside are kept. Alpha is
             returned unchanged.
         tile: side in pixels of the tiles, a multiple of 32 and at least 3 overlaps. None: an image of up to 1024·1024
-            pixels is restored as a whole, a larger one in tiles of 512.
-        overlap: pixels that neighbouring tiles share, a multiple of 32.
+            pixels is restored as a whole, a larger one in tiles that take some 512 MB.
+        statistics: where the network takes the statistics of its features: of the `whole` image; `local`, over the
+            windows of `model.local_statistics`; of each `tile`, some three times as fast, but a large image then
+            differs from the one restored as a whole. None: `local` if the model has such windows, else `whole`.
+        num_stages: return the estimate after this many stages; None: after all.
+        overlap: pixels that neighbouring tiles share where each has its own statistics, a multiple of 32.
         self_ensemble: average over the 8 flips and rotations by 90°; eight times the work.
         precision: bfloat16 is faster on devices that support it, and less exact. The metrics of a model are measured
             in float32 (on CUDA with torch's default: convolutions in TF32 unless torch.backends.cudnn.allow_tf32 is
             False).
         device: the model is moved there; None: it stays on its device.
-        progress: called after each tile with the number of finished tiles and of all tiles.
+        progress: called after each tile with the number of finished tiles and of all tiles; tiles count once for each
+            pass over the image.
 
     Raises:
-        ValueError: shape, type or options are not as above, or the image or the output of the network has NaN or
-            infinite values.
+        ValueError: shape, type or options are not as above, the image or the output of the network has NaN or infinite
+            values, or there is no room for temporary files.
     """
     _check(model, array, tile, overlap, precision)
+    local = _local(model, statistics)
+    count = _checked_stages(model, num_stages)
     if device is not None:
         model.to(device)
     channels = array.reshape(*array.shape[:2], -1)
     num_colours = channels.shape[2] - (channels.shape[2] in (2, 4))
     restored = channels.copy()
+    colours, target = channels[:, :, :num_colours], restored[:, :, :num_colours]
     height, width = channels.shape[:2]
-    if tile is None:
-        tile = max(height, width) if height * width <= WHOLE_IMAGE_PIXELS else TILE
-    rows, columns = _cuts(height, tile, overlap), _cuts(width, tile, overlap)
+    is_whole = height * width <= WHOLE_IMAGE_PIXELS if tile is None else max(height, width) <= tile
+    compute = partial(_estimate, model, self_ensemble=self_ensemble, precision=precision, local=local, num_stages=count)
+    progress = progress or (lambda num_done, num_all: None)
+    if is_whole:
+        target[:] = as_type(compute(as_float(colours)), array.dtype)
+        progress(1, 1)
+    elif statistics == "tile" or not model.config.full_image:  # blocks of 32×32 pixels have their own statistics
+        _restore_blended(compute, colours, target, tile=tile or TILE, overlap=overlap, progress=progress)
+    else:
+        options = TilingOptions(tile or tile_side(model.config), count or model.config.num_stages, local)
+        with torch.inference_mode(), _autocast(model, precision):
+            _restore_exactly(model, colours, target, options, self_ensemble=self_ensemble, progress=progress)
+    return restored.reshape(array.shape)
+
+
+def estimates(model: DGUNet, degraded: Float[Tensor, "1 C H W"] | Measurements) -> tuple[Float[Tensor, "1 C H W"], ...]:
+    """Return all K estimates of a degraded image or of measurements, with the statistics that `restore` takes."""
+    with _statistics(model, degraded, model.local_statistics):
+        result: tuple[Tensor, ...] = model(degraded)
+    return result
+
+
+def _restore_exactly(
+    model: DGUNet,
+    colours: Array,
+    target: Array,
+    options: TilingOptions,
+    *,
+    self_ensemble: bool,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Restore `colours` into `target` in tiles, a group of channels at a time that the network takes."""
+    num_colours = colours.shape[2]
+    groups = (
+        [slice(0, num_colours)] if model.config.image_channels == 3 else [slice(c, c + 1) for c in range(num_colours)]
+    )
+    turns = [(quarter, flip) for quarter in range(4) for flip in (1, -1)] if self_ensemble else [(0, 1)]
+    total = np.zeros(target.shape, np.float32) if self_ensemble else target
+    num_runs = len(groups) * len(turns)
+    for index, (group, (quarter, flip)) in enumerate(product(groups, turns)):
+        source, into = (np.rot90(array[:, :, group], quarter)[:, ::flip] for array in (colours, total))
+        share = 1 / len(turns) if self_ensemble else None
+        for num_done, num_all in restore_in_tiles(model, source, into, options, share):
+            progress(index * num_all + num_done, num_runs * num_all)
+    if self_ensemble:
+        for row in range(0, len(target), TILE):
+            target[row : row + TILE] = as_type(total[row : row + TILE], target.dtype)
+
+
+def _restore_blended(
+    compute: Callable[[Float32[np.ndarray, "h w C"]], Float32[np.ndarray, "h w C"]],
+    colours: Array,
+    target: Array,
+    *,
+    tile: int,
+    overlap: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Restore `colours` into `target` in overlapping tiles, each as an image of its own."""
+    rows, columns = (_cuts(length, tile, overlap) for length in colours.shape[:2])
     num_done = 0
 
     def restored_tile(row: slice, column: slice) -> Float32[np.ndarray, "h w C"]:
         nonlocal num_done
-        estimate = _estimate(model, _as_float(channels[row, column, :num_colours]), self_ensemble, precision)
+        estimate = compute(as_float(colours[row, column]))
         num_done += 1
-        if progress is not None:
-            progress(num_done, len(rows) * len(columns))
+        progress(num_done, len(rows) * len(columns))
         return estimate
 
     def restored_row(row: slice) -> Float32[np.ndarray, "h W C"]:
         tiles = ((column.start, restored_tile(row, column).swapaxes(0, 1)) for column in columns)
-        joined = np.empty((row.stop - row.start, width, num_colours), np.float32)
+        joined = np.empty((row.stop - row.start, *colours.shape[1:]), np.float32)
         for start, part in _joined(tiles, overlap // 2):
             joined[:, start : start + len(part)] = part.swapaxes(0, 1)
         return joined
 
     for start, part in _joined(((row.start, restored_row(row)) for row in rows), overlap // 2):
-        restored[start : start + len(part), :, :num_colours] = _as_type(part, array.dtype)
-    return restored.reshape(array.shape)
+        target[start : start + len(part)] = as_type(part, target.dtype)
 
 
 def _check(model: DGUNet, array: Array, tile: int | None, overlap: int, precision: str) -> None:
@@ -111,6 +183,22 @@ def _check(model: DGUNet, array: Array, tile: int | None, overlap: int, precisio
         raise ValueError(f"precision: must be one of {', '.join(get_args(Precision))}, is {precision!r}")
     if overlap < GRID or overlap % GRID or (tile is not None and (tile % GRID or tile < 3 * overlap)):
         raise ValueError(f"tile {tile}, overlap {overlap}: give multiples of {GRID}, the tile at least 3 overlaps")
+
+
+def _local(model: DGUNet, choice: StatisticsChoice | None) -> LocalStatistics | None:
+    if choice is not None and choice not in get_args(StatisticsChoice):
+        raise ValueError(f"statistics: must be one of {', '.join(get_args(StatisticsChoice))}, is {choice!r}")
+    if choice == "local" and model.local_statistics is None:
+        raise ValueError("statistics: this model has no local statistics; its config.json names no windows")
+    return model.local_statistics if choice in (None, "local") else None
+
+
+def _checked_stages(model: DGUNet, num_stages: int | None) -> int | None:
+    if num_stages is None or num_stages == model.config.num_stages:
+        return None
+    if not 1 <= num_stages < model.config.num_stages:
+        raise ValueError(f"num_stages: this model has stages 1 to {model.config.num_stages}, not {num_stages}")
+    return num_stages
 
 
 def _cuts(length: int, tile: int, overlap: int) -> list[slice]:
@@ -142,39 +230,56 @@ def _joined(
 
 
 def _estimate(
-    model: DGUNet, image: Float32[np.ndarray, "H W C"], self_ensemble: bool, precision: Precision
+    model: DGUNet,
+    image: Float32[np.ndarray, "H W C"],
+    *,
+    self_ensemble: bool,
+    precision: Precision,
+    local: LocalStatistics | None,
+    num_stages: int | None,
 ) -> Float32[np.ndarray, "H W C"]:
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        degraded = to_tensor(image).to(device)
-        estimate = _ensemble(model, degraded) if self_ensemble else _last_estimate(model, degraded)
-    if not bool(estimate.isfinite().all()):
-        raise ValueError("the network gave NaN or infinite values: its weights are damaged, or its training diverged")
-    return to_array(estimate)
+    compute = partial(_last_estimate, model, local=local, num_stages=num_stages)
+    with torch.inference_mode(), _autocast(model, precision):
+        degraded = to_tensor(image).to(_device(model))
+        return to_array(finite(_ensemble(compute, degraded) if self_ensemble else compute(degraded)))
 
 
-def _ensemble(model: DGUNet, degraded: Float[Tensor, "1 C H W"]) -> Float[Tensor, "1 C H W"]:
+def _device(model: DGUNet) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _autocast(model: DGUNet, precision: Precision) -> torch.autocast:
+    return torch.autocast(_device(model).type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _ensemble(compute: Callable[[Tensor], Tensor], degraded: Float[Tensor, "1 C H W"]) -> Float[Tensor, "1 C H W"]:
     total = torch.zeros_like(degraded)
     for quarter_turns in range(4):
         rotated = degraded.rot90(quarter_turns, (2, 3))
-        total += _last_estimate(model, rotated).rot90(-quarter_turns, (2, 3))
-        total += _last_estimate(model, rotated.flip(3)).flip(3).rot90(-quarter_turns, (2, 3))
+        total += compute(rotated).rot90(-quarter_turns, (2, 3))
+        total += compute(rotated.flip(3)).flip(3).rot90(-quarter_turns, (2, 3))
     return total / 8
 
 
-def _last_estimate(model: DGUNet, degraded: Float[Tensor, "1 C H W"]) -> Float[Tensor, "1 C H W"]:
+def _last_estimate(
+    model: DGUNet, degraded: Float[Tensor, "1 C H W"], *, local: LocalStatistics | None, num_stages: int | None
+) -> Float[Tensor, "1 C H W"]:
     num_channels = model.config.image_channels
+    compute = partial(_last_estimate, model, local=local, num_stages=num_stages)
     if degraded.shape[1] == 1 and num_channels == 3:
-        return _last_estimate(model, degraded.expand(-1, 3, -1, -1)).mean(dim=1, keepdim=True)
+        return compute(degraded.expand(-1, 3, -1, -1)).mean(dim=1, keepdim=True)
     if degraded.shape[1] == 3 and num_channels == 1:
-        return torch.cat([_last_estimate(model, degraded[:, [index]]) for index in range(3)], dim=1)
-    estimates: tuple[Tensor, ...] = model(model.network_input(degraded, degraded))
+        return torch.cat([compute(degraded[:, [index]]) for index in range(3)], dim=1)
+    given = model.network_input(degraded, degraded)
+    with _statistics(model, given, local):
+        estimates: tuple[Tensor, ...] = model(given) if num_stages is None else model(given, num_stages)
     return estimates[-1].float()
 
 
-def _as_float(channels: Shaped[np.ndarray, "H W C"]) -> Float32[np.ndarray, "H W C"]:
-    return channels if channels.dtype == np.float32 else to_float(channels)
-
-
-def _as_type(image: Float32[np.ndarray, "H W C"], dtype: np.dtype) -> Shaped[np.ndarray, "H W C"]:
-    return image if dtype == np.float32 else quantise(image, dtype.type)
+def _statistics(
+    model: DGUNet, degraded: Tensor | Measurements, local: LocalStatistics | None
+) -> AbstractContextManager[None]:
+    """Have the network take its statistics over windows; of blocks that it restores one by one, there are none."""
+    if local is None or not model.config.full_image:
+        return nullcontext()
+    return Statistics(*padded_size(degraded), local, one_tile=True).used_on()

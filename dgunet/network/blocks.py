@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from dgunet.config import ATTENTION_REDUCTION
-from dgunet.network import winograd
+from dgunet.network import statistics, winograd
 
 NORM_EPSILON = 1e-5
 BLOCK_SLOPE = 0.2
@@ -85,7 +85,10 @@ class HalfInstanceNorm(nn.Module):
         first, second = features.tensor_split([self.normalised], dim=1)
         # A group norm on channels-first memory: instance_norm copies more, and the CPU's channels-last group norm loses
         # precision by cancellation (error 0.3 for mean 1, deviation 0.01 at 256×256).
-        first = functional.group_norm(first.contiguous(), self.normalised, self.weight, self.bias, NORM_EPSILON)
+        if (given := statistics.in_use()) is None:
+            first = functional.group_norm(first.contiguous(), self.normalised, self.weight, self.bias, NORM_EPSILON)
+        else:
+            first = given.normalised(first, self.weight, self.bias, NORM_EPSILON)
         first = first.to(features.dtype, memory_format=torch.channels_last)
         return torch.cat([first, second], dim=1)
 
@@ -126,7 +129,8 @@ class ChannelAttention(nn.Module):
     def forward(self, features: Float[Tensor, "B n H W"]) -> Float[Tensor, "B n H W"]:
         """Return features of the same shape."""
         residual = self.conv2(self.activation(self.conv1(features)))
-        mean = residual.mean(dim=(2, 3), keepdim=True)
+        given = statistics.in_use()
+        mean = residual.mean(dim=(2, 3), keepdim=True) if given is None else given.mean(residual)
         gate = torch.sigmoid(self.excite(functional.relu(self.squeeze(mean))))
         return torch.addcmul(features, residual, gate)
 

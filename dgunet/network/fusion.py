@@ -9,13 +9,15 @@ r = 16 rows. Source: Mou, Wang, Zhang, CVPR 2022; for the projection Cheng et al
 encoder and decoder features Zamir et al., "MPRNet", CVPR 2021.
 """
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dgunet.network import statistics
 from dgunet.network.blocks import conv3x3
 
 SUBSPACE_RANK = 16
@@ -41,6 +43,19 @@ class StageFeatures(NamedTuple):
     output: Tensor
 
 
+class ReceivedFeatures(ABC):
+    """What a stage uses of the features of the previous stage, as far as it asks for them; smaller than those."""
+
+    @property
+    @abstractmethod
+    def output(self) -> Float[Tensor, "B n H W"]:
+        """The features g."""
+
+    @abstractmethod
+    def mixed(self, level: int) -> Float[Tensor, "B n h w"]:
+        """The sum conv e + conv d of an encoder level, the finest is 0, with the convolutions of the stage itself."""
+
+
 def _exact_type(device: str) -> torch.dtype:
     """Return float32, or float64 where torch is set to compute float32 products in TF32 or bfloat16."""
     backend = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
@@ -58,6 +73,8 @@ def project(features: Float[Tensor, "B n H W"], basis: Float[Tensor, "B r H W"])
     or zero. It is damped and solved by LU, which does not need a positive definite matrix nor wait for the device.
     """
     with torch.autocast(features.device.type, enabled=False):
+        if (given := statistics.in_use()) is not None:
+            return given.projected(features.float(), basis.float(), _coefficients)
         exact = _exact_type(features.device.type)
         rows = basis.to(exact).flatten(2)
         rows = rows / (ROW_NORM_EPSILON + rows.abs().sum(dim=2, keepdim=True))
@@ -69,6 +86,25 @@ def project(features: Float[Tensor, "B n H W"], basis: Float[Tensor, "B r H W"])
         coefficients: Tensor = torch.linalg.solve_ex(gram + damping * identity, rows @ columns).result
         projected: Tensor = rows.transpose(1, 2) @ coefficients  # B (H W) n: channels last, as all features are
     return projected.float().transpose(1, 2).reshape(features.shape)
+
+
+def _coefficients(
+    lengths: Float64[Tensor, "*b r"], gram: Float64[Tensor, "*b r r"], products: Float64[Tensor, "*b r n"]
+) -> Float64[Tensor, "*b r n"]:
+    """Return C of the projection Vᵀ C, as `project` computes it.
+
+    Args:
+        lengths: sums of |V| over the pixels.
+        gram: V Vᵀ.
+        products: V gᵀ.
+    """
+    scale = 1 / (ROW_NORM_EPSILON + lengths)
+    gram = scale[..., :, None] * gram * scale[..., None, :]
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+    damping = (RELATIVE_DAMPING * trace + ABSOLUTE_DAMPING)[..., None, None]
+    identity = torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
+    coefficients: Tensor = torch.linalg.solve_ex(gram + damping * identity, scale[..., None] * products).result
+    return scale[..., None] * coefficients
 
 
 class SubspaceProjection(nn.Module):
@@ -118,14 +154,9 @@ class PlainFusion(nn.Module):
         mixed: Tensor = self.from_encoder(encoder)
         return mixed.add_(self.from_decoder(decoder))
 
-    def forward(
-        self,
-        features: Float[Tensor, "B n H W"],
-        encoder: Float[Tensor, "B n H W"],
-        decoder: Float[Tensor, "B m H W"],
-    ) -> Float[Tensor, "B n H W"]:
-        """Return features of the same shape."""
-        return features + self.mixed(encoder, decoder)
+    def forward(self, features: Float[Tensor, "B n H W"], mixed: Float[Tensor, "B n H W"]) -> Float[Tensor, "B n H W"]:
+        """Return features of the same shape; `mixed` is what the method of that name gave."""
+        return features + mixed
 
 
 class GatedFusion(PlainFusion):
@@ -136,12 +167,7 @@ class GatedFusion(PlainFusion):
         self.gate = conv3x3(channels, channels, bias=True)
         self.shift = conv3x3(channels, channels, bias=True)
 
-    def forward(
-        self,
-        features: Float[Tensor, "B n H W"],
-        encoder: Float[Tensor, "B n H W"],
-        decoder: Float[Tensor, "B m H W"],
-    ) -> Float[Tensor, "B n H W"]:
-        """Return features of the same shape."""
-        mixed = functional.leaky_relu(self.mixed(encoder, decoder), FUSION_SLOPE, inplace=True)
+    def forward(self, features: Float[Tensor, "B n H W"], mixed: Float[Tensor, "B n H W"]) -> Float[Tensor, "B n H W"]:
+        """Return features of the same shape; `mixed`, which the method of that name gave, is changed in place."""
+        mixed = functional.leaky_relu(mixed, FUSION_SLOPE, inplace=True)
         return torch.addcmul(features + self.shift(mixed), features, torch.sigmoid(self.gate(mixed)))

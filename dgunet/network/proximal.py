@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dgunet.network.blocks import ConvBlock, ShallowFeatures, conv3x3
-from dgunet.network.fusion import Concatenation, PlainFusion, StageFeatures, SubspaceProjection
+from dgunet.network.fusion import Concatenation, PlainFusion, ReceivedFeatures, StageFeatures, SubspaceProjection
 
 NUM_LEVELS = 3
 
@@ -33,17 +33,25 @@ class Encoder(nn.Module):
         self.bottom = ConvBlock(channels[-1], channels[-1], norm=True)
 
     def forward(
-        self, features: Float[Tensor, "B n H W"], previous: StageFeatures | None
+        self, features: Float[Tensor, "B n H W"], previous: StageFeatures | ReceivedFeatures | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return the outputs of the three levels, finest first, and of the bottom."""
         outputs = []
         for level, (block, downsample) in enumerate(zip(self.levels, self.downsamples, strict=True)):
             features = block(features)
             if previous is not None:
-                features = self.fusions[level](features, previous.encoder[level], previous.decoder[-1 - level])
+                features = self.fusions[level](features, self.mixed(previous, level))
             outputs.append(features)
             features = downsample(features)
         return tuple(outputs), self.bottom(features)
+
+    def mixed(self, previous: StageFeatures | ReceivedFeatures, level: int) -> Float[Tensor, "B n h w"]:
+        """Return the sum conv e + conv d of a level, for its fusion with the previous stage."""
+        if isinstance(previous, ReceivedFeatures):
+            return previous.mixed(level)
+        fusion = self.fusions[level]
+        assert isinstance(fusion, PlainFusion)
+        return fusion.mixed(previous.encoder[level], previous.decoder[-1 - level])
 
 
 class Decoder(nn.Module):
@@ -117,7 +125,7 @@ class ProximalMapping(nn.Module):
         self.end = StageEnd(image_channels, width, gated=gated_end)
 
     def forward(
-        self, gradient_step: Float[Tensor, "B C H W"], previous: StageFeatures | None
+        self, gradient_step: Float[Tensor, "B C H W"], previous: StageFeatures | ReceivedFeatures | None
     ) -> tuple[Float[Tensor, "B C H W"], StageFeatures]:
         """Return the estimate and the features of this stage; H and W are multiples of 8, H·W is at least 128."""
         features = self.shallow(gradient_step)

@@ -8,6 +8,7 @@ are one module. DGUNet+: all stages are separate modules.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from jaxtyping import Float
@@ -15,9 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from dgunet.config import BLOCK_SIZE, DGUNetConfig
+from dgunet.config import BLOCK_SIZE, DGUNetConfig, LocalStatistics
 from dgunet.network.blocks import ShallowFeatures, conv3x3
-from dgunet.network.fusion import Concatenation, GatedFusion, PlainFusion, StageFeatures, SubspaceProjection
+from dgunet.network.fusion import (
+    Concatenation,
+    GatedFusion,
+    PlainFusion,
+    ReceivedFeatures,
+    StageFeatures,
+    SubspaceProjection,
+)
 from dgunet.network.gradient import GradientDescentModule, Measurements, SensingMatrix
 from dgunet.network.proximal import NUM_LEVELS, ProximalMapping
 
@@ -49,7 +57,7 @@ class Stage(nn.Module):
         self,
         estimate: Float[Tensor, "B C H W"],
         degraded: Float[Tensor, "B M h w"],
-        previous: StageFeatures | None,
+        previous: StageFeatures | ReceivedFeatures | None,
         sensing: SensingMatrix | None,
     ) -> tuple[Float[Tensor, "B C H W"], StageFeatures | None]:
         """Return the next estimate and the features for the next stage.
@@ -82,7 +90,7 @@ class LastStage(nn.Module):
         self,
         estimate: Float[Tensor, "B C H W"],
         degraded: Float[Tensor, "B M h w"],
-        previous: StageFeatures | None,
+        previous: StageFeatures | ReceivedFeatures | None,
         sensing: SensingMatrix | None,
     ) -> tuple[Float[Tensor, "B C H W"], StageFeatures | None]:
         """Return the final estimate, y + correction (blind) or v + correction (sensing), and None; see `Stage`."""
@@ -101,7 +109,11 @@ class DGUNet(nn.Module):
         config: the sizes.
         recompute: True keeps the activations of one stage in memory instead of all K and computes them again in the
             backward pass (activation checkpointing, Chen et al. 2016, arXiv 1604.06174).
+        local_statistics: the windows over which `dgunet.restore` takes statistics; None: the whole image. `forward`
+            takes those of the whole image.
     """
+
+    local_statistics: LocalStatistics | None = None
 
     def __init__(self, config: DGUNetConfig) -> None:
         super().__init__()
@@ -153,8 +165,14 @@ class DGUNet(nn.Module):
         """Return the input for a pair: the degraded image (blind) or the measurements of the clean one (sensing)."""
         return degraded if self.sensing is None else self.sense(clean)
 
-    def forward(self, degraded: Float[Tensor, "B C H W"] | Measurements) -> tuple[Float[Tensor, "B C H W"], ...]:
-        """Return all K estimates, first to last, of a degraded image in [0, 1] (any H, W ≥ 1) or of measurements.
+    def forward(
+        self, degraded: Float[Tensor, "B C H W"] | Measurements, num_stages: int | None = None
+    ) -> tuple[Float[Tensor, "B C H W"], ...]:
+        """Return the estimates of the stages, first to last.
+
+        Args:
+            degraded: a degraded image in [0, 1] (any H, W ≥ 1), or measurements.
+            num_stages: how many stages are computed; None: all K.
 
         Raises:
             ValueError: an image for a sensing network, measurements for a blind one, or a wrong number of channels or
@@ -164,15 +182,15 @@ class DGUNet(nn.Module):
         if not isinstance(degraded, Measurements):
             height, width = degraded.shape[2:]
             padded = pad(degraded, SIZE_MULTIPLE)
-            estimates = self._unfold(padded.contiguous(memory_format=torch.channels_last))
+            estimates = self._unfold(padded.contiguous(memory_format=torch.channels_last), num_stages)
         else:
             values, height, width = degraded
             if self.config.full_image:
-                estimates = self._unfold(values)
+                estimates = self._unfold(values, num_stages)
             else:
                 rows, columns = values.shape[2:]
                 blocks = values.permute(0, 2, 3, 1).reshape(-1, values.shape[1], 1, 1)
-                estimates = [_join_blocks(estimate, rows, columns) for estimate in self._unfold(blocks)]
+                estimates = [_join_blocks(estimate, rows, columns) for estimate in self._unfold(blocks, num_stages)]
         return tuple(estimate[:, :, :height, :width] for estimate in estimates)
 
     def _check(self, degraded: Tensor | Measurements) -> None:
@@ -191,11 +209,11 @@ class DGUNet(nn.Module):
                     f"this network takes {count} measurements per block, but got {degraded.values.shape[1]}"
                 )
 
-    def _unfold(self, degraded: Tensor) -> list[Tensor]:
+    def _unfold(self, degraded: Tensor, num_stages: int | None) -> list[Tensor]:
         estimate = degraded if self.sensing is None else self.sensing.adjoint(degraded)
         previous: StageFeatures | None = None
         estimates = []
-        for stage in self.stages():
+        for stage in islice(self.stages(), num_stages):
             inputs = (estimate, degraded, previous, self.sensing)
             if self.recompute and torch.is_grad_enabled():
                 estimate, previous = checkpoint(stage, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -216,15 +234,26 @@ def pad(image: Float[Tensor, "B C H W"], multiple: int) -> Float[Tensor, "B C pa
     16 because the norm of the bottom level, at 1/8 of the resolution, needs more than one pixel. Pads by reflection, or
     by replication along a side that is too short to reflect.
     """
-    height, width = (-(-size // multiple) * multiple for size in image.shape[2:])
-    if max(height, width) <= SIZE_MULTIPLE:
-        width = 2 * SIZE_MULTIPLE
+    height, width = _padded_size(image.shape[2], image.shape[3], multiple)
     below, right = height - image.shape[2], width - image.shape[3]
     if right:
         image = functional.pad(image, (0, right, 0, 0), mode="reflect" if right < image.shape[3] else "replicate")
     if below:
         image = functional.pad(image, (0, 0, 0, below), mode="reflect" if below < image.shape[2] else "replicate")
     return image
+
+
+def padded_size(degraded: Float[Tensor, "B C H W"] | Measurements) -> tuple[int, int]:
+    """Return height and width that the network computes with, in pixels."""
+    if isinstance(degraded, Measurements):
+        rows, columns = degraded.values.shape[2:]
+        return rows * BLOCK_SIZE, columns * BLOCK_SIZE
+    return _padded_size(degraded.shape[2], degraded.shape[3], SIZE_MULTIPLE)
+
+
+def _padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    height, width = (-(-size // multiple) * multiple for size in (height, width))
+    return height, 2 * SIZE_MULTIPLE if max(height, width) <= SIZE_MULTIPLE else width
 
 
 def _join_blocks(blocks: Tensor, rows: int, columns: int) -> Tensor:

@@ -57,14 +57,14 @@ def test_the_identity_keeps_shape_type_and_values(image_channels, shape, dtype):
 @pytest.mark.parametrize("size", [(200, 131), (96, 97), (97, 300), (1, 500), (385, 385)])
 def test_tiles_of_the_identity_join_to_the_last_bit(size):
     original = image(*size, 3, dtype=np.float32)
-    restored = restore(FakeNetwork(), original, tile=96, overlap=32)
+    restored = restore(FakeNetwork(), original, tile=96, statistics="tile", overlap=32)
     np.testing.assert_array_equal(restored, original)
 
 
 def test_tiles_that_differ_are_blended_gradually():
     values = iter(np.linspace(0, 1, 5))
     model = FakeNetwork(lambda degraded: torch.full_like(degraded, next(values)))
-    restored = restore(model, image(20, 300, 3, dtype=np.float32), tile=96, overlap=32)
+    restored = restore(model, image(20, 300, 3, dtype=np.float32), tile=96, statistics="tile", overlap=32)
     assert restored.min() == 0 and restored.max() == 1
     assert np.abs(np.diff(restored, axis=1)).max() < 0.05
     np.testing.assert_array_equal(restored, np.broadcast_to(restored[:1, :, :1], restored.shape))
@@ -77,7 +77,7 @@ def test_the_edge_of_a_tile_inside_the_image_is_not_used():
         return spoilt
 
     original = image(230, 270, 3, dtype=np.float32)
-    restored = restore(FakeNetwork(spoil_edges), original, tile=96, overlap=32)
+    restored = restore(FakeNetwork(spoil_edges), original, tile=96, statistics="tile", overlap=32)
     np.testing.assert_array_equal(restored[4:-4, 4:-4], original[4:-4, 4:-4])
 
 
@@ -98,13 +98,13 @@ def test_only_large_images_are_tiled():
     restore(model, image(1024, 1024, 3))
     assert model.shapes == [(1, 3, 1024, 1024)]
     model.shapes.clear()
-    restore(model, image(1024, 1025, 3))
+    restore(model, image(1024, 1025, 3), statistics="tile")
     assert max(side for shape in model.shapes for side in shape[2:]) < 512 + 32
 
 
-def test_tiles_of_a_real_network_are_close_to_the_whole_image():
+def test_tiles_with_their_own_statistics_are_close_to_the_whole_image():
     model, original = network(), image(160, 224, 3, dtype=np.float32)
-    whole, tiled = restore(model, original), restore(model, original, tile=96, overlap=32)
+    whole, tiled = restore(model, original), restore(model, original, tile=96, statistics="tile", overlap=32)
     assert np.abs(whole - original).mean() > 10 * np.abs(whole - tiled).mean()
 
 
@@ -167,7 +167,8 @@ def test_self_ensemble_averages_over_the_eight_symmetries():
 
 def test_progress_counts_the_tiles():
     calls: list[tuple[int, int]] = []
-    restore(FakeNetwork(), image(96, 200, 3), tile=96, overlap=32, progress=lambda *counts: calls.append(counts))
+    options = {"tile": 96, "overlap": 32, "statistics": "tile"}
+    restore(FakeNetwork(), image(96, 200, 3), **options, progress=lambda *counts: calls.append(counts))
     assert calls == [(1, 3), (2, 3), (3, 3)]
 
 

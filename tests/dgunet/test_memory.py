@@ -35,12 +35,12 @@ def test_a_tiff_is_read_without_further_copies_of_its_bytes_and_pixels(tmp_path:
     assert taken < 2.5 * size, "the file and the pixels are each of this size"
 
 
-def test_restoring_takes_the_memory_of_the_result_and_of_a_row_of_tiles(monkeypatch) -> None:
+def test_blending_tiles_takes_the_memory_of_the_result_and_of_a_row_of_tiles(monkeypatch) -> None:
     monkeypatch.setattr(DGUNet, "forward", lambda _, degraded: (degraded,))
     model = DGUNet(DGUNetConfig(width=4, growth=2, head_growth=2, num_stages=2)).eval()
     array = np.zeros(SHAPE, np.uint8)
     tracemalloc.start()  # NumPy reports its arrays, torch does not
-    dgunet.restore(model, array, tile=256)
+    dgunet.restore(model, array, tile=256, statistics="tile")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     row = 256 * SHAPE[1] * SHAPE[2] * np.float32().nbytes

@@ -145,10 +145,10 @@ def test_plain_and_gated_fusion_follow_their_equations():
     )
     plain, gated = PlainFusion(6, 4), GatedFusion(6, 4)
     summed = plain.from_encoder(encoder) + plain.from_decoder(decoder)
-    torch.testing.assert_close(plain(features, encoder, decoder), features + summed)
+    torch.testing.assert_close(plain(features, plain.mixed(encoder, decoder)), features + summed)
     mixed = functional.leaky_relu(gated.from_encoder(encoder) + gated.from_decoder(decoder), 0.1)
     expected = features * gated.gate(mixed).sigmoid() + gated.shift(mixed) + features
-    torch.testing.assert_close(gated(features, encoder, decoder), expected)
+    torch.testing.assert_close(gated(features, gated.mixed(encoder, decoder)), expected)
 
 
 def test_gated_stage_end_uses_the_new_estimate_for_its_gate():
