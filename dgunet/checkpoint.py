@@ -1,6 +1,7 @@
 """Save and load a model folder: model.safetensors (the weights) and config.json (sizes, task, provenance).
 
-config.json = {"model_type": "dgunet", "config": {the fields of DGUNetConfig}, "task": …, "provenance": …}
+config.json = {"model_type": "dgunet", "config": {the fields of DGUNetConfig}, "statistics": {those of LocalStatistics},
+"task": …, "provenance": …}; `statistics` is left out where all are of the whole image.
 """
 
 import json
@@ -16,19 +17,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dgunet.config import LocalStatistics
 from dgunet.network import DGUNet, DGUNetConfig
 from dgunet.network.unfolding import in_channels_last
 
 MODEL_TYPE = "dgunet"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "config.json"
+WRITTEN_KEYS = ("model_type", "config", "statistics")  # of config.json, by `save_model` itself
 
 
 def save_model(network: DGUNet, folder: str | Path, card: Mapping[str, Any]) -> None:
     """Write the network and its card into a model folder. The same network and card give the same bytes.
 
     Args:
-        network: its weights and sizes are written.
+        network: its weights, sizes and local statistics are written.
         folder: a new folder is written as a whole; in an existing one each file is replaced as a whole.
         card: further content of config.json: `task`, and `provenance` with commit, data and metrics.
 
@@ -37,10 +40,11 @@ def save_model(network: DGUNet, folder: str | Path, card: Mapping[str, Any]) -> 
             cannot be written.
     """
     folder = Path(folder)
-    reserved = {"model_type", "config"} & set(card)
+    reserved = set(WRITTEN_KEYS) & set(card)
     if reserved:
         raise ValueError(f"card: {', '.join(sorted(reserved))} is written by save_model itself; leave it out")
-    document = {"model_type": MODEL_TYPE, "config": asdict(network.config), **card}
+    local = {} if network.local_statistics is None else {"statistics": asdict(network.local_statistics)}
+    document = {"model_type": MODEL_TYPE, "config": asdict(network.config), **local, **card}
     try:
         text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
@@ -100,13 +104,17 @@ def load_model(source: str | Path) -> DGUNet:
 
         source = pull(source)
     folder = Path(source)
-    config = _config(read_card(folder)["config"], folder / CARD_FILE)
+    card = read_card(folder)
+    config = _config(card["config"], folder / CARD_FILE)
+    local = _local_statistics(card.get("statistics"), folder / CARD_FILE)
     path = folder / WEIGHTS_FILE
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: the weights cannot be read ({error})") from error
-    return build_network(config, weights, str(path))
+    network = build_network(config, weights, str(path))
+    network.local_statistics = local
+    return network
 
 
 def build_network(config: DGUNetConfig, weights: Mapping[str, Tensor], origin: str) -> DGUNet:
@@ -148,3 +156,14 @@ def _config(values: Mapping[str, Any], path: Path) -> DGUNetConfig:
         return DGUNetConfig(**values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _local_statistics(values: Any, path: Path) -> LocalStatistics | None:
+    if values is None:
+        return None
+    if not isinstance(values, dict) or set(values) != {"window", "of"} or not isinstance(values["of"], list):
+        raise ValueError(f'{path}: statistics must be {{"window": pixels, "of": [kinds]}}, is {values!r}')
+    try:
+        return LocalStatistics(values["window"], tuple(values["of"]))
+    except ValueError as error:
+        raise ValueError(f"{path}: statistics: {error}") from error

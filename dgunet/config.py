@@ -38,6 +38,10 @@ class LocalStatistics:
         if unknown or not self.of or len(set(self.of)) != len(self.of):
             raise ValueError(f"of: must name some of {', '.join(get_args(StatisticsKind))} once, is {self.of!r}")
 
+    def __str__(self) -> str:
+        """Describe the windows in a phrase."""
+        return f"{', '.join(self.of)} over windows of {self.window} pixels"
+
 
 @dataclass(frozen=True)
 class DGUNetConfig:

@@ -74,7 +74,7 @@ def restore(
 
     Raises:
         ValueError: shape, type or options are not as above, the image or the output of the network has NaN or infinite
-            values, or there is no room for temporary files.
+            values, or there is no space for temporary files.
     """
     _check(model, array, tile, overlap, precision)
     local = _local(model, statistics)

@@ -43,7 +43,7 @@ GRID = BLOCK_SIZE  # tiles start at multiples of it, so that sensing blocks and 
 HALO, SMALL_HALO = 64, 32
 MEMORY_LIMIT = 2**29  # bytes of features between two stages that are kept in memory
 TILE_MEMORY = 2**29  # bytes that the features of a tile may take, for `tile_side`
-MORE_ROOM = "name a folder with more room in the variable TMPDIR, or take the statistics of each tile"
+MORE_SPACE = "name a folder with more space in the variable TMPDIR, or take the statistics of each tile"
 Array = Shaped[np.ndarray, "H W C"]
 
 
@@ -76,14 +76,14 @@ def restore_in_tiles(
         share: not None: this part of the estimate is added to `target`, a float32 array, instead.
 
     Raises:
-        ValueError: there is no room for the temporary files, or the network gives NaN or infinite values.
+        ValueError: there is no space for the temporary files, or the network gives NaN or infinite values.
     """
     run = _Run(model, source, target, options, share)
     stages = list(model.stages())[: options.num_stages]
     num_all = sum(_num_statistics(stage) + 1 for stage in stages) * len(run.tiles)
     num_done = 0
     states = [_State(model.config, run.padded, options.tile, following) for following in stages[1:]]
-    folder = _folder_with_room(max((state.size for state in states), default=0))
+    folder = _folder_for(max((state.size for state in states), default=0))
     try:
         for stage, before, after in zip(stages, [None, *states], [*states, None], strict=True):
             if after is not None:
@@ -333,7 +333,7 @@ class _Plane:
         return tempfile.TemporaryFile(dir=self.folder, prefix="dgunet-", buffering=0)
 
 
-def _folder_with_room(size: int) -> str | None:
+def _folder_for(size: int) -> str | None:
     """Return the folder of temporary files that take this many bytes; None: keep them in memory."""
     if size <= MEMORY_LIMIT:
         return None
@@ -342,7 +342,7 @@ def _folder_with_room(size: int) -> str | None:
     if free < size:
         raise ValueError(
             f"an image of this size needs {size / 1e9:.1f} GB of temporary files, and {folder} has {free / 1e9:.1f} GB "
-            f"free: {MORE_ROOM}"
+            f"free: {MORE_SPACE}"
         )
     return folder
 
@@ -354,7 +354,7 @@ def _write_all(file: int, values: np.ndarray, position: int) -> None:
             written = os.pwrite(file, data, position)
             data, position = data[written:], position + written
     except OSError as error:
-        raise ValueError(f"temporary files cannot be written ({error.strerror}): {MORE_ROOM}") from error
+        raise ValueError(f"temporary files cannot be written ({error.strerror}): {MORE_SPACE}") from error
 
 
 def _read_all(file: int, values: np.ndarray, position: int) -> None:

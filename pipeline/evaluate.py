@@ -14,6 +14,8 @@ from pipeline.config.params import load_section, load_task_section, read_params
 from pipeline.dataloader.pairs import EvaluationPair, pairs
 from pipeline.degradations.parsing import parse_degradation
 from pipeline.evaluation.benchmarks import load_benchmark
+from pipeline.evaluation.local_statistics import choose as choose_windows
+from pipeline.evaluation.local_statistics import measure
 from pipeline.evaluation.scores import Evaluation, evaluate, restore_pair
 from pipeline.evaluation.settings import Evaluate
 from pipeline.reporting.gallery import GalleryItem, Page, choose, render
@@ -29,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", required=True, help="a section of params.yaml")
     parser.add_argument("--model", required=True, type=Path, help="model folder")
     parser.add_argument("--shards", required=True, type=Path, help="folder of test shards")
+    parser.add_argument("--validation", required=True, type=Path, help="folder of val shards, to choose windows on")
     parser.add_argument("--curve", required=True, type=Path, help="train.csv; if absent there is no training plot")
     parser.add_argument("--out", required=True, type=Path, help="folder of the report to write")
     args = parser.parse_args(arguments)
@@ -36,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings: Evaluate = load_task_section(args.task, "evaluate", Evaluate)
     seed: int = load_section("seed", int)
     model = load_model(args.model).to("cuda" if torch.cuda.is_available() else "cpu")
+
+    windows = [tried.local_statistics() for tried in settings.local_statistics]
+    candidates = measure(model, lambda: pairs(args.validation), windows, settings.protocol)
+    model.local_statistics = choose_windows(candidates)
 
     index = read_index(args.shards)
     degradation = parse_degradation(index.recipe["degradation"])
@@ -78,9 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model=model.config,
         num_parameters=sum(weights.numel() for weights in model.parameters()),
         baseline=settings.baseline,
+        local_statistics=model.local_statistics,
     )
     with replacing(args.out) as folder:
-        write_tables(folder, evaluation, benchmarks, checksum(args.shards / INDEX))
+        write_tables(folder, evaluation, benchmarks, checksum(args.shards / INDEX), candidates)
         for name, figure in figures.items():
             (folder / f"{name}.png").write_bytes(png(figure))
         (folder / "gallery.html").write_text(render(page), encoding="utf-8")

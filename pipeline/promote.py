@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dgunet.checkpoint import load_model, read_card
+from dgunet.checkpoint import WRITTEN_KEYS, load_model, read_card, save_model
+from dgunet.config import LocalStatistics
 from dgunet.hub import pull
 from pipeline.config.params import load_section, load_task_section
 from pipeline.dataloader.pairs import pairs
@@ -29,7 +32,7 @@ from pipeline.tracking.settings import Promote
 
 MEASURING_CODE = (
     "dgunet/config.py", "dgunet/images", "dgunet/inference.py", "dgunet/metrics.py", "dgunet/network",
-    "dgunet/tensors.py",
+    "dgunet/tensors.py", "dgunet/tiling.py",
     "pipeline/dataloader", "pipeline/degradations", "pipeline/evaluation", "pipeline/shards",
 )  # fmt: skip
 TEST, PSNR = "test", "test.restored.psnr"  # tags: test set, protocol and measuring code; mean PSNR in dB
@@ -59,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     test = f"{metrics['test_index_sha256']} {protocol} Measured by {_measuring_code()[:12]}."
     psnr = _psnr(metrics, "restored")
 
-    with runs.connected():
-        version = _registered(args.task, args.model, args.report, metrics, test)
+    with runs.connected(), _with_statistics(args.model, metrics) as model:
+        version = _registered(args.task, model, args.report, metrics, test)
         champion = registry.champion(args.task)
         if champion is None:
             decision = compare_with_baselines(metrics)
@@ -88,6 +91,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_atomically(args.record, json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n")
     title = "is the champion" if record["alias_moved"] else "is registered, but not the champion"
     print(f"{args.task}: version {version.number} {title}: {decision.reason}")
+
+
+@contextmanager
+def _with_statistics(folder: Path, metrics: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield a copy of a model folder with the windows that evaluate chose; the folder itself if it chose none."""
+    chosen = metrics.get("local_statistics")
+    if chosen is None:
+        yield folder
+        return
+    model, card = load_model(folder), read_card(folder)
+    model.local_statistics = LocalStatistics(chosen["window"], tuple(chosen["of"]))
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / folder.name
+        save_model(model, copy, {name: card[name] for name in card.keys() - set(WRITTEN_KEYS)})
+        yield copy
 
 
 def compare_with_baselines(metrics: Mapping[str, Any]) -> Decision:

@@ -40,7 +40,17 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     restore.add_argument(
         "--tile",
         type=_tile,
-        help="side of the tiles in pixels (default: 512 for photos of more than 1024x1024 pixels, else no tiles)",
+        help="side of the tiles in pixels (default: as memory allows; photos of up to 1024x1024 pixels are one tile)",
+    )
+    restore.add_argument(
+        "--statistics",
+        choices=("whole", "local", "tile"),
+        help="where the network takes the statistics of its features: of the whole photo, over windows (if the model "
+        "names them), or of each tile, which is faster for large photos and not exact (default: local if the model "
+        "names windows, else whole)",
+    )
+    restore.add_argument(
+        "--stages", type=_count, metavar="K", help="stop after K stages: faster, and less restored (default: all)"
     )
     restore.add_argument(
         "--self-ensemble", action="store_true", help="average over 8 flips and rotations; takes 8 times as long"
@@ -55,7 +65,7 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     restore.add_argument(
         "--format", choices=FORMATS, help="format to write (default: that of each photo; PNG for HEIC)"
     )
-    restore.add_argument("--page", type=_page, help="which picture of files that hold several, from 1")
+    restore.add_argument("--page", type=_count, help="which picture of files that hold several, from 1")
     existing = restore.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace photos that exist in OUT")
     existing.add_argument(
@@ -88,7 +98,8 @@ def _load_restore(arguments: argparse.Namespace) -> Callable[..., Any]:
 
     device = chosen_device(arguments.device)
     model: DGUNet = load_model(arguments.model).to(device)
-    options = {name: getattr(arguments, name) for name in ("tile", "self_ensemble", "precision")}
+    options = {name: getattr(arguments, name) for name in ("tile", "statistics", "self_ensemble", "precision")}
+    options["num_stages"] = arguments.stages
 
     def restored(pixels: Any, show_tiles: Callable[[int, int], None]) -> Any:
         return restore(model, pixels, progress=show_tiles, **options)
@@ -102,7 +113,7 @@ def _tile(text: str) -> int:
     return int(text)
 
 
-def _page(text: str) -> int:
+def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1")
     return int(text)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float32
 
 from dgunet.config import BLOCK_SIZE
-from dgunet.inference import WHOLE_IMAGE_PIXELS, restore
+from dgunet.inference import WHOLE_IMAGE_PIXELS, estimates, restore
 from dgunet.network import DGUNet, Measurements
 from dgunet.tensors import to_array, to_tensor
 from pipeline.dataloader.pairs import EvaluationPair
@@ -151,11 +151,11 @@ def restore_pair(model: DGUNet, pair: EvaluationPair, baseline: Baseline, self_e
             raise ValueError("protocol.self_ensemble must be false for compressive sensing: it would measure 8 times")
         return _restore_sensed(model, pair.clean, baseline)
     if self_ensemble or _is_large(pair.degraded):
-        estimates: tuple[Image, ...] = (restore(model, pair.degraded, self_ensemble=self_ensemble),)
+        found: tuple[Image, ...] = (restore(model, pair.degraded, self_ensemble=self_ensemble),)
     else:
         device = next(model.parameters()).device
-        estimates = tuple(to_array(estimate) for estimate in model(to_tensor(pair.degraded).to(device)))
-    return Restoration(pair.clean, pair.degraded, baseline.restore(pair.degraded), _clipped(estimates))
+        found = tuple(to_array(estimate) for estimate in estimates(model, to_tensor(pair.degraded).to(device)))
+    return Restoration(pair.clean, pair.degraded, baseline.restore(pair.degraded), _clipped(found))
 
 
 def _restore_sensed(model: DGUNet, clean: Image, baseline: Baseline) -> Restoration:
@@ -164,17 +164,17 @@ def _restore_sensed(model: DGUNet, clean: Image, baseline: Baseline) -> Restorat
     if _is_large(clean):
         strips = [initial_estimate(model, model.sense(to_tensor(strip).to(device))) for strip in _strips(clean)]
         degraded = np.concatenate(strips)
-        estimates: tuple[Image, ...] = (restore(model, clean),)  # its tiles consist of whole blocks of the image
+        found: tuple[Image, ...] = (restore(model, clean),)  # its tiles consist of whole blocks of the image
     else:
         measurements = model.sense(to_tensor(clean).to(device))
         degraded = initial_estimate(model, measurements)
-        estimates = tuple(to_array(estimate) for estimate in model(measurements))
+        found = tuple(to_array(estimate) for estimate in estimates(model, measurements))
     if isinstance(baseline, PseudoInverse):
         number = model.config.num_measurements
         linear = np.concatenate([reconstruct(strip, number) for strip in _strips(clean)])
     else:
         linear = baseline.restore(degraded)
-    return Restoration(clean, degraded, linear, _clipped(estimates))
+    return Restoration(clean, degraded, linear, _clipped(found))
 
 
 def initial_estimate(model: DGUNet, measurements: Measurements) -> Image:

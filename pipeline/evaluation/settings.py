@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from dgunet.config import LocalStatistics, StatisticsKind
 from pipeline.config.params import ParamsError, Place, Section, default_section, validated_merge
 from pipeline.degradations.compose import Degradation
 from pipeline.evaluation.baselines import Baseline
@@ -15,12 +16,33 @@ from pipeline.evaluation.protocol import Protocol
 BENCHMARKS = "benchmarks"  # section of params.yaml
 
 
+class Windows(Section):
+    """Statistics over windows that are tried on the val split: side in pixels, and of which modules."""
+
+    window: int
+    of: list[StatisticsKind]
+
+    @model_validator(mode="after")
+    def _are_valid(self) -> Windows:
+        self.local_statistics()
+        return self
+
+    def local_statistics(self) -> LocalStatistics:
+        """Return them as the network takes them."""
+        return LocalStatistics(self.window, tuple(self.of))
+
+
 class Evaluate(Section):
-    """How a task's model is measured: on its own test split, and on benchmarks, named as in `benchmarks`."""
+    """How a task's model is measured: on its own test split, and on benchmarks, named as in `benchmarks`.
+
+    local_statistics: the windows to try. Those that restore the val split better than the statistics of the whole image
+    become part of the model; the others are measured and forgotten.
+    """
 
     protocol: Protocol
     baseline: Annotated[Baseline, Field(discriminator="kind")]
     gallery_images: PositiveInt
+    local_statistics: list[Windows]
     benchmarks: list[str]
 
     @field_validator("benchmarks")

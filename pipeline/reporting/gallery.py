@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
+from dgunet.config import LocalStatistics
 from dgunet.images import quantise
 from dgunet.network import DGUNetConfig
 from pipeline.evaluation.baselines import Baseline
@@ -56,6 +57,7 @@ class Page:
     model: DGUNetConfig
     num_parameters: int
     baseline: Baseline
+    local_statistics: LocalStatistics | None
 
 
 def choose(evaluation: Evaluation, number: int) -> dict[str, str]:
@@ -99,7 +101,14 @@ def render(page: Page) -> str:
         degraded_ssim=_ssim(evaluation.degraded),
         baseline_ssim=_ssim(evaluation.baseline),
         restored_ssim=_ssim(evaluation.restored),
-        measuring=_definitions({"protocol": str(evaluation.protocol), "baseline": baseline.pop("kind"), **baseline}),
+        measuring=_definitions(
+            {
+                "protocol": str(evaluation.protocol),
+                "statistics": str(page.local_statistics or "of the whole image"),
+                "baseline": baseline.pop("kind"),
+                **baseline,
+            }
+        ),
         plots="".join(_plot(name, plot) for name, plot in page.plots.items()),
         benchmarks=_benchmarks(page.benchmarks),
         degradation=_definitions(page.degradation),

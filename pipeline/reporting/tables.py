@@ -10,9 +10,11 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.evaluation.local_statistics import Candidate, choose
 from pipeline.evaluation.quality import Quality
 from pipeline.evaluation.scores import Evaluation
 from pipeline.reporting.plots import Curve
@@ -33,16 +35,25 @@ def replacing(folder: Path) -> Iterator[Path]:
             path.replace(folder / path.name)
 
 
-def metrics(evaluation: Evaluation, benchmarks: Mapping[str, Evaluation], test_index_sha256: str) -> dict[str, Any]:
+def metrics(
+    evaluation: Evaluation,
+    benchmarks: Mapping[str, Evaluation],
+    test_index_sha256: str,
+    candidates: Sequence[Candidate] = (),
+) -> dict[str, Any]:
     """Return the content of metrics.json: mean PSNR in dB and mean SSIM over images.
 
     Args:
         evaluation: scores on the test split.
         benchmarks: scores on the benchmarks, by name.
         test_index_sha256: checksum of the test shards' index, which identifies the test split.
+        candidates: windows that were measured on the val split.
     """
+    chosen = choose(candidates)
     return {
         **_means(evaluation),
+        "local_statistics": None if chosen is None else asdict(chosen),
+        "local_statistics_on_val": [candidate.as_json() for candidate in candidates],
         "stages": {str(k): _number(stage.psnr) for k, stage in enumerate(evaluation.stages, 1)},
         "benchmarks": {name: _means(found) for name, found in benchmarks.items()},
         "test_index_sha256": test_index_sha256,
@@ -50,10 +61,14 @@ def metrics(evaluation: Evaluation, benchmarks: Mapping[str, Evaluation], test_i
 
 
 def write_tables(
-    folder: Path, evaluation: Evaluation, benchmarks: Mapping[str, Evaluation], test_index_sha256: str
+    folder: Path,
+    evaluation: Evaluation,
+    benchmarks: Mapping[str, Evaluation],
+    test_index_sha256: str,
+    candidates: Sequence[Candidate] = (),
 ) -> None:
     """Write metrics.json, per_image.csv, stages.csv and gains.csv into `folder`; arguments as `metrics`."""
-    content = metrics(evaluation, benchmarks, test_index_sha256)
+    content = metrics(evaluation, benchmarks, test_index_sha256, candidates)
     (folder / "metrics.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     kinds = ("degraded", "baseline", "restored")
     header = ["set", "key", *(f"{kind}_{part}" for kind in kinds for part in Quality._fields), "gain_db"]

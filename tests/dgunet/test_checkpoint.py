@@ -10,6 +10,7 @@ import torch
 import dgunet
 from dgunet import DGUNet, DGUNetConfig
 from dgunet.checkpoint import load_model, read_card, save_model
+from dgunet.config import LocalStatistics
 
 CARD = {"task": "derain", "provenance": {"commit": "abc", "data": "def", "metrics": {"psnr": 30.5}}}
 CONFIGS = [
@@ -40,6 +41,31 @@ def test_a_model_folder_round_trip(tmp_path, config):
     for name, tensor in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_local_statistics_are_kept(tmp_path, network):
+    save_model(network, tmp_path / "whole", CARD)
+    network.local_statistics = LocalStatistics(160, ("norm", "projection"))
+    save_model(network, tmp_path / "local", CARD)
+    assert load_model(tmp_path / "local").local_statistics == network.local_statistics
+    assert load_model(tmp_path / "whole").local_statistics is None
+    assert "statistics" not in read_card(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ({"window": 100, "of": ["norm"]}, "statistics: window: must be an odd multiple of 32, is 100"),
+        ({"window": 96, "of": []}, "statistics: of: must name some of norm"),
+        ({"window": 96}, "statistics must be"),
+        ("local", "statistics must be"),
+    ],
+)
+def test_local_statistics_that_are_not_valid_are_refused(folder, statistics, message):
+    card = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**card, "statistics": statistics}))
+    with pytest.raises(ValueError, match=message):
+        load_model(folder)
 
 
 def test_a_model_folder_holds_two_files(folder):

@@ -290,3 +290,24 @@ def test_a_process_that_has_torch_keeps_its_environment(monkeypatch, capsys):
     before = dict(os.environ)
     main(["info", "nowhere"])
     assert dict(os.environ) == before
+
+
+def test_statistics_and_stages_are_those_of_restore(photos, tmp_path, model, monkeypatch):
+    path = str(photos / "colour.jpg")
+    assert main(["restore", path, str(tmp_path / "a.png"), "--model", model, "--stages", "1"]) == 0
+    network = dgunet.load_model(model)
+    first = dgunet.restore(network, read_photo(path).pixels, num_stages=1)
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.png").pixels, first)
+    calls: list[str] = []
+    monkeypatch.setattr("dgunet.inference._local", lambda model, choice: calls.append(choice))
+    assert main(["restore", path, str(tmp_path / "b.png"), "--model", model, "--statistics", "tile"]) == 0
+    assert calls == ["tile"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--stages", "3"], "stages 1 to 2, not 3"), (["--statistics", "local"], "no local statistics")],
+)
+def test_what_a_model_does_not_have_is_refused(photos, model, capsys, options, message):
+    assert main(["restore", str(photos / "colour.jpg"), str(photos / "out"), "--model", model, *options]) == 1
+    assert message in capsys.readouterr().err

@@ -48,7 +48,7 @@ def largest(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("local", [None, ALL_LOCAL], ids=["whole", "local"])
-@pytest.mark.parametrize("config", [BLIND_SHARED, BLIND_SEPARATE, SENSING], ids=["shared", "separate", "sensing"])
+@pytest.mark.parametrize("config", [BLIND_SHARED, BLIND_SEPARATE, SENSING], ids=["same", "separate", "sensing"])
 def test_tiles_give_the_image_restored_as_a_whole(config, local):
     model, original = network(config, local), photo(config.image_channels)
     whole = restore(model, original)
@@ -136,7 +136,7 @@ def test_progress_counts_tiles_and_passes():
     assert calls == [(number, 6 * passes) for number in range(1, 6 * passes + 1)]
 
 
-def test_too_little_room_for_files_is_said_before_work_begins(monkeypatch):
+def test_too_little_space_for_files_is_refused_before_work_begins(monkeypatch):
     monkeypatch.setattr(tiling, "MEMORY_LIMIT", 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     calls: list[tuple[int, int]] = []

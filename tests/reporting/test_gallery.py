@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline import evaluate as evaluate_command
 from pipeline.config.params import ParamsError, merged_section, validated
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.evaluation.baselines import NonLocalMeans
+from pipeline.evaluation.local_statistics import Candidate
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.quality import Quality
 from pipeline.evaluation.scores import Evaluation, ImageScores, Restoration, evaluate, restore_pair
@@ -59,7 +61,7 @@ def page(channels: int = 3, task: str = "denoise") -> Page:
     sigma = {"kind": "gaussian_noise", "sigma": [25, 25], "per_channel": True}
     return Page(
         task, found, {"Set <5>": found}, shown, plots(found, CURVE), {"kind": "sequence", "steps": [sigma]},
-        model.config, 12345, BASELINE,
+        model.config, 12345, BASELINE, None,
     )  # fmt: skip
 
 
@@ -194,6 +196,7 @@ SETTINGS = {
     "protocol": {"colour": "rgb", "quantise": False, "crop": [16, 16], "border": 0, "self_ensemble": False},
     "baseline": {"kind": "non_local_means", "strength_per_sigma": 0.9},
     "gallery_images": 3,
+    "local_statistics": [{"window": 96, "of": ["norm"]}],
     "benchmarks": ["Nowhere"],
 }
 BENCHMARKS = {
@@ -242,8 +245,9 @@ def checkout(folder: Path) -> list[str]:
     pairs = [Pair(f"key{n}", rng.integers(0, 256, (32, 32, 3), np.uint8), None, {"degradation": {}}) for n in range(4)]
     entry = write_shard(folder / "test" / "000000.tar", pairs)
     write_index(folder / "test", Index({**synthesize, "seed": 1}, [entry]))
+    shutil.copytree(folder / "test", folder / "val")
     save_model(network(), folder / "model", {"task": "denoise", "provenance": {}})
-    paths = {"model": "model", "shards": "test", "curve": "report/train.csv", "out": "report"}
+    paths = {"model": "model", "shards": "test", "validation": "val", "curve": "report/train.csv", "out": "report"}
     return ["--task", "denoise", *(word for name, path in paths.items() for word in (f"--{name}", path))]
 
 
@@ -268,6 +272,20 @@ def test_the_command_writes_the_same_report_twice_and_prints_which_benchmark_it_
     metrics = json.loads(first["metrics.json"])
     assert metrics["num_images"] == 4
     assert metrics["benchmarks"] == {}
+    assert [tried["window"] for tried in metrics["local_statistics_on_val"]] == [None, 96]
+
+
+def test_windows_that_are_better_on_the_val_split_are_used_and_named(tmp_path, monkeypatch):
+    arguments = checkout(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    evaluate_command.main(arguments)
+    whole = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert whole["local_statistics"] is None
+    monkeypatch.setattr(Candidate, "is_better", property(lambda candidate: candidate.local is not None))
+    evaluate_command.main(arguments)
+    chosen = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert chosen["local_statistics"] == {"window": 96, "of": ["norm"]}
+    assert "norm over windows of 96 pixels" in (tmp_path / "report" / "gallery.html").read_text()
 
 
 def test_a_command_that_fails_leaves_the_old_report(tmp_path, monkeypatch):

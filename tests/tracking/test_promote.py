@@ -7,10 +7,13 @@ from typing import Any
 
 import mlflow
 import pytest
+import torch
 import yaml
 from factories import PROJECT, small_params, write_folder
 
 from dgunet.checkpoint import load_model, save_model
+from dgunet.config import LocalStatistics
+from dgunet.hub import pull
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline import promote
 from pipeline.config.params import load_task_section
@@ -55,6 +58,13 @@ class Checkout:
         }  # fmt: skip
         Path("report/metrics.json").write_text(json.dumps(content))
         Path("report/gallery.html").write_text("before, after")
+
+    def choose_windows(self) -> None:
+        """Have the report say that windows restore better, as evaluate writes it."""
+        path = Path("report/metrics.json")
+        path.write_text(
+            json.dumps({**json.loads(path.read_text()), "local_statistics": {"window": 96, "of": ["norm"]}})
+        )
 
     def measure(self) -> float:
         """Return the mean PSNR in dB of the model as promote would measure it."""
@@ -103,6 +113,21 @@ def test_the_first_model_becomes_champion_if_it_beats_degraded_images_and_baseli
     }  # fmt: skip
     assert registry.champion("derain").number == 1
     assert capsys.readouterr().out.startswith("derain: version 1 is the champion: the first champion, with")
+
+
+def test_the_registered_model_has_the_windows_that_evaluate_chose(checkout):
+    checkout.model(0)
+    checkout.metrics(25.0)
+    whole = Path("model/config.json").read_bytes()
+    checkout.choose_windows()
+    checkout.promote()
+    checkout.promote()
+    assert versions() == 1
+    assert Path("model/config.json").read_bytes() == whole
+    found = load_model(pull("models:/derain/1"))
+    assert found.local_statistics == LocalStatistics(96, ("norm",))
+    for name, weights in load_model("model").state_dict().items():
+        assert torch.equal(weights, found.state_dict()[name])
 
 
 @pytest.mark.parametrize(("psnr", "kind"), [(19.0, "degraded"), (20.0, "degraded"), (21.5, "baseline")])
