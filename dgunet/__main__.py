@@ -10,7 +10,16 @@ import sys
 from collections.abc import Sequence
 
 from dgunet.commands import import_checkpoint, info, restore
-from dgunet.console import BROKEN_PIPE_STATUS, drop, explain, printable, show_all_names, write_line
+from dgunet.console import (
+    BROKEN_PIPE_STATUS,
+    Interrupted,
+    drop,
+    explain,
+    printable,
+    show_all_names,
+    signals_interrupt,
+    write_line,
+)
 from dgunet.jobs import UsageError
 
 
@@ -19,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_all_names()
     try:
         try:
-            return _run(argv)
+            with signals_interrupt():
+                return _run(argv)
         finally:  # an error of writing is reported here, not by the interpreter's shutdown
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -39,9 +49,9 @@ def _run(argv: Sequence[str] | None) -> int:
     _let_threads_sleep()
     try:
         status: int = arguments.action(arguments)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         write_line("dgunet: interrupted", to_stderr=True)
-        return 130
+        return error.status if isinstance(error, Interrupted) else Interrupted.STATUS
     except BrokenPipeError:
         raise
     except (ValueError, OSError, ImportError) as error:

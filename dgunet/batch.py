@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from dgunet.console import ProgressLine, duration, explain, is_terminal, printable, write_line
+from dgunet.console import Interrupted, ProgressLine, duration, explain, is_terminal, printable, write_line
 from dgunet.images import WRITABLE_SUFFIXES, Photo, read_photo, write_photo
-from dgunet.images.encode import encode
+from dgunet.images.encode import check_size, encode
 from dgunet.images.names import describe_unread
 from dgunet.jobs import Job, Plan, is_folder
 
@@ -46,13 +46,13 @@ class Results:
     unread: dict[str, int] = field(default_factory=dict)
     num_remaining: int = 0
     stopped: str | None = None
-    is_interrupted: bool = False
+    interrupted_by: int | None = None  # the exit status: 128 and the number of the signal
     seconds: float = 0.0
 
     @property
     def status(self) -> int:
         """The exit status."""
-        return 130 if self.is_interrupted else 1 if self.refused or self.stopped else 0
+        return self.interrupted_by or (1 if self.refused or self.stopped else 0)
 
 
 def run(
@@ -89,8 +89,10 @@ def run(
         if jobs:
             with _writable(out if planned.jobs[0].target != out else out.parent):
                 _restore_all(jobs, load(), results, page=page, progress=progress, as_json=as_json)
+    except Interrupted as error:
+        results.interrupted_by, results.stopped = error.status, "interrupted"
     except KeyboardInterrupt:
-        results.is_interrupted, results.stopped = True, "interrupted"
+        results.interrupted_by, results.stopped = Interrupted.STATUS, "interrupted"
     progress.clear()
     num_tried = len(results.done) + len(results.skipped) + len(results.refused)
     results.num_remaining = len(planned.jobs) + len(planned.refused) - num_tried
@@ -156,12 +158,14 @@ def _restore_all(
     progress: ProgressLine,
     as_json: bool,
 ) -> None:
+    written: dict[str, Path] = {}  # by name without case
     for number, job in enumerate(jobs, start=1):
         label = f"[{number}/{len(jobs)}]"
         progress.show_tiles(0, 1)
         entry: dict[str, Any] | None = None
         reason, stops = "", None
         try:
+            _check_case(job.target, written.setdefault(str(job.target).casefold(), job.target))
             entry = _restore_one(job, restore, page, progress.show_tiles)
         except _Refused as error:
             reason, stops = str(error), error.stops
@@ -209,11 +213,19 @@ def _restore_one(
     }
 
 
+def _check_case(target: Path, other: Path) -> None:
+    """Raise _Refused if another photo was written to the same file, whose name differs in case alone."""
+    if target != other and target.exists() and target.samefile(other):
+        raise _Refused(f"would replace {other}: this folder does not tell apart upper and lower case")
+
+
 def _check_format(photo: Photo, target: Path) -> None:
     """Raise ValueError if the format of `target` cannot hold the photo: before minutes are spent on restoring it."""
+    file_format = WRITABLE_SUFFIXES[target.suffix.lower()]
+    check_size(photo.pixels.shape[0], photo.pixels.shape[1], file_format)
     corner = (slice(8), slice(8))
     alpha = None if photo.alpha is None else photo.alpha[corner]
-    encode(replace(photo, pixels=photo.pixels[corner], alpha=alpha), WRITABLE_SUFFIXES[target.suffix.lower()])
+    encode(replace(photo, pixels=photo.pixels[corner], alpha=alpha), file_format)
 
 
 def _refuse(results: Results, path: Path, reason: str, label: str = "") -> None:

@@ -4,9 +4,12 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
+import threading
 import time
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,35 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, hours = divmod(round(seconds), 60), divmod(round(seconds / 60), 60)
     return f"{minutes[0]} min {minutes[1]} s" if seconds < 3599.5 else f"{hours[0]} h {hours[1]} min"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the process to stop, as Ctrl-C does; `status` is the exit status."""
+
+    STATUS = 128 + signal.SIGINT
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.status = 128 + number
+
+
+@contextlib.contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Have SIGTERM, and SIGHUP of a terminal that closes, raise `Interrupted` meanwhile; not where they are ignored."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise Interrupted(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    changed = [number for number in numbers if is_main_thread and signal.getsignal(number) == signal.SIG_DFL]
+    for number in changed:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class ProgressLine:

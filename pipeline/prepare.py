@@ -28,10 +28,17 @@ CACHE_FILE = Path(".cache/prepare/inspections.sqlite")
 
 @dataclass(frozen=True)
 class Prepared:
-    """The usable images in the manifest's order, and the rejected and ignored ones, each with its reason."""
+    """What the sources hold.
+
+    Attributes:
+        entries: the usable images, in the manifest's order.
+        rejected: the rejected and ignored files, each with its reason.
+        no_photographs: for each source, how many files have a suffix that is not that of a photograph.
+    """
 
     entries: list[Entry]
     rejected: list[RejectedImage]
+    no_photographs: dict[str, Counter[str]]
 
 
 def main() -> None:
@@ -60,6 +67,10 @@ def prepare(settings: Prepare, *, seed: int, cache_file: Path) -> Prepared:
         OSError: the cache cannot be read or written.
     """
     listed = [require_images(source) for source in settings.sources]
+    others = {
+        describe(source): Counter(_suffix_of(item.reason) for item in items if item.reason.endswith(NO_PHOTO))
+        for source, (_, items) in zip(settings.sources, listed, strict=True)
+    }
     rejected = [item for _, items in listed for item in items]
     candidates = [candidate for found, _ in listed for candidate in found]
     usable: dict[tuple[str, str], tuple[Candidate, Inspection]] = {}
@@ -95,7 +106,9 @@ def prepare(settings: Prepare, *, seed: int, cache_file: Path) -> Prepared:
         )
         for candidate, inspection in usable.values()
     ]
-    return Prepared(sorted(entries, key=lambda entry: entry.sort_key), sorted(rejected, key=lambda item: item.uri))
+    return Prepared(
+        sorted(entries, key=lambda entry: entry.sort_key), sorted(rejected, key=lambda item: item.uri), others
+    )
 
 
 def report(prepared: Prepared) -> dict[str, Any]:
@@ -118,6 +131,7 @@ def report(prepared: Prepared) -> dict[str, Any]:
         },
         "left_out": [{"where": item.uri, "reason": item.reason} for item in prepared.rejected if not item.ignored],
         "ignored": dict(sorted(Counter(item.reason for item in prepared.rejected if item.ignored).items())),
+        "no_photographs": {source: _most_first(counts) for source, counts in prepared.no_photographs.items() if counts},
     }
 
 
@@ -126,15 +140,18 @@ def summary(content: Mapping[str, Any]) -> str:
     lines = [f"{'split':<7}{'images':>8}{'scenes':>8}{'megapixels':>12}"]
     for split, numbers in content["splits"].items():
         lines.append(f"{split:<7}{numbers['images']:>8}{numbers['scenes']:>8}{numbers['megapixels']:>12.1f}")
-    suffix_counts = {
-        reason.removesuffix(NO_PHOTO).replace("no suffix", ""): count
-        for reason, count in content["ignored"].items()
-        if reason.endswith(NO_PHOTO)
-    }
-    if suffix_counts:
-        lines.append(describe_unread(dict(sorted(suffix_counts.items(), key=lambda item: (-item[1], item[0])))))
+    for source, counts in content["no_photographs"].items():
+        lines.append(f"{source}: {describe_unread(counts)}")
     lines.append(f"rejected: {len(content['left_out'])}, ignored: {sum(content['ignored'].values())}")
     return "\n".join(lines)
+
+
+def _suffix_of(reason: str) -> str:
+    return reason.removesuffix(NO_PHOTO).replace("no suffix", "")
+
+
+def _most_first(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {  # of Pillow's encoders
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
     "BMP": {},
 }
+_LONGEST_SIDES = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536}  # of the encoders
 _VIPS_FORMATS = {np.dtype(np.uint8): "uchar", np.dtype(np.uint16): "ushort"}
 
 
@@ -33,8 +34,9 @@ def encode(photo: Photo, file_format: str) -> tuple[bytes, tuple[str, ...]]:
     """
     height, width = photo.pixels.shape[:2]
     has_alpha = photo.alpha is not None
-    if photo.pixels.dtype == np.uint16 and file_format not in ("PNG", "TIFF"):
+    if photo.pixels.dtype == np.uint16 and file_format not in ("PNG", "TIFF", "AVIF"):
         raise ValueError(f"{file_format} cannot hold 16 bits; write PNG or TIFF, or convert to 8 bits")
+    check_size(height, width, file_format)
     if has_alpha and file_format == "JPEG":
         raise ValueError("JPEG cannot hold transparency; write PNG, TIFF or WebP")
     photo = replace(
@@ -66,6 +68,9 @@ def encode(photo: Photo, file_format: str) -> tuple[bytes, tuple[str, ...]]:
             iptc=photo.iptc,
             resolution=photo.resolution,
         )
+    elif file_format == "AVIF" and photo.pixels.dtype == np.uint16:
+        data = _deep_avif(photo)
+        dropped += () if photo.format == "AVIF" else ("bits below the highest 12 (AVIF holds 12)",)
     elif file_format == "BMP" and has_alpha:  # Pillow writes it, but cannot read it again
         colour = np.broadcast_to(photo.pixels[..., ::-1], (height, width, 3))
         data = bytes(cv2.imencode(".bmp", np.concatenate([colour, photo.alpha], axis=2))[1])
@@ -79,6 +84,32 @@ def encode(photo: Photo, file_format: str) -> tuple[bytes, tuple[str, ...]]:
             options |= {"xmp": photo.xmp} if photo.xmp else {}
         data = _saved(_channels(photo), file_format, options)
     return data, dropped
+
+
+def check_size(height: int, width: int, file_format: str) -> None:
+    """Raise ValueError if the format cannot hold an image of this size in pixels."""
+    longest = _LONGEST_SIDES.get(file_format)
+    if longest is not None and max(height, width) > longest:
+        raise ValueError(
+            f"{file_format} holds at most {longest} pixels a side, the photo has {width}x{height}; write PNG or TIFF"
+        )
+
+
+def _deep_avif(photo: Photo) -> bytes:
+    """Return the bytes of an AVIF of 12 bits."""
+    twelve = np.rint(_channels(photo) * np.float32(4095 / 65535)).astype(np.uint16)
+    image = _vips_image(replace(photo, pixels=twelve[..., : photo.pixels.shape[2]] << 4, alpha=None))
+    if photo.alpha is not None:
+        alpha = np.ascontiguousarray(twelve[..., photo.pixels.shape[2] :] << 4)
+        height, width = alpha.shape[:2]
+        image = image.bandjoin(pyvips.Image.new_from_memory(alpha.data, width, height, 1, "ushort"))
+    fields = {"icc-profile-data": photo.icc_profile, "exif-data": photo.exif, "xmp-data": photo.xmp}
+    image = image.copy()
+    for name, value in fields.items():
+        if value:
+            prefix = exif.MARKER if name == "exif-data" else b""
+            image.set_type(pyvips.GValue.blob_type, name, prefix + value)
+    return bytes(image.heifsave_buffer(compression="av1", bitdepth=12, Q=95, subsample_mode="off"))
 
 
 def _not_held(photo: Photo, file_format: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock
 
@@ -25,21 +25,27 @@ from dgunet.images.decode import header_size
 from pipeline.sources.places import (
     BYTES_BESIDE_PIXELS,
     BYTES_PER_PIXEL,
+    NOT_UTF8,
     File,
     NotThere,
     StorageError,
     UnreadableFile,
     describe_error,
     file_version,
+    is_utf8,
     open_filesystem,
     portable_place,
+    shown_name,
     size_problem,
     url_version,
 )
 
 COPIES = Path(".cache/archives")
 _COMPRESSED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-_ENCRYPTED = 1  # bit of a member's flags
+_ENCRYPTED, _PATCH, _STRONG = 1, 0x20, 0x40  # bits of a member's flags
+_END_OF_ZIP, _LONGEST_END = b"PK\x05\x06", 22 + 65535  # the record at the end of a zip, and its largest size
+_OTHER_ARCHIVES = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR"}
+_JOIN = "one part of a split archive; put all parts into one folder and join them: zip -s 0 FIRST.zip --out WHOLE.zip"
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _OTHER_ZIP_METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "AES"}
 _MAX_RATIO, _HARMLESS_COPY_BYTES = 100, 2**30  # images hardly compress; what unpacks to more is a decompression bomb
@@ -56,17 +62,29 @@ class Archive:
         self._inside: dict[str, zipfile.ZipInfo | tarfile.TarInfo] = {}  # by name, without the "./" of some tars
         self._file = _open_seekable(place, version)
         try:
-            self._zip = zipfile.ZipFile(self._file) if place.lower().endswith(".zip") else None
+            is_zip = place.lower().endswith(".zip")
+            if is_zip and _is_split(self._file):
+                raise StorageError(f"{place}: {_JOIN}")
+            self._zip = zipfile.ZipFile(self._file) if is_zip else None
             self._tar = None if self._zip else tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
             self._members = dict(self._zip_members() if self._zip else self._tar_members())
-        except (*_DAMAGE, OSError) as error:
+        except StorageError:
             self._file.close()
-            if "multiple disks" in str(error):
-                raise StorageError(
-                    f"{place}: one part of a split archive; put all parts into one folder and join them: "
-                    "zip -s 0 FIRST.zip --out WHOLE.zip"
-                ) from error
-            raise StorageError(f"{place}: not a whole archive ({describe_error(error)}); fetch it again") from error
+            raise
+        except UnicodeDecodeError as error:
+            self._file.close()
+            raise StorageError(
+                f"{place}: a name in it is not in the encoding that the archive declares ({describe_error(error)}); "
+                "unpack it into a folder"
+            ) from error
+        except (*_DAMAGE, OSError) as error:
+            with self._file:
+                other = other_archive(self._file)
+            if other is None and "multiple disks" in str(error):
+                raise StorageError(f"{place}: {_JOIN}") from error
+            raise StorageError(
+                f"{place}: {other or f'not a whole archive ({describe_error(error)}); fetch it again'}"
+            ) from error
         except Exception as error:  # each protocol has its own errors
             self._file.close()
             raise StorageError(f"{place}: cannot be opened ({describe_error(error)})") from error
@@ -129,6 +147,8 @@ class Archive:
             name = member.name.removeprefix("./")
             if not member.isdir():
                 problem = None if member.isreg() else "a link or device in an archive"
+                if not is_utf8(name):
+                    name, problem = shown_name(name), NOT_UTF8
                 self._inside[name] = member
                 yield name, (f"{member.offset_data}:{member.size}", problem or _member_problem(name, member.size))
         # tarfile takes a damaged header, or a cut between two members, for the end: a whole archive ends in zeros
@@ -252,7 +272,10 @@ def _open_binary(place: str) -> tuple[io.BufferedReader, bool]:
     """Return the file, opened at its start, and whether it can be read in any order."""
     try:
         if "://" not in place:
-            return Path(place).expanduser().open("rb"), True
+            local = Path(place).expanduser()
+            if local.exists() and not local.is_file():  # opening a pipe would wait for its writer
+                raise StorageError(f"{place}: not a regular file, though its name is that of an archive")
+            return local.open("rb"), True
         filesystem, path = open_filesystem(place)
         file = filesystem.open(path, "rb")
         if gives_parts := _gives_parts(file):
@@ -301,12 +324,32 @@ def archive_version(place: str, *, anew: bool = False) -> str | None:
 
 def _zip_problem(member: zipfile.ZipInfo) -> str | None:
     """Return why Python cannot unpack a member of a zip, None if it can."""
-    if member.flag_bits & _ENCRYPTED:
+    if member.flag_bits & _PATCH:
+        return "a patch of another file, which Python cannot unpack; unpack the archive with the program that made it"
+    if member.flag_bits & (_ENCRYPTED | _STRONG):
         return "encrypted; unpack the archive with its password"
     if member.compress_type in _ZIP_METHODS:
         return None
     method = _OTHER_ZIP_METHODS.get(member.compress_type, f"method {member.compress_type}")
     return f"compressed with {method}, which Python cannot unpack; unpack the archive, or pack it again with Deflate"
+
+
+def other_archive(file: BinaryIO) -> str | None:
+    """Return what is to be done with an archive of a kind that is not read, whatever its name; None for other files."""
+    file.seek(0)
+    start = file.read(8)
+    kind = next((kind for magic, kind in _OTHER_ARCHIVES.items() if start.startswith(magic)), None)
+    return kind and f"a {kind} archive, which is not read; unpack it into a folder, or pack it again as a zip"
+
+
+def _is_split(file: BinaryIO) -> bool:
+    """Whether a zip is one of several parts: its record at the end names another disk than the first."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _LONGEST_END))
+    end = file.read()
+    found = end.rfind(_END_OF_ZIP)
+    number = end[found + 4 : found + 6] if found >= 0 else b""
+    return number not in (b"", b"\0\0", b"\xff\xff")  # the last: see the record of a large zip
 
 
 def _member_problem(name: str, size: int) -> str | None:

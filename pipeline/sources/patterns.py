@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import TypeAlias
 
+from dgunet.images import SUFFIXES
 from pipeline.sources.places import split_member
 
 Key: TypeAlias = tuple[str, ...]
@@ -59,10 +60,18 @@ class Pattern:
         """Return what `name` may share with its partner: every way in which it matches, longest parts first.
 
         `a_1_2.jpg` matches `{}_*.jpg` with a_1 and with a. Of many wildcards side by side the first MOST_WAYS ways are
-        tried: their number grows with a power of the length of the name. The case of the suffix does not matter.
+        tried: their number grows with a power of the length of the name. The case of the suffix does not matter. Where
+        the pattern ends in `{}`, the name without the suffix of a photo comes after the whole name.
         """
         if self.pieces is None:
             return [(without_suffix(name),)]
+        keys = self._whole_keys(name)
+        if keys and self.pieces[-1] == "{}" and PurePosixPath(name).suffix.lower() in SUFFIXES:
+            keys += [(*key[:-1], without_suffix(key[-1])) for key in keys]
+        return keys
+
+    def _whole_keys(self, name: str) -> list[Key]:
+        assert self.pieces is not None
         greedy, lazy = _expressions(self.pieces)
         longest, shortest = greedy.fullmatch(name), lazy.fullmatch(name)
         if longest is None or shortest is None:
@@ -99,7 +108,7 @@ def _all_keys(name: str, pieces: tuple[str, ...]) -> Iterator[Key]:
         if name.startswith(piece) or (is_last and name.lower() == piece.lower()):
             yield from _all_keys(name[len(piece) :], tuple(rest))
         return
-    for length in range(1 if piece == "{}" else 0, len(name) + 1):
+    for length in _lengths(name, tuple(rest), least=1 if piece == "{}" else 0):
         part = name[:length]
         if piece == "*":
             if "/" in part:
@@ -107,6 +116,22 @@ def _all_keys(name: str, pieces: tuple[str, ...]) -> Iterator[Key]:
             yield from _all_keys(name[length:], tuple(rest))
         else:
             yield from ((part, *key) for key in _all_keys(name[length:], tuple(rest)))
+
+
+def _lengths(name: str, rest: tuple[str, ...], *, least: int) -> Iterator[int]:
+    """Yield how long a wildcard's part of a name may be, as far as the piece after it tells."""
+    if not rest:
+        yield len(name)
+    elif rest[0] in WILD:
+        yield from range(least, len(name) + 1)
+    elif len(rest) == 1:
+        if len(name) - len(rest[0]) >= least:
+            yield len(name) - len(rest[0])
+    else:
+        found = name.find(rest[0], least)
+        while found >= 0:
+            yield found
+            found = name.find(rest[0], found + 1)
 
 
 def without_suffix(name: str) -> str:

@@ -12,6 +12,7 @@ import fsspec
 from dgunet.images.photo import MAX_PIXELS
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+NOT_UTF8 = "its name is not UTF-8; rename it"
 BYTES_PER_PIXEL = 8  # RGBA of 16 bits, not compressed
 BYTES_BESIDE_PIXELS = 2**26  # previews, profiles, notes of the camera
 MAX_FILE_BYTES = BYTES_PER_PIXEL * MAX_PIXELS + BYTES_BESIDE_PIXELS
@@ -90,6 +91,16 @@ def url_version(facts: dict[str, Any]) -> str | None:
         if facts.get(key)
     ]
     return f"{facts.get('size')}:{known[0]}" if known else None
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name that the system gave has only bytes of UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def shown_name(name: str) -> str:
+    """Return a name whose bytes are not UTF-8 with escapes in their place."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def size_problem(size: int) -> str | None:

@@ -20,9 +20,10 @@ from typing import Any
 
 from dgunet.images.names import is_hidden
 from dgunet.images.photo import MAX_PIXELS
-from pipeline.sources.archives import archive_version, open_archive
+from pipeline.sources.archives import archive_version, open_archive, other_archive
 from pipeline.sources.places import (
     ARCHIVE_SUFFIXES,
+    NOT_UTF8,
     File,
     NotThere,
     StorageError,
@@ -30,8 +31,10 @@ from pipeline.sources.places import (
     describe_error,
     file_version,
     is_archive,
+    is_utf8,
     open_filesystem,
     portable,
+    shown_name,
     size_problem,
     split_member,
     url_version,
@@ -58,6 +61,10 @@ def list_files(place: str) -> Iterator[File]:
         if not folder.exists():
             raise NotThere(f"{place}: no such folder (looked in {folder.absolute()})")
         if not folder.is_dir():
+            if folder.is_file():
+                with folder.open("rb") as file:
+                    if other := other_archive(file):
+                        raise StorageError(f"{place}: {other}")
             raise StorageError(
                 f"{place}: not a folder; give a folder, an archive ({', '.join(ARCHIVE_SUFFIXES)}) or a URL"
             )
@@ -99,12 +106,14 @@ def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[
         return
     for entry in entries:
         name, path = prefix + entry.name, folder / entry.name
-        if not _is_utf8(entry.name):
-            shown = os.fsencode(name).decode("utf-8", "backslashreplace")
-            yield File(shown, portable(folder / shown), problem="its name is not UTF-8; rename it")
+        if not is_utf8(entry.name):
+            yield File(shown_name(name), portable(folder / shown_name(entry.name)), problem=NOT_UTF8)
             continue
         try:
             if entry.is_dir() and not is_hidden(entry.name):
+                if entry.is_symlink() and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(path)):
+                    yield File(name, portable(path), problem="a link to a folder that it lies in")
+                    continue
                 yield from _walk(path, name + "/", visited)
                 continue
             stat = entry.stat()
@@ -114,10 +123,6 @@ def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[
         is_file = S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)  # of folders, hidden ones alone
         problem = size_problem(stat.st_size) if is_file else "a pipe, socket or device, no file"
         yield File(name, portable(path), file_version(stat), problem)
-
-
-def _is_utf8(name: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _list_below(archive: str, folder: str) -> Iterator[File]:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -291,6 +292,40 @@ def test_an_interrupted_batch_keeps_what_is_done_and_goes_on_with_skip_existing(
     assert counts["writes"] == 2
     assert files("out") == ALL
     assert re.search(r"^restored +2  in .*\nskipped +2", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_end_a_process_keep_what_is_done(photos, model, capsys, monkeypatch, number):
+    fsync, calls = os.fsync, []
+
+    def killed(file: int) -> None:
+        fsync(file)
+        calls.append(file)
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(os, "fsync", killed)
+    assert restore(model, photos, "out") == 128 + number
+    assert files("out") in (["a.png"], ["a.png", "b.png"])  # no temporary file
+    assert "interrupted; run again with --skip-existing" in capsys.readouterr().err
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_a_folder_that_does_not_tell_cases_apart_loses_no_photo(photos, model, capsys):
+    write_photo(photos / "A.png", Photo(np.full((8, 9, 3), 200, np.uint8)))
+    assert restore(model, photos / "A.png", "out/A.png") == 0
+    Path("out/a.png").symlink_to("A.png")  # as such a file system answers
+    before = Path("out/A.png").read_bytes()
+    assert restore(model, photos, "out", "--overwrite") == 1
+    assert "a.png: refused: would replace out/A.png: this folder does not tell apart" in capsys.readouterr().err
+    assert Path("out/a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(("name", "longest"), [("a.webp", 16383), ("a.jpg", 65500)])
+def test_a_photo_too_long_for_a_format_is_refused_before_it_is_restored(photos, model, capsys, name, longest):
+    write_photo(photos / "long.png", Photo(np.zeros((1, longest + 1, 3), np.uint8)))
+    assert restore(model, photos / "long.png", name) == 1
+    assert f"holds at most {longest} pixels a side, the photo has {longest + 1}x1" in capsys.readouterr().err
 
 
 def test_nothing_is_loaded_where_nothing_is_to_do(photos, model):

@@ -5,6 +5,7 @@ import io
 import struct
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -334,6 +335,25 @@ def test_metadata_of_imagemagick_is_read():
     photo = read_photo(png(EIGHT, 8, 2, png_chunk(b"tEXt", b"Raw profile type exif\0" + digits)))
     assert photo.pixels.shape == (WIDTH, HEIGHT, 3)
     assert photo.exif == up_to_date(raw[6:], WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("has_alpha", [False, True])
+def test_an_avif_of_more_than_8_bits_stays_one(channels, has_alpha):
+    ramp = np.linspace(0, 65535, 48 * 64).astype(np.uint16).reshape(48, 64, 1)
+    pixels = np.repeat(ramp, channels, axis=2)
+    alpha = ramp[::-1].copy() if has_alpha else None
+    metadata = {"exif": photo_files.exif(), "xmp": XMP % b"", "icc_profile": None}
+    photo = Photo(pixels, alpha, format="AVIF", **metadata)
+    data, dropped = encode(photo, "AVIF")
+    again = read_photo(data)
+    assert not dropped
+    assert again.pixels.dtype == np.uint16
+    assert again.pixels.shape == (48, 64, 3)  # libvips reads gray as three equal channels
+    assert np.abs(again.pixels.astype(int) - pixels).max() < 5 * 16
+    assert has_alpha == (again.alpha is not None)
+    assert again.exif is not None and again.xmp is not None
+    assert encode(replace(photo, format="PNG"), "AVIF")[1] == ("bits below the highest 12 (AVIF holds 12)",)
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "BMP"])

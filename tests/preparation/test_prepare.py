@@ -103,6 +103,7 @@ def test_unusable_images_are_rejected_with_the_reason() -> None:
     assert "image of a known kind" in reasons["p/text.png"] and "empty file" in reasons["p/empty.png"]
     assert "more than the 1000000" in reasons["p/huge.png"] and "1600000000 pixels" in reasons["p/bomb.png"]
     assert report(found)["ignored"] == {".txt: not an image's name": 1}
+    assert list(report(found)["no_photographs"].values()) == [{".txt": 1}]
     assert {item["where"] for item in report(found)["left_out"]} == reasons.keys() - {"p/notes.txt"}
 
 

@@ -328,7 +328,9 @@ def test_links_to_themselves_pipes_and_names_that_are_not_utf8_are_left_out_with
     Path("p/loop.png").symlink_to("loop.png")
     Path("p/loop").symlink_to("loop")
     Path("p/here").symlink_to(".")
+    Path("p/up").symlink_to("..")
     Path("p/nothing.png").symlink_to("nothing")
+    save("outside.png")
     os.mkfifo("p/pipe.jpg")
     Path(os.fsdecode(b"p/\xff.png")).write_bytes(b"")
     found = list(list_images(Folder(path="p")))
@@ -337,6 +339,8 @@ def test_links_to_themselves_pipes_and_names_that_are_not_utf8_are_left_out_with
     assert reasons == {
         "p/loop.png": "cannot be read: Too many levels of symbolic links",
         "p/loop": "cannot be read: Too many levels of symbolic links",
+        "p/here": "a link to a folder that it lies in",
+        "p/up": "a link to a folder that it lies in",
         "p/nothing.png": "cannot be read: No such file or directory",
         "p/pipe.jpg": "a pipe, socket or device, no file",
         "p/\\xff.png": "its name is not UTF-8; rename it",
@@ -391,3 +395,65 @@ def test_a_part_of_a_split_archive_is_not_called_damaged() -> None:
     Path("p.zip").write_bytes(data)
     with pytest.raises(StorageError, match="one part of a split archive"):
         list(list_images(Folder(path="p.zip")))
+
+
+def test_the_last_part_of_a_split_archive_is_not_called_damaged() -> None:
+    zipped(("a.png", 0, 0))
+    data = bytearray(Path("p.zip").read_bytes())
+    struct.pack_into("<H", data, data.rindex(b"PK\5\6") + 4, 2)  # it lies on the third disk
+    Path("p.zip").write_bytes(data)
+    with pytest.raises(StorageError, match="one part of a split archive"):
+        list(list_images(Folder(path="p.zip")))
+
+
+@pytest.mark.parametrize("name", ["p.7z", "p.rar", "p.zip", "p.tar"])
+@pytest.mark.parametrize(("start", "kind"), [(b"7z\xbc\xaf\x27\x1c", "7z"), (b"Rar!\x1a\x07\x01", "RAR")])
+def test_archives_of_other_kinds_are_named(name: str, start: bytes, kind: str) -> None:
+    Path(name).write_bytes(start + bytes(1000))
+    with pytest.raises(StorageError, match=f"a {kind} archive, which is not read; unpack it into a folder"):
+        list(list_images(Folder(path=name)))
+
+
+@pytest.mark.parametrize("name", ["pipe.zip", "pipe.tar", "pipe.tar.gz"])
+def test_a_pipe_with_the_name_of_an_archive_is_refused(name: str) -> None:
+    os.mkfifo(name)
+    with pytest.raises(StorageError, match="not a regular file"):
+        list(list_images(Folder(path=name)))
+
+
+def test_a_zip_whose_names_are_not_in_the_encoding_that_it_declares_says_so() -> None:
+    with zipfile.ZipFile("p.zip", "w") as archive:
+        archive.writestr("grün.png", b"four")
+    data = Path("p.zip").read_bytes()
+    Path("p.zip").write_bytes(data.replace("grün".encode(), b"gr\xfc\xfcn"))
+    with pytest.raises(StorageError, match=r"not in the encoding that the archive declares .* unpack it"):
+        list(list_images(Folder(path="p.zip")))
+
+
+def test_patches_and_strong_encryption_are_named() -> None:
+    zipped(("a.png", 0, 0x20), ("b.png", 0, 0x40))
+    assert {uri: reason.split(",")[0].split(";")[0] for uri, reason in reasons(Folder(path="p.zip")).items()} == {
+        "p.zip!a.png": "a patch of another file",
+        "p.zip!b.png": "encrypted",
+    }
+
+
+def test_members_of_a_tar_whose_names_are_not_utf8_are_left_out() -> None:
+    write_tar("p.tar", {"a.png": png(), "\udcff.png": png()})
+    assert wheres(Folder(path="p.tar")) == ["p.tar!a.png"]
+    assert reasons(Folder(path="p.tar")) == {"p.tar!\\xff.png": "its name is not UTF-8; rename it"}
+
+
+def test_suffixes_may_differ_where_a_pattern_ends_in_the_shared_part() -> None:
+    for name in ("clean/1.JPG", "clean/2.png", "clean/3.png", "clean/3.jpg", "bad/1.jpg", "bad/2.jpg", "bad/3.jpg"):
+        save(name)
+    pairs = candidates(Pairs(clean="clean/{}", degraded="bad/{}"))
+    assert [(pair.uri, pair.degraded) for pair in pairs] == [
+        ("clean/1.JPG", "bad/1.jpg"), ("clean/2.png", "bad/2.jpg"), ("clean/3.jpg", "bad/3.jpg"),
+    ]  # fmt: skip
+
+
+def test_a_literal_after_a_wildcard_is_found_wherever_it_is() -> None:
+    assert Pattern.parse("p/{}_*.jpg").keys("a_b_c.JPG") == [("a_b",), ("a",)]
+    assert Pattern.parse("p/{}__*").keys("a___b") == [("a_",), ("a",)]
+    assert Pattern.parse("p/{}_long_literal.jpg").keys("a.jpg") == []
