@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dgunet.commands import import_checkpoint, info, restore
+from dgunet.commands import import_checkpoint, info, models, push, restore
 from dgunet.console import (
     BROKEN_PIPE_STATUS,
     Interrupted,
@@ -76,7 +76,7 @@ def _let_threads_sleep() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dgunet", description="Restore photographs with deep unfolding networks.")
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (restore, import_checkpoint, info):
+    for command in (restore, import_checkpoint, info, models, push):
         command.add(actions)
     return parser
 

@@ -1,9 +1,11 @@
 """Save and load a model folder: model.safetensors (the weights) and config.json (sizes, task, provenance).
 
 config.json = {"model_type": "dgunet", "config": {the fields of DGUNetConfig}, "statistics": {those of LocalStatistics},
-"task": …, "provenance": …}; `statistics` is left out where all are of the whole image.
+"weights_sha256": that of model.safetensors, "task": …, "provenance": …}; `statistics` is left out where all are of the
+whole image. Folders without `weights_sha256`, as older versions wrote them, are read too.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,14 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dgunet.config import LocalStatistics
+from dgunet.config import CARD_FILE, WEIGHTS_FILE, LocalStatistics
 from dgunet.network import DGUNet, DGUNetConfig
 from dgunet.network.unfolding import in_channels_last
 
 MODEL_TYPE = "dgunet"
-WEIGHTS_FILE = "model.safetensors"
-CARD_FILE = "config.json"
-WRITTEN_KEYS = ("model_type", "config", "statistics")  # of config.json, by `save_model` itself
+WRITTEN_KEYS = ("model_type", "config", "statistics", "weights_sha256")  # of config.json, by `save_model` itself
 
 
 def save_model(network: DGUNet, folder: str | Path, card: Mapping[str, Any]) -> None:
@@ -46,7 +46,7 @@ def save_model(network: DGUNet, folder: str | Path, card: Mapping[str, Any]) -> 
     local = {} if network.local_statistics is None else {"statistics": asdict(network.local_statistics)}
     document = {"model_type": MODEL_TYPE, "config": asdict(network.config), **local, **card}
     try:
-        text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        json.dumps(document, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"card: JSON cannot hold it ({error})") from error
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -54,6 +54,8 @@ def save_model(network: DGUNet, folder: str | Path, card: Mapping[str, Any]) -> 
     try:
         staging.mkdir(parents=True, exist_ok=True)
         save_file(weights, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+        document["weights_sha256"] = _sha256(staging / WEIGHTS_FILE)
+        text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         (staging / CARD_FILE).write_text(text, encoding="utf-8")
         if folder.is_dir():
             for name in (WEIGHTS_FILE, CARD_FILE):
@@ -90,19 +92,22 @@ def read_card(folder: str | Path) -> dict[str, Any]:
 
 
 def load_model(source: str | Path) -> DGUNet:
-    """Load a network from a model folder or a registry, on the CPU and in evaluation mode.
+    """Load a network from a model folder or an address, on the CPU and in evaluation mode.
 
     Args:
-        source: a model folder, or the address of a registered model such as `models:/derain@champion`.
+        source: a model folder, or an address such as `models:/derain@champion`; `dgunet.hub.model_folder` lists the
+            forms.
 
     Raises:
-        ValueError: a file is missing or damaged, weights and sizes do not fit, or the registry has no such model.
-        ImportError: `source` is an address, and MLflow is not installed.
+        ValueError: a file is missing or damaged, the weights are not those that config.json describes, weights and
+            sizes do not fit, or there is no model at the address.
+        ImportError: `source` is an address, and the package that reads it is not installed.
     """
-    if isinstance(source, str) and source.startswith("models:/"):
-        from dgunet.hub import pull  # for the optional dependency MLflow
+    is_fetched = isinstance(source, str) and ("://" in source or source.startswith("models:/"))
+    if is_fetched:
+        from dgunet.hub import model_folder  # training and measuring do not depend on where models are fetched from
 
-        source = pull(source)
+        source = model_folder(source)
     folder = Path(source)
     card = read_card(folder)
     config = _config(card["config"], folder / CARD_FILE)
@@ -112,6 +117,10 @@ def load_model(source: str | Path) -> DGUNet:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: the weights cannot be read ({error})") from error
+    declared = card.get("weights_sha256")
+    if declared is not None and declared != _sha256(path):
+        remedy = "remove the folder, so that it is fetched again" if is_fetched else "write the folder anew"
+        raise ValueError(f"{path}: not the weights that {CARD_FILE} was written for, their sha256 differs; {remedy}")
     network = build_network(config, weights, str(path))
     network.local_statistics = local
     return network
@@ -143,6 +152,11 @@ def build_network(config: DGUNetConfig, weights: Mapping[str, Tensor], origin: s
     network.load_state_dict(dict(weights), assign=True)
     in_channels_last(network)
     return network.eval()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _config(values: Mapping[str, Any], path: Path) -> DGUNetConfig:

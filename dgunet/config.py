@@ -1,4 +1,4 @@
-"""What the user of a network chooses: its sizes and its training loss. No torch, so that settings are checked fast."""
+"""What a user chooses: sizes of a network, loss; the files of a model folder. No torch: settings are checked fast."""
 
 import math
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 ATTENTION_REDUCTION = 4  # channels per channel of the squeezed attention
 BLOCK_SIZE = 32  # side of a block of compressive sensing, in pixels
+CARD_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"  # the files of a model folder
 LossKind = Literal["charbonnier", "charbonnier_edge", "charbonnier_clamped", "mse_clamped"]
 
 

@@ -15,7 +15,7 @@ import torch
 
 from dgunet.checkpoint import WRITTEN_KEYS, load_model, read_card, save_model
 from dgunet.config import LocalStatistics
-from dgunet.hub import pull
+from dgunet.hub.registry import pull
 from pipeline.config.params import load_section, load_task_section
 from pipeline.dataloader.pairs import pairs
 from pipeline.evaluation.baselines import NoBaseline

@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 
 from dgunet.console import explain
+from dgunet.hub import FORMS
 from dgunet.jobs import UsageError
 
-MODEL_HELP = "a model folder, or a registered model: models:/NAME@ALIAS or models:/NAME/VERSION"
+MODEL_HELP = f"the model: {FORMS}"
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -17,16 +17,17 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from dgunet.hub import PREFIX, pull
+    from dgunet.hub import model_folder
 
-    return show_card(pull(arguments.model) if arguments.model.startswith(PREFIX) else Path(arguments.model))
+    return show_card(model_folder(arguments.model))
 
 
 def show_card(folder: Path) -> int:
     """Print the content of config.json and the number of parameters; returns the exit status 0."""
     from safetensors import SafetensorError, safe_open
 
-    from dgunet.checkpoint import WEIGHTS_FILE, read_card
+    from dgunet.checkpoint import read_card
+    from dgunet.config import WEIGHTS_FILE
 
     card = read_card(folder)
     try:

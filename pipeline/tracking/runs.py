@@ -24,7 +24,7 @@ from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from dgunet.hub import sqlite_address, sqlite_path
+from dgunet.hub.registry import sqlite_address, sqlite_path
 from pipeline.runtime.files import PROJECT
 
 ENVIRONMENT = {  # of MLflow, while connected; what the user has set stays

@@ -146,6 +146,19 @@ def test_a_card_with_reserved_keys_or_other_values_than_json_is_refused(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_that_config_json_does_not_describe_are_refused(folder, network):
+    other = DGUNet.with_seed(network.config, 9)
+    save_model(other, folder.with_name("other"), CARD)
+    weights = folder / "model.safetensors"
+    (folder.with_name("other") / "model.safetensors").replace(weights)
+    with pytest.raises(ValueError, match=r"model\.safetensors: not the weights that config\.json was written for"):
+        load_model(folder)
+    card = read_card(folder)
+    del card["weights_sha256"]  # as older versions wrote it
+    (folder / "config.json").write_text(json.dumps(card))
+    load_model(folder)
+
+
 def test_a_failed_write_is_reported_and_leaves_no_file(tmp_path, network):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="could not be written"):
@@ -156,8 +169,7 @@ def test_a_failed_write_is_reported_and_leaves_no_file(tmp_path, network):
 
 
 def test_an_address_of_a_registry_is_fetched_by_the_hub(folder, monkeypatch):
-    hub = pytest.importorskip("dgunet.hub")
-    monkeypatch.setattr(hub, "pull", lambda uri: {"models:/derain@champion": folder}[uri])
+    monkeypatch.setattr("dgunet.hub.model_folder", lambda uri: {"models:/derain@champion": folder}[uri])
     assert load_model("models:/derain@champion").config == CONFIGS[0]
 
 

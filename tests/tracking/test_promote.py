@@ -13,7 +13,7 @@ from factories import PROJECT, small_params, write_folder
 
 from dgunet.checkpoint import load_model, save_model
 from dgunet.config import LocalStatistics
-from dgunet.hub import pull
+from dgunet.hub.registry import pull
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline import promote
 from pipeline.config.params import load_task_section

@@ -1,19 +1,21 @@
 """Fetch a registered model from an MLflow registry: "models:/derain@champion" or "models:/derain/3".
 
-The only module of the package that knows MLflow, an optional dependency. Model versions are cached in the user's cache
-folder, one folder each. When the registry cannot be reached, the cached version of the last answer is used.
+The only module of the package that knows MLflow, an optional dependency. When the registry cannot be reached, the
+cached version of the last answer is used.
 """
 
-import hashlib
 import os
 import re
-import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from dgunet.config import CARD_FILE, WEIGHTS_FILE
+from dgunet.hub import cache
 
 PREFIX = "models:/"
 LOCAL_STORE = "mlflow.db"
@@ -42,25 +44,75 @@ def pull(uri: str) -> Path:
         )
     name, alias, number = match.groups()
     registry = _registry()
-    cache = _cache()
     place = str(file.absolute()) if (file := sqlite_path(registry)) else registry  # the same from any directory
-    answers = cache / "answers" / _digest(place, uri)
+    key = cache.digest(place, uri)
     # Parts of MLflow ask for the address themselves, and build one that is encoded twice where none is set.
     with _environment_defaults({**_MLFLOW_DEFAULTS, "MLFLOW_TRACKING_URI": registry}):
         try:
             version = _find_version(registry, uri, name, alias, number)
-        except ConnectionError as error:
-            cached = cache / answers.read_text() if answers.is_file() else None
-            if cached is None or not cached.is_dir():
-                raise ValueError(f"{uri}: {error}, and the model is not in the cache") from error
-            print(f"{uri}: {error}; using the cached model", file=sys.stderr)
-            return cached
+        except cache.Unreachable as error:
+            return cache.remembered(uri, key, error)
         # The source is unique, the number is not: a new registry in place of a deleted one starts at 1 again.
-        folder = cache / f"{quote(name)}-{version.version}-{_digest(place, str(version.source))}"
+        folder = cache.folder() / f"{quote(name)}-{version.version}-{cache.digest(place, str(version.source))}"
         if not folder.is_dir():
             _fetch(registry, f"{PREFIX}{name}/{version.version}", folder)
-    _write(answers, folder.name)
+    cache.remember(key, folder)
     return folder
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version of a registered model: its aliases, mean PSNR in dB on its test split if it says one, and its time."""
+
+    model: str
+    number: int
+    aliases: tuple[str, ...]
+    psnr: float | None
+    registered: datetime
+
+
+def registered_versions() -> list[RegisteredVersion]:
+    """Return all versions of the registry, by name, the newest first.
+
+    Raises:
+        ValueError: no registry is configured, or it cannot be read.
+        ImportError: MLflow is not installed.
+    """
+    registry = _registry()
+    with _environment_defaults({**_MLFLOW_DEFAULTS, "MLFLOW_TRACKING_URI": registry}):
+        client, mlflow_exception = _client(registry, "the registry")
+        try:
+            models = {model.name: model.aliases for model in _pages(client.search_registered_models)}
+            versions = _pages(client.search_model_versions)
+        except mlflow_exception as error:
+            raise ValueError(f"the registry {registry} cannot be read ({cache.first_line(error)})") from error
+    found = [
+        RegisteredVersion(
+            version.name,
+            int(version.version),
+            tuple(sorted(alias for alias, number in models.get(version.name, {}).items() if number == version.version)),
+            _number(version.tags.get("test.restored.psnr")),
+            datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
+        )
+        for version in versions
+    ]
+    return sorted(found, key=lambda version: (version.model, -version.number))
+
+
+def _pages(search: Callable[..., Any]) -> list[Any]:
+    page = search()
+    found = list(page)
+    while page.token:
+        page = search(page_token=page.token)
+        found += page
+    return found
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
 
 
 def sqlite_address(path: Path) -> str:
@@ -104,23 +156,24 @@ def _registry() -> str:
     return sqlite_address(path)
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgunet"
-
-
-def _find_version(registry: str, uri: str, name: str, alias: str | None, number: str | None) -> Any:
-    """Return the registered version. Raises ConnectionError without an answer, ValueError if there is none."""
+def _client(registry: str, subject: str) -> tuple[Any, type[Any]]:
+    """Return MLflow's client and the type of its errors; ImportError says what to install."""
     try:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
     except ImportError as error:
-        raise ImportError(f"{uri}: reading a model registry needs MLflow: pip install 'mlflow>=3.10,<4'") from error
+        raise ImportError(f"{subject}: reading a model registry needs MLflow: pip install 'mlflow>=3.10,<4'") from error
+    return MlflowClient(tracking_uri=registry, registry_uri=registry), MlflowException
+
+
+def _find_version(registry: str, uri: str, name: str, alias: str | None, number: str | None) -> Any:
+    """Return the registered version. Raises Unreachable without an answer, ValueError if there is none."""
+    client, mlflow_exception = _client(registry, uri)
     try:
-        client = MlflowClient(tracking_uri=registry, registry_uri=registry)
         return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
-    except MlflowException as error:
+    except mlflow_exception as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise ConnectionError(f"the registry {registry} cannot be read ({_first_line(error)})") from error
+            raise cache.Unreachable(f"the registry {registry} cannot be read ({cache.first_line(error)})") from error
         registered = ", ".join(_describe(model) for model in client.search_registered_models()) or "no model"
         raise ValueError(f"{uri}: not in the registry {registry}; it holds: {registered}") from error
 
@@ -135,23 +188,22 @@ def _fetch(registry: str, uri: str, folder: Path) -> None:
     from mlflow import artifacts
     from mlflow.exceptions import MlflowException
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as temporary:
+    def fetch(empty: Path) -> Path:
         try:
             artifacts.download_artifacts(
-                artifact_uri=uri, dst_path=temporary, tracking_uri=registry, registry_uri=registry
+                artifact_uri=uri, dst_path=str(empty), tracking_uri=registry, registry_uri=registry
             )
         except (MlflowException, OSError) as error:
-            raise ValueError(f"{uri}: the files cannot be fetched from {registry} ({_first_line(error)})") from error
-        found = [path.parent for path in Path(temporary).rglob("config.json")]
-        found = [path for path in found if (path / "model.safetensors").is_file()]
+            raise ValueError(
+                f"{uri}: the files cannot be fetched from {registry} ({cache.first_line(error)})"
+            ) from error
+        found = [path.parent for path in empty.rglob(CARD_FILE)]
+        found = [path for path in found if (path / WEIGHTS_FILE).is_file()]
         if len(found) != 1:
             raise ValueError(f"{uri}: holds {len(found)} folders with config.json and model.safetensors instead of one")
-        try:
-            found[0].rename(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process has fetched it meanwhile
-                raise
+        return found[0]
+
+    cache.fill(folder, fetch)
 
 
 @contextmanager
@@ -164,18 +216,3 @@ def _environment_defaults(defaults: dict[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    Path(file.name).replace(path)

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 from factories import PROJECT
 
-from dgunet import hub
+from dgunet.hub import registry as hub
+from dgunet.hub.cache import Unreachable
 
 CHAMPION = "models:/denoise@champion"
 
@@ -24,7 +25,7 @@ mlflow.models.set_model(Model())
 
 REGISTER_AND_PULL = """
 import json, os, mlflow
-from dgunet import hub
+from dgunet.hub import registry as hub
 store = "sqlite:///" + os.path.abspath("store.db")
 mlflow.set_tracking_uri(store)
 mlflow.set_experiment(experiment_id=mlflow.create_experiment("e", artifact_location="file://" + os.path.abspath("a")))
@@ -41,7 +42,9 @@ for uri in ("models:/denoise@champion", "models:/denoise/1", "models:/denoise@be
         answers.append(str(hub.pull(uri)))
     except ValueError as error:
         answers.append(str(error))
-print(json.dumps([answers, os.listdir(".")]))
+mlflow.MlflowClient().set_model_version_tag("denoise", "1", "test.restored.psnr", "31.5")
+listed = [[version.model, version.number, version.aliases, version.psnr] for version in hub.registered_versions()]
+print(json.dumps([answers, os.listdir("."), listed]))
 """
 
 
@@ -63,7 +66,7 @@ def registry(here, monkeypatch) -> SimpleNamespace:
 
     def find_version(*_: object) -> SimpleNamespace:
         if state.is_down:
-            raise ConnectionError("the registry is down")
+            raise Unreachable("the registry is down")
         return SimpleNamespace(version=state.version, source=state.source)
 
     def fetch(_: str, uri: str, folder: Path) -> None:
@@ -90,7 +93,7 @@ def test_a_registered_model_is_fetched_and_a_missing_one_named(tmp_path):
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    (by_alias, by_number, missing_alias, missing_model), files = json.loads(run.stdout.splitlines()[-1])
+    (by_alias, by_number, missing_alias, missing_model), files, listed = json.loads(run.stdout.splitlines()[-1])
     assert by_alias == by_number
     assert sorted(path.name for path in Path(by_alias).iterdir()) == ["config.json", "model.safetensors"]
     assert (Path(by_alias) / "model.safetensors").read_text() == "weights"
@@ -98,6 +101,7 @@ def test_a_registered_model_is_fetched_and_a_missing_one_named(tmp_path):
     for message in (missing_alias, missing_model):
         assert message.endswith("it holds: denoise (newest version 1, @champion is 1)")
     assert files == []
+    assert listed == [["denoise", 1, ["champion"], 31.5]]
 
 
 def test_a_version_is_fetched_once(registry):
