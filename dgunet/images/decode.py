@@ -177,7 +177,15 @@ def _format(data: bytes) -> str:
     for signature, kind in _OTHER_FORMATS.items():
         if data.startswith(signature):
             raise ValueError(f"{kind}, which is not supported; save it as PNG or TIFF")
+    if _is_dib(data):
+        return "BMP"
     raise ValueError(_UNKNOWN if data else "an empty file")
+
+
+def _is_dib(data: bytes) -> bool:
+    """Whether a BMP begins with its second header, as programs of Windows hand it on: its size, then one plane."""
+    planes = {12: 8, 40: 12, 52: 12, 56: 12, 64: 12, 108: 12, 124: 12}.get(int.from_bytes(data[:4], "little"))
+    return planes is not None and data[planes : planes + 2] == b"\x01\x00"
 
 
 def _read_png(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, int]:

@@ -118,6 +118,10 @@ def test_bmp_round_trip(tmp_path, channels, has_alpha):
     original = photo(channels, np.uint8, has_alpha)
     write_photo(tmp_path / "a.bmp", original)
     assert_equal(read_photo(tmp_path / "a.bmp"), original)
+    without_file_header = (tmp_path / "a.bmp").read_bytes()[14:]  # a .dib
+    assert_equal(read_photo(without_file_header), original)
+    with pytest.raises(UnreadableImage, match="truncated"):
+        read_photo(without_file_header[:-8])
 
 
 @pytest.mark.parametrize(("suffix", "channels"), [("jpg", 1), ("jpeg", 3), ("webp", 3)])
