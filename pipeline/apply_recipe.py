@@ -231,18 +231,20 @@ def _text(recipe: Path) -> str:
 
 
 def _checked(path: Path, text: str, recipe: Path) -> Path:
-    """Write `text` beside `path` and check it as params.yaml; return the file, removed again if it is not valid."""
+    """Write `text` beside `path` and check it as params.yaml; return the file, removed again after any error."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     partial = Path(name)
-    with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.chmod(path.stat().st_mode)
     try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.chmod(path.stat().st_mode)
         check(partial)
-    except ParamsError as error:
+    except BaseException as error:
         partial.unlink()
+        if not isinstance(error, ParamsError):
+            raise
         said = str(error).replace(str(partial), f"{PARAMS_FILE} with {recipe}")
         raise ValueError(f"not applied: {said}") from None
     return partial

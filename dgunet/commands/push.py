@@ -88,7 +88,12 @@ def _copy_whole(folder: Path, target: Path) -> None:
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}."))
     try:
-        shutil.copytree(folder, staging / "model")
-        (staging / "model").rename(target)
+        model = staging / "model"  # with the permissions that the user's folders have
+        model.mkdir()
+        for file in folder.iterdir():
+            shutil.copyfile(file, model / file.name)
+        model.rename(target)
+    except OSError as error:
+        raise ValueError(f"{target}: the model could not be written ({error.strerror})") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -46,6 +46,7 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.system_metrics").setLevel(
     logging.CRITICAL
 )  # `Run` reports once that a server does not answer
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs it raises, too
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 

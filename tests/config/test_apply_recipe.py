@@ -1,5 +1,6 @@
 """A recipe changes params.yaml only after the user confirms the difference."""
 
+import contextlib
 import re
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 from factories import PROJECT, small_params
+from processes import SmallDisk
 
 from pipeline.apply_recipe import apply_recipe, difference, main
 from pipeline.config.params import ParamsError, merged_section
@@ -261,3 +263,19 @@ def test_a_file_that_is_not_utf8_is_refused_with_its_line(checkout: Checkout) ->
     checkout.params.write_bytes(PARAMS.encode("utf-16"))
     with pytest.raises(ParamsError, match="line 1: not UTF-8"):
         check(checkout.params)
+
+
+def test_a_full_disk_leaves_params_as_it_is(
+    tmp_path: Path, small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_disk(tmp_path / "small", "100k")
+    checkout = Checkout(tmp_path / "small", monkeypatch, capsys)
+    Path("filler").touch()
+    with contextlib.suppress(OSError):
+        Path("filler").write_bytes(bytes(10**7))
+    Path("filler").write_bytes(bytes(Path("filler").stat().st_size - 4096))  # room for the recipe alone
+    done = checkout.apply("denoise: {train: {steps: 1}}", "--yes")
+    assert done.returncode == 1
+    assert "No space left on device: free some space" in done.stderr
+    assert checkout.params.read_text() == PARAMS
+    assert checkout.files() == ["filler", "params.yaml", "recipe.yaml"]

@@ -99,3 +99,11 @@ def test_a_card_that_lies_beside_the_model_is_kept(hub, tmp_path):
     assert text.startswith("---\n")
     assert text.endswith("---\n# Derain of the lab\n")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["task"] == "derain"
+
+
+def test_a_full_disk_is_an_error_in_a_line_and_leaves_nothing(hub, tmp_path, small_disk):
+    small_disk(tmp_path / "full", "8k")
+    status, _, errors = dgunet(hub, tmp_path, "push", "model", "full/derain")
+    message = "dgunet: full/derain: the model could not be written (No space left on device)\n"
+    assert (status, errors) == (1, message)
+    assert list((tmp_path / "full").iterdir()) == []
