@@ -249,5 +249,10 @@ def _problem(details: Mapping[str, Any]) -> str:
         return "no such key; check the spelling, or remove it"
     if details["type"] in ("model_type", "dict_type", "dataclass_type"):
         return f"should be a mapping, not {details['input']!r}"
+    if details["type"] == "union_tag_invalid":
+        kind, known = details["ctx"]["tag"], details["ctx"]["expected_tags"]
+        return f"there is no kind {kind!r}; there is: {known}"
+    if details["type"] == "union_tag_not_found":
+        return "needs a `kind`"
     what: str = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{what}, not {details['input']!r}" if what.startswith("should") else what

@@ -62,6 +62,12 @@ def changed(place: str, value: Any, params: dict[str, Any] | None = None) -> dic
         ("derain.train.warmup_steps", 10**9, "derain.train: warmup_steps (1000000000) must be smaller than num_steps"),
         ("derain.train.network.num_stages", 1, "derain.train.network.num_stages: must be a whole number of at least 2"),
         ("derain.evaluate.protocol.colour", "rbg", "derain.evaluate.protocol.colour: should be 'rgb' or 'luma'"),
+        (
+            "prepare.sources",
+            [{"kind": "zip"}],
+            "prepare.sources.0: there is no kind 'zip'; there is: 'starter', 'folder'",
+        ),
+        ("prepare.sources", [{"path": "photos"}], "prepare.sources.0: needs a `kind`"),
         ("promote.margin_db", "much", "promote.margin_db: should be a valid number, not 'much'"),
         ("promote", None, "promote: missing"),
         ("derain.promote", {"margin_db": 0.1}, "derain.promote: no such key"),
