@@ -10,6 +10,9 @@ import torch
 from tqdm import tqdm
 
 from dgunet.checkpoint import load_model
+from dgunet.explanation import explain
+from dgunet.explanation_page import central, render_explanation
+from dgunet.network import DGUNet
 from pipeline.config.params import load_section, load_task_section, read_params
 from pipeline.dataloader.pairs import EvaluationPair, pairs
 from pipeline.degradations.parsing import parse_degradation
@@ -74,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for pair in pairs(args.shards)
         if pair.key in reasons
     }
+    median = [key for key, reason in reasons.items() if reason == "median gain"] or list(reasons)
+    explained = next(pair for pair in pairs(args.shards) if pair.key == median[0])
     figures = plots(evaluation, read_curve(args.curve))
     page = Page(
         task=args.task,
@@ -92,6 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, figure in figures.items():
             (folder / f"{name}.png").write_bytes(png(figure))
         (folder / "gallery.html").write_text(render(page), encoding="utf-8")
+        (folder / "explanation.html").write_text(_explanation(model, explained, args.task), encoding="utf-8")
+
+
+def _explanation(model: DGUNet, pair: EvaluationPair, task: str) -> str:
+    """Return the page of what each stage does to one image, in its middle if it is large."""
+    rows, columns = central(*pair.clean.shape[:2])
+    clean = pair.clean[rows, columns]
+    given = clean if model.sensing is not None else pair.degraded[rows, columns]
+    fact = f"Task {task}, an image of the test split; {clean.shape[1]}x{clean.shape[0]} pixels of its middle."
+    return render_explanation(explain(model, given, clean), title=pair.key, facts=[fact], clean=clean)
 
 
 def _with_progress(images: Iterable[EvaluationPair], name: str, number: int | None = None) -> Iterator[EvaluationPair]:

@@ -190,7 +190,7 @@ class DGUNet(nn.Module):
             else:
                 rows, columns = values.shape[2:]
                 blocks = values.permute(0, 2, 3, 1).reshape(-1, values.shape[1], 1, 1)
-                estimates = [_join_blocks(estimate, rows, columns) for estimate in self._unfold(blocks, num_stages)]
+                estimates = [join_blocks(estimate, rows, columns) for estimate in self._unfold(blocks, num_stages)]
         return tuple(estimate[:, :, :height, :width] for estimate in estimates)
 
     def _check(self, degraded: Tensor | Measurements) -> None:
@@ -256,6 +256,7 @@ def _padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
     return height, 2 * SIZE_MULTIPLE if max(height, width) <= SIZE_MULTIPLE else width
 
 
-def _join_blocks(blocks: Tensor, rows: int, columns: int) -> Tensor:
+def join_blocks(blocks: Float[Tensor, "_ 1 32 32"], rows: int, columns: int) -> Float[Tensor, "B 1 H W"]:
+    """Return the images whose blocks lie in the batch, row by row."""
     grid = blocks.view(-1, rows, columns, BLOCK_SIZE, BLOCK_SIZE).permute(0, 1, 3, 2, 4)
     return grid.reshape(-1, 1, rows * BLOCK_SIZE, columns * BLOCK_SIZE)

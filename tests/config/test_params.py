@@ -56,7 +56,11 @@ def changed(place: str, value: Any, params: dict[str, Any] | None = None) -> dic
         ("denoise.synthesize.tile_size", 3.5, "denoise.synthesize.tile_size: should be a valid integer"),
         ("denoise.synthesize.degradation.sigma", [50, 25], "sigma: expected [from, to]"),
         ("denoise.synthesize.copies", 2, "denoise.synthesize: copies must be 1 where online is true, not 2"),
-        ("derain.synthesize.degradation.kind", "rain", "derain.synthesize.degradation: there is no kind 'rain'; there is: "),
+        (
+            "derain.synthesize.degradation.kind",
+            "rain",
+            "derain.synthesize.degradation: there is no kind 'rain'; there is: ",
+        ),
         ("derain.train.learning_rate", -1, "derain.train.learning_rate: should be greater than 0, not -1"),
         ("derain.train.learning_rates", 1, "derain.train.learning_rates: no such key"),
         ("derain.train.warmup_steps", 10**9, "derain.train: warmup_steps (1000000000) must be smaller than num_steps"),

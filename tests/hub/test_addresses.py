@@ -16,7 +16,7 @@ CONFIG = DGUNetConfig(width=4, growth=2, head_growth=2, num_stages=2)
 
 
 @pytest.fixture
-def served(tmp_path, monkeypatch):
+def server(tmp_path, monkeypatch):
     """A server of the folder `models`, with the model `derain`; the cache is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -36,37 +36,37 @@ def cached(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", ["derain", "derain/", "moved/derain"])
-def test_a_model_is_fetched_once(served, path):
-    first = model_folder(f"{served.address}/{path}")
-    assert model_folder(f"{served.address}/{path}") == first
+def test_a_model_is_fetched_once(server, path):
+    first = model_folder(f"{server.address}/{path}")
+    assert model_folder(f"{server.address}/{path}") == first
     assert sorted(file.name for file in first.iterdir()) == ["config.json", "model.safetensors"]
-    weights = [count for name, count in served.requests.items() if name == "/derain/model.safetensors"]
+    weights = [count for name, count in server.requests.items() if name == "/derain/model.safetensors"]
     assert weights == [1]
-    assert load_model(f"{served.address}/{path}").config == CONFIG
+    assert load_model(f"{server.address}/{path}").config == CONFIG
 
 
-def test_a_model_that_changed_is_fetched_again(served, tmp_path):
-    first = model_folder(f"{served.address}/derain")
+def test_a_model_that_changed_is_fetched_again(server, tmp_path):
+    first = model_folder(f"{server.address}/derain")
     save_model(DGUNet.with_seed(CONFIG, 1), tmp_path / "models" / "derain", {"task": "derain"})
-    second = model_folder(f"{served.address}/derain")
+    second = model_folder(f"{server.address}/derain")
     assert second != first
-    assert (second / "model.safetensors").read_bytes() == (served.folder / "derain/model.safetensors").read_bytes()
+    assert (second / "model.safetensors").read_bytes() == (server.folder / "derain/model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("fault", ["gone", "503"])
-def test_without_a_connection_the_cached_model_is_used_with_a_line(served, capsys, fault):
-    folder = model_folder(f"{served.address}/derain")
+def test_without_a_connection_the_cached_model_is_used_with_a_line(server, capsys, fault):
+    folder = model_folder(f"{server.address}/derain")
     if fault == "gone":
-        served.stop()
-        served.shutdown = lambda: None  # the fixture stops it once more
+        server.stop()
+        server.shutdown = lambda: None  # the fixture stops it once more
     else:
-        served.fault = fault
-    assert model_folder(f"{served.address}/derain") == folder
+        server.fault = fault
+    assert model_folder(f"{server.address}/derain") == folder
     message = capsys.readouterr().err
     assert message.endswith("; using the cached model\n")
     assert message.count("\n") == 1
     with pytest.raises(ValueError, match="and the model is not in the cache"):
-        model_folder(f"{served.address}/denoise")
+        model_folder(f"{server.address}/denoise")
 
 
 @pytest.mark.parametrize(
@@ -76,16 +76,16 @@ def test_without_a_connection_the_cached_model_is_used_with_a_line(served, capsy
         ("changed", r"the sha256 of what came is .* instead of .*: damaged or changed"),
     ],
 )
-def test_what_came_incomplete_or_changed_is_not_kept(served, tmp_path, fault, message):
-    served.fault = fault
+def test_what_came_incomplete_or_changed_is_not_kept(server, tmp_path, fault, message):
+    server.fault = fault
     with pytest.raises(ValueError, match=message):
-        model_folder(f"{served.address}/derain")
+        model_folder(f"{server.address}/derain")
     assert cached(tmp_path) == []
-    served.fault = None
-    load_model(f"{served.address}/derain")
+    server.fault = None
+    load_model(f"{server.address}/derain")
 
 
-def test_a_fetch_that_is_interrupted_leaves_nothing(served, tmp_path, monkeypatch):
+def test_a_fetch_that_is_interrupted_leaves_nothing(server, tmp_path, monkeypatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -93,22 +93,22 @@ def test_a_fetch_that_is_interrupted_leaves_nothing(served, tmp_path, monkeypatc
         patch.setattr(addresses.hashlib, "sha256", lambda *_: type("Hash", (), {"update": interrupted})())
         patch.setattr("dgunet.hub.cache.digest", lambda *_: "x")
         with pytest.raises(KeyboardInterrupt):
-            model_folder(f"{served.address}/derain")
+            model_folder(f"{server.address}/derain")
     assert cached(tmp_path) == []
 
 
-def test_a_pinned_checksum_is_held(served):
-    model_folder(f"{served.address}/derain#sha256={sha256(served)}")
+def test_a_pinned_checksum_is_held(server):
+    model_folder(f"{server.address}/derain#sha256={sha256(server)}")
     with pytest.raises(ValueError, match=r"config\.json there says sha256"):
-        model_folder(f"{served.address}/derain#sha256={'0' * 64}")
+        model_folder(f"{server.address}/derain#sha256={'0' * 64}")
 
 
-def test_a_pinned_checksum_holds_for_a_model_without_one(served, tmp_path):
-    config = served.folder / "derain" / "config.json"
+def test_a_pinned_checksum_holds_for_a_model_without_one(server, tmp_path):
+    config = server.folder / "derain" / "config.json"
     config.write_text(config.read_text().replace("weights_sha256", "former"))
-    model_folder(f"{served.address}/derain#sha256={sha256(served)}")
+    model_folder(f"{server.address}/derain#sha256={sha256(server)}")
     with pytest.raises(ValueError, match="the sha256 of what came is"):
-        model_folder(f"{served.address}/derain#sha256={'0' * 64}")
+        model_folder(f"{server.address}/derain#sha256={'0' * 64}")
 
 
 @pytest.mark.parametrize(
@@ -121,13 +121,13 @@ def test_a_pinned_checksum_holds_for_a_model_without_one(served, tmp_path):
         ("/derain#main", "what follows # must be sha256="),
     ],
 )
-def test_what_is_no_model_is_refused_with_the_reason(served, tmp_path, path, message):
-    (served.folder / "page").mkdir()
-    (served.folder / "page" / "config.json").write_text("<html>")
-    (served.folder / "half").mkdir()
-    shutil.copy(served.folder / "derain" / "config.json", served.folder / "half")
+def test_what_is_no_model_is_refused_with_the_reason(server, tmp_path, path, message):
+    (server.folder / "page").mkdir()
+    (server.folder / "page" / "config.json").write_text("<html>")
+    (server.folder / "half").mkdir()
+    shutil.copy(server.folder / "derain" / "config.json", server.folder / "half")
     with pytest.raises(ValueError, match=message):
-        model_folder(served.address + path)
+        model_folder(server.address + path)
     assert cached(tmp_path) == []
 
 

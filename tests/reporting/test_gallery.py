@@ -81,7 +81,10 @@ class Reader(HTMLParser):
         self.fetched, self.open, self.text = [], [], []
 
     def handle_starttag(self, tag, attrs):
-        self.fetched += [value for name, value in attrs if name in ("src", "srcset", "href", "action", "poster")]
+        fetching = (
+            ("src", "srcset", "action", "poster") if tag == "a" else ("src", "srcset", "href", "action", "poster")
+        )
+        self.fetched += [value for name, value in attrs if name in fetching]
         if tag not in ("meta", "img", "input", "source", "link"):
             self.open.append(tag)
 
@@ -263,7 +266,8 @@ def test_the_command_writes_the_same_report_twice_and_prints_which_benchmark_it_
     assert "denoise: benchmark Nowhere skipped: data/sets/no/such/folder is not available" in capsys.readouterr().out
     first = contents(tmp_path / "report")
     assert sorted(first) == [
-        "gains.csv", "gains.png", "gallery.html", "metrics.json", "per_image.csv", "stages.csv", "stages.png",
+        "explanation.html", "gains.csv", "gains.png", "gallery.html", "metrics.json", "per_image.csv", "stages.csv",
+        "stages.png",
     ]  # fmt: skip
     evaluate_command.main(arguments)
     assert contents(tmp_path / "report") == first
