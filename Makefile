@@ -14,7 +14,7 @@ export MPLBACKEND := Agg
 SPREAD = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-all check lint preview tune apply ui bench bench-gpu lock clean
+.PHONY: help setup repro test test-all check lint preview tune apply approve rollback ui bench bench-gpu lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -54,6 +54,12 @@ tune: $(READY)  ## TASK=derain: search the task's recipe on this machine or RAY_
 
 apply: $(READY)  ## RECIPE=infra/recipes/derain.yaml: show what a recipe changes in params.yaml, ask (YES=1: do not), apply
 	@python -m pipeline.apply_recipe "$$RECIPE" $(if $(YES),--yes)
+
+approve: $(READY)  ## TASK=derain VERSION=3: make a registered version the champion by hand
+	@python -m pipeline.approve --task "$$TASK" --version "$$VERSION"
+
+rollback: $(READY)  ## TASK=derain: make the previous champion the champion again
+	@python -m pipeline.rollback --task "$$TASK"
 
 ui: $(READY)  ## browse runs and models in MLflow on http://127.0.0.1:5000
 	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port 5000

@@ -35,8 +35,8 @@ class StageExplanation:
         step_size: ρ_k.
         gradient_step: v_k.
         estimate: x_k.
-        moved_by_gradient: v_k − x_{k−1}.
-        moved_by_proximal: x_k − v_k.
+        gradient_change: v_k − x_{k−1}.
+        proximal_change: x_k − v_k.
         degraded_again: Φ_k(x_k); None in the sensing family, where it is no image.
         residual_before: of Φ_k(x_{k−1}) − y.
         residual_after_gradient: of Φ_k(v_k) − y.
@@ -48,8 +48,8 @@ class StageExplanation:
     step_size: float
     gradient_step: Image
     estimate: Image
-    moved_by_gradient: Image
-    moved_by_proximal: Image
+    gradient_change: Image
+    proximal_change: Image
     degraded_again: Image | None
     residual_before: float
     residual_after_gradient: float
@@ -127,8 +127,8 @@ def explain(model: DGUNet, image: Image, clean: Float32[np.ndarray, "_ _ _"] | N
                     step_size=float(stage.gradient.step_size),
                     gradient_step=gradient_step,
                     estimate=estimate,
-                    moved_by_gradient=gradient_step - previous,
-                    moved_by_proximal=estimate - gradient_step,
+                    gradient_change=gradient_step - previous,
+                    proximal_change=estimate - gradient_step,
                     degraded_again=again,
                     residual_before=before_step,
                     residual_after_gradient=after_step,

@@ -65,8 +65,8 @@ def render_explanation(
 def _stage(number: int, stage: StageExplanation, start: Image) -> str:
     figures = [
         _figure(f"x<sub>{number}</sub>, estimate", stage.estimate, _decibels(stage.psnr)),
-        _signed("gradient step moved", stage.moved_by_gradient),
-        _signed("proximal mapping moved", stage.moved_by_proximal),
+        _signed("gradient step moved", stage.gradient_change),
+        _signed("proximal mapping moved", stage.proximal_change),
     ]
     if stage.degraded_again is not None:
         name = f"Φ<sub>{number}</sub>(x<sub>{number}</sub>)"
@@ -76,7 +76,7 @@ def _stage(number: int, stage: StageExplanation, start: Image) -> str:
         ]
     numbers = [
         f"step size ρ = {stage.step_size:.3f}",
-        f"gradient step moved {_rms(stage.moved_by_gradient)}, proximal mapping {_rms(stage.moved_by_proximal)}",
+        f"gradient step moved {_rms(stage.gradient_change)}, proximal mapping {_rms(stage.proximal_change)}",
         f"residual ‖Φx − y‖: {_levels(stage.residual_before)} before the gradient step, "
         f"{_levels(stage.residual_after_gradient)} after it, {_levels(stage.residual)} at the end of the stage",
     ]

@@ -26,7 +26,9 @@ from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.files import write_atomically
 from pipeline.runtime.fingerprint import code_digest
 from pipeline.runtime.provenance import commit, digest
+from pipeline.shards.format import read_index
 from pipeline.tracking import registry, runs
+from pipeline.tracking.model_card import model_card
 from pipeline.tracking.registry import Version
 from pipeline.tracking.settings import Promote
 
@@ -56,27 +58,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--report", required=True, type=Path, help="folder that evaluate wrote")
     parser.add_argument("--record", required=True, type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
-    margin_db = load_section("promote", Promote).margin_db
+    settings = load_section("promote", Promote)
     protocol = load_task_section(args.task, "evaluate", Evaluate).protocol
     metrics = json.loads((args.report / "metrics.json").read_text())
     test = f"{metrics['test_index_sha256']} {protocol} Measured by {_measuring_code()[:12]}."
     psnr = _psnr(metrics, "restored")
 
     with runs.connected(), _with_statistics(args.model, metrics) as model:
-        version = _registered(args.task, model, args.report, metrics, test)
-        champion = registry.champion(args.task)
-        if champion is None:
-            decision = compare_with_baselines(metrics)
-        elif champion.number == version.number:
-            reason = champion.tags.get(registry.CHAMPION_BECAUSE, "made champion by hand")
-            decision = Decision(False, reason, psnr)
-        elif champion.tags.get(registry.CONTENT) == version.tags[registry.CONTENT] and not version.was_champion:
-            decision = Decision(True, f"the weights of version {champion.number}, stored with newer code", psnr)
-        else:
-            champion_psnr = measured_psnr(champion, args.shards, protocol, test)
-            decision = compare_with_champion(psnr, champion_psnr, margin_db, champion.number)
-        if decision.set_champion:
-            registry.set_champion(version, decision.reason, champion)
+        version = _registered(args, model, metrics, test)
+        with registry.exclusive(args.task):
+            champion = registry.champion(args.task)
+            if champion is None:
+                decision = compare_with_baselines(metrics)
+            elif champion.number == version.number:
+                reason = champion.tags.get(registry.CHAMPION_BECAUSE, "made champion by hand")
+                decision = Decision(False, reason, psnr)
+            elif champion.tags.get(registry.CONTENT) == version.tags[registry.CONTENT] and not version.was_champion:
+                decision = Decision(True, f"the weights of version {champion.number}, stored with newer code", psnr)
+            else:
+                champion_psnr = measured_psnr(champion, args.shards, protocol, test)
+                decision = compare_with_champion(psnr, champion_psnr, settings.margin_db, champion.number)
+            decision = _with_consent(decision, version, settings)
+            if decision.set_champion:
+                registry.set_champion(version, decision.reason, champion)
+            elif champion is None or champion.number != version.number:
+                registry.set_challenger(version)
     champion = version if decision.set_champion else champion
     record = {
         "task": args.task,
@@ -86,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "reason": decision.reason,
         "psnr": psnr,
         "champion_psnr": decision.champion_psnr,
-        "margin_db": margin_db,
+        "margin_db": settings.margin_db,
     }
     write_atomically(args.record, json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n")
     title = "is the champion" if record["alias_moved"] else "is registered, but not the champion"
@@ -106,6 +112,20 @@ def _with_statistics(folder: Path, metrics: Mapping[str, Any]) -> Iterator[Path]
         copy = Path(temporary) / folder.name
         save_model(model, copy, {name: card[name] for name in card.keys() - set(WRITTEN_KEYS)})
         yield copy
+
+
+def _with_consent(decision: Decision, version: Version, settings: Promote) -> Decision:
+    """Return the decision, or that a person must take it."""
+    if not decision.set_champion:
+        return decision
+    if registry.ROLLED_BACK in version.tags:
+        reason = f"{decision.reason}; but it was rolled back by hand, on {version.tags[registry.ROLLED_BACK]}"
+    elif settings.require_approval:
+        reason = f"{decision.reason}; it waits for approval"
+    else:
+        return decision
+    command = f"make approve TASK={version.task} VERSION={version.number}"
+    return Decision(False, f"{reason}: {command}", decision.champion_psnr)
 
 
 def compare_with_baselines(metrics: Mapping[str, Any]) -> Decision:
@@ -159,8 +179,9 @@ def measured_psnr(version: Version, shards: Path, protocol: Protocol, test: str)
         ) from error
 
 
-def _registered(task: str, model: Path, report: Path, metrics: Mapping[str, Any], test: str) -> Version:
+def _registered(args: argparse.Namespace, model: Path, metrics: Mapping[str, Any], test: str) -> Version:
     """Return the version that holds the model folder and today's code, with current tags; register it if needed."""
+    task, shards, report = args.task, args.shards, args.report
     content = digest(model.iterdir())
     numbers = {
         f"test.{name}": float(value)
@@ -180,10 +201,23 @@ def _registered(task: str, model: Path, report: Path, metrics: Mapping[str, Any]
         "dvc_lock": digest([Path("dvc.lock")]) if Path("dvc.lock").exists() else "none",
     }
     key = {"model": content, "code": registry.stored_code_digest()}
+    card = model_card(task, read_card(model), metrics, _facts(task, shards, tags))
     with runs.run(task, f"{task} {content[:8]}", key, {}, system_metrics=False) as run:
         run.log(numbers, 0)
         run.log_files(report, "report")
-        return registry.register(task, model, content, tags)
+        return registry.register(task, model, content, tags, card)
+
+
+def _facts(task: str, shards: Path, tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the lines of the card on where the model comes from and how it was measured."""
+    return {
+        "degradation": f"`{json.dumps(read_index(shards).recipe.get('degradation'))}`",
+        "protocol": str(load_task_section(task, "evaluate", Evaluate).protocol),
+        "commit": tags["commit"],
+        "sha256 of the index of its training shards": tags["data"],
+        "sha256 of the index of its test shards": tags[TEST].split()[0],
+        "sha256 of dvc.lock": tags["dvc_lock"],
+    }
 
 
 def _psnr(metrics: Mapping[str, Any], kind: str) -> float:

@@ -15,7 +15,7 @@ from pipeline.config.params import load_section
 from pipeline.runtime.entry_point import run_command
 
 PHOTO = "skimage/data/chelsea.png"  # one of the starter photographs
-HEADER = ("task", "degraded", "baseline", "restored", "gain in dB", "champion")
+HEADER = ("task", "degraded", "baseline", "restored", "gain in dB", "95 % interval", "champion")
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,9 @@ def summary(results: Sequence[Result], reports: Path) -> str:
 def _row(result: Result) -> tuple[str, ...]:
     psnrs = (result.metrics[kind]["psnr"] for kind in ("degraded", "baseline", "restored"))
     numbers = ("-" if psnr is None else f"{psnr:.2f}" for psnr in psnrs)
-    gain = result.metrics["gain_db"]
-    return (result.task, *numbers, "-" if gain is None else f"{gain:+.2f}", result.champion or "none")
+    gain, interval = result.metrics["gain_db"], result.metrics.get("gain_interval")
+    between = "-" if interval is None else f"{interval['low']:+.2f} to {interval['high']:+.2f}"
+    return (result.task, *numbers, "-" if gain is None else f"{gain:+.2f}", between, result.champion or "none")
 
 
 def _photo() -> str:

@@ -17,6 +17,7 @@ from dgunet.network import DGUNet, Measurements
 from dgunet.tensors import to_array, to_tensor
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.evaluation.baselines import Baseline, PseudoInverse
+from pipeline.evaluation.intervals import Interval, mean_interval, photograph_of
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.pseudo_inverse import reconstruct
 from pipeline.evaluation.quality import Quality, gain, mean_quality, measure
@@ -94,6 +95,13 @@ class Evaluation:
     def gain_db(self) -> float:
         """Mean PSNR of the restored images minus that of the degraded images."""
         return gain(self.restored, self.degraded)
+
+    @property
+    def gain_interval(self) -> Interval | None:
+        """Confidence interval of the mean over images of their gains in dB; None with one photograph."""
+        return mean_interval(
+            [image.gain_db for image in self.images], [photograph_of(image.key) for image in self.images]
+        )
 
     @property
     def stages(self) -> tuple[Quality, ...]:

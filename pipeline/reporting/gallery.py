@@ -19,6 +19,7 @@ from dgunet.config import LocalStatistics
 from dgunet.images import quantise
 from dgunet.network import DGUNetConfig
 from pipeline.evaluation.baselines import Baseline
+from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.quality import Quality
 from pipeline.evaluation.scores import Evaluation, ImageScores, Restoration
 from pipeline.reporting.contact_sheet import describe
@@ -98,6 +99,7 @@ def render(page: Page) -> str:
         baseline=_decibels(evaluation.baseline.psnr),
         restored=_decibels(evaluation.restored.psnr),
         gain=f"{evaluation.gain_db:+.2f}",
+        interval=_interval(evaluation.gain_interval),
         degraded_ssim=_ssim(evaluation.degraded),
         baseline_ssim=_ssim(evaluation.baseline),
         restored_ssim=_ssim(evaluation.restored),
@@ -114,6 +116,15 @@ def render(page: Page) -> str:
         degradation=_definitions(page.degradation),
         facts=_definitions({"parameters": page.num_parameters, **asdict(page.model)}),
         items="".join(_item(number, item) for number, item in enumerate(page.items, 1)),
+    )
+
+
+def _interval(interval: Interval | None) -> str:
+    if interval is None:
+        return "one photograph: no interval"
+    return (
+        f"{interval.level:.0%} between {interval.low:+.2f} and {interval.high:+.2f}, of {interval.num_photographs} "
+        "photographs"
     )
 
 

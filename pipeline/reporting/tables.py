@@ -92,10 +92,14 @@ def read_curve(path: Path) -> Curve:
 
 
 def _means(evaluation: Evaluation) -> dict[str, Any]:
+    interval = evaluation.gain_interval
     kinds = {kind: getattr(evaluation, kind) for kind in ("degraded", "baseline", "restored")}
     return {
         **{kind: {part: _number(value) for part, value in mean._asdict().items()} for kind, mean in kinds.items()},
         "gain_db": _number(evaluation.gain_db),
+        "gain_interval": None
+        if interval is None
+        else {**asdict(interval), "low": _number(interval.low), "high": _number(interval.high)},
         "num_images": len(evaluation.images),
     }
 

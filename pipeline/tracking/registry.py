@@ -1,4 +1,8 @@
-"""Registered models in MLflow: versions of a task's network, and the alias `champion` on the best of them.
+"""Registered models in MLflow: versions of a task's network, and aliases on some of them.
+
+    champion     the best version, which others use
+    previous     the champion before it, for a rollback
+    challenger   the newest version that did not become champion, or waits for approval
 
 MLflow keeps no history of an alias. Each version therefore says in its tags when and why it became the champion, and
 which version was champion before.
@@ -6,26 +10,42 @@ which version was champion before.
 
 from __future__ import annotations
 
+import base64
 import datetime
 import hashlib
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
 import tomllib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import psutil
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ColSpec, Schema
+from mlflow.types.schema import AnyType
 
+from dgunet.images import Photo
+from dgunet.images.encode import encode
 from pipeline.runtime.files import PROJECT
 from pipeline.runtime.fingerprint import code_digest
 
-CHAMPION = "champion"
+CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"  # aliases
 CONTENT, CODE = "content", "code"  # tags: digest of the model folder, digest of what is stored with it
 CHAMPION_SINCE, CHAMPION_BECAUSE, CHAMPION_AFTER = "champion_since", "champion_because", "champion_after"  # tags
+ROLLED_BACK = "rolled_back"  # tag: when a person took the alias away; such a version is not promoted again by itself
+CLAIM = "promotion_by"  # tag of a registered model, while one process moves its aliases
+SECONDS_TO_SETTLE = 2.0  # longer than a registry takes to set a tag
+SECONDS_OF_A_CLAIM = 1800.0  # older ones are of processes that died elsewhere
 PYFUNC_MODEL = Path(__file__).with_name("pyfunc_model.py")
 PACKAGE = PROJECT / "dgunet"
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's error codes for no such model or alias
@@ -51,13 +71,32 @@ class Version:
 
 
 def champion(task: str) -> Version | None:
+    """Return the champion, None if there is none."""
+    return with_alias(task, CHAMPION)
+
+
+def with_alias(task: str, alias: str) -> Version | None:
     """Return the version that has the alias, None if there is none."""
     try:
-        found = mlflow.MlflowClient().get_model_version_by_alias(task, CHAMPION)
+        found = mlflow.MlflowClient().get_model_version_by_alias(task, alias)
     except MlflowException as error:
         if error.error_code in ABSENT:
             return None
         raise
+    return Version(task, int(found.version), found.tags)
+
+
+def version(task: str, number: int) -> Version:
+    """Return a version; raises ValueError with those that there are if it is not registered."""
+    client = mlflow.MlflowClient()
+    try:
+        found = client.get_model_version(task, str(number))
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+        numbers = sorted(int(known.version) for known in client.search_model_versions(f"name = '{task}'"))
+        known = ", ".join(map(str, numbers)) or "none"
+        raise ValueError(f"{task} has no version {number} in the registry; there is: {known}") from None
     return Version(task, int(found.version), found.tags)
 
 
@@ -73,7 +112,7 @@ def registered(task: str, content: str) -> Version | None:
     return Version(task, int(first.version), first.tags) if first else None
 
 
-def register(task: str, folder: Path, content: str, tags: Mapping[str, str]) -> Version:
+def register(task: str, folder: Path, content: str, tags: Mapping[str, str], card: str = "") -> Version:
     """Store a model folder, without pickle, as a new version that belongs to the active run.
 
     Args:
@@ -81,16 +120,21 @@ def register(task: str, folder: Path, content: str, tags: Mapping[str, str]) -> 
         folder: model folder; stored with it are the package `dgunet`, the pyfunc model and the requirements.
         content: digest of `folder`.
         tags: further tags of the version.
+        card: the model card in Markdown: the description of the version, and README.md in its model folder.
     """
     client, tags = mlflow.MlflowClient(), {CONTENT: content, CODE: stored_code_digest(), **tags}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*input example was not provided")  # the signature stands in for it
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as temporary:
+        warnings.filterwarnings("ignore", ".*type hint")
+        stored_folder = Path(shutil.copytree(folder, Path(temporary) / "model"))
+        if card:
+            (stored_folder / "README.md").write_text(card, encoding="utf-8")
         stored = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(PYFUNC_MODEL),
             code_paths=[str(PACKAGE)],
-            artifacts={"model": str(folder)},
+            artifacts={"model": str(stored_folder)},
             signature=_signature(),
+            input_example=[_example()],
             pip_requirements=requirements(),
         )
     try:
@@ -99,7 +143,7 @@ def register(task: str, folder: Path, content: str, tags: Mapping[str, str]) -> 
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     made = client.create_model_version(
-        task, stored.model_uri, run_id=stored.run_id, tags=tags, model_id=stored.model_id
+        task, stored.model_uri, run_id=stored.run_id, tags=tags, model_id=stored.model_id, description=card or None
     )
     return Version(task, int(made.version), tags)
 
@@ -135,9 +179,85 @@ def set_champion(version: Version, reason: str, previous: Version | None) -> Non
             CHAMPION_AFTER: str(previous.number) if previous else "none",
         },
     )
-    mlflow.MlflowClient().set_registered_model_alias(version.task, CHAMPION, str(version.number))
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias(version.task, CHAMPION, str(version.number))
+    if previous is not None and previous.number != version.number:
+        client.set_registered_model_alias(version.task, PREVIOUS, str(previous.number))
+    challenger = with_alias(version.task, CHALLENGER)
+    if challenger is not None and challenger.number == version.number:
+        client.delete_registered_model_alias(version.task, CHALLENGER)
+
+
+def set_challenger(version: Version) -> None:
+    """Move the alias `challenger` to `version`."""
+    mlflow.MlflowClient().set_registered_model_alias(version.task, CHALLENGER, str(version.number))
+
+
+def roll_back(task: str) -> tuple[Version, Version]:
+    """Make the previous champion the champion, and the champion the previous one; return both, the new one first.
+
+    Raises:
+        ValueError: there is no champion, or no previous one.
+    """
+    now, before = champion(task), with_alias(task, PREVIOUS)
+    if now is None:
+        raise ValueError(f"{task} has no champion in the registry")
+    if before is None:
+        raise ValueError(f"{task} has no previous champion: version {now.number} is the first")
+    set_tags(now, {ROLLED_BACK: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")})
+    set_champion(before, f"version {now.number} was rolled back by hand", now)
+    return before, now
+
+
+@contextmanager
+def exclusive(task: str) -> Iterator[None]:
+    """Have one process at a time move the aliases of a registered model, on any kind of registry.
+
+    MLflow offers no transaction. A process claims the model by a tag, waits until a claim of another process that had
+    not seen its own would be there, and goes on if the tag is still its own (Fischer's algorithm; Lamport, "A Fast
+    Mutual Exclusion Algorithm", 1987).
+    """
+    client, own = mlflow.MlflowClient(), f"{socket.gethostname()} {os.getpid()} {time.time():.3f}"
+
+    def claim() -> str | None:
+        tag: str | None = client.get_registered_model(task).tags.get(CLAIM)
+        return tag
+
+    is_announced = False
+    while True:
+        other = claim()
+        if other is not None and _is_alive(other):
+            if not is_announced:
+                print(f"{task}: waits for another promotion, by {' '.join(other.split()[:2])}", file=sys.stderr)
+            is_announced = True
+            time.sleep(SECONDS_TO_SETTLE / 4)
+            continue
+        client.set_registered_model_tag(task, CLAIM, own)
+        time.sleep(SECONDS_TO_SETTLE)
+        if claim() == own:
+            break
+    try:
+        yield
+    finally:
+        if claim() == own:
+            client.delete_registered_model_tag(task, CLAIM)
+
+
+def _is_alive(claim: str) -> bool:
+    """Whether the process of a claim may still work: not if it is of this machine and gone, or if the claim is old."""
+    host, pid, since = claim.split()
+    if time.time() - float(since) > SECONDS_OF_A_CLAIM:
+        return False
+    return host != socket.gethostname() or psutil.pid_exists(int(pid))
 
 
 def _signature() -> ModelSignature:
-    images = Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1, -1))])
-    return ModelSignature(inputs=images, outputs=images)
+    """A list of images of any form, see pyfunc_model.py: MLflow has no type for "encoded, or an array of any shape"."""
+    return ModelSignature(inputs=Schema([ColSpec(AnyType())]), outputs=Schema([ColSpec(AnyType())]))
+
+
+def _example() -> str:
+    """A small photograph as JSON holds it: a PNG in base64."""
+    across = np.linspace(0, 255, 32, dtype=np.uint8)
+    pixels = np.stack([np.tile(across, (32, 1)), np.tile(across[:, None], 32), np.full((32, 32), 96, np.uint8)], axis=2)
+    return base64.b64encode(encode(Photo(pixels), "PNG")[0]).decode()

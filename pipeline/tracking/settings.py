@@ -10,6 +10,12 @@ from pipeline.config.params import Section
 
 
 class Promote(Section):
-    """By how much a candidate must beat the champion, in dB of mean PSNR on the test split."""
+    """When a candidate becomes the champion.
+
+    Attributes:
+        margin_db: by how much it must beat the champion, in dB of mean PSNR on the test split.
+        require_approval: a candidate that does waits as `challenger` until `make approve`.
+    """
 
     margin_db: Annotated[float, Field(ge=0)]
+    require_approval: bool

@@ -63,8 +63,8 @@ def test_a_blind_network(local):
             torch.testing.assert_close(as_tensors[0], estimate)
             torch.testing.assert_close(as_tensors[1], gradient_step)
             torch.testing.assert_close(as_tensors[2], learned.degrade(estimate))
-            torch.testing.assert_close(to_tensor(shown.moved_by_gradient), gradient_step - previous)
-            torch.testing.assert_close(to_tensor(shown.moved_by_proximal), estimate - gradient_step)
+            torch.testing.assert_close(to_tensor(shown.gradient_change), gradient_step - previous)
+            torch.testing.assert_close(to_tensor(shown.proximal_change), estimate - gradient_step)
             residuals = [rms(learned.degrade(x) - y) for x in (previous, gradient_step, estimate)]
             assert [shown.residual_before, shown.residual_after_gradient, shown.residual] == pytest.approx(residuals)
             assert shown.step_size == pytest.approx(step_size)

@@ -320,9 +320,9 @@ def test_the_summary_has_a_line_per_task_and_three_lines_of_next_commands(tmp_pa
     report(tmp_path, "deblur", None)
     lines = summary(read_results(tmp_path), tmp_path).splitlines()
     assert [line.split() for line in lines[2:5]] == [
-        ["deblur", "20.00", "-", "29.50", "+9.50", "none"],
-        ["denoise", "20.00", "-", "29.50", "+9.50", "3"],
-        ["derain", "20.00", "-", "29.50", "+9.50", "none"],
+        ["deblur", "20.00", "-", "29.50", "+9.50", "-", "none"],
+        ["denoise", "20.00", "-", "29.50", "+9.50", "-", "3"],
+        ["derain", "20.00", "-", "29.50", "+9.50", "-", "none"],
     ]
     assert lines[5] == "derain: did not become champion: worse than the baseline"
     assert lines[6] == ""

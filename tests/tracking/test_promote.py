@@ -1,7 +1,12 @@
 """The command promote against a SQLite store: which version becomes champion, and what stays unchanged."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ from dgunet.checkpoint import load_model, save_model
 from dgunet.config import LocalStatistics
 from dgunet.hub.registry import pull
 from dgunet.network import DGUNet, DGUNetConfig
-from pipeline import promote
+from pipeline import approve, promote, rollback
 from pipeline.config.params import load_task_section
 from pipeline.dataloader.pairs import pairs
 from pipeline.evaluation.scores import evaluate
@@ -287,3 +292,120 @@ def test_the_margin_must_be_exceeded():
     assert not compare_with_champion(30.5, 30.0, 0.5, 1).set_champion
     assert compare_with_champion(30.75, 30.0, 0.5, 1).set_champion
     assert not compare_with_champion(30.0, 30.0, 0.0, 1).set_champion
+
+
+def aliases() -> dict[str, str]:
+    found = mlflow.MlflowClient().get_registered_model("derain").aliases
+    return {alias: str(number) for alias, number in found.items()}
+
+
+def test_aliases_name_the_champion_the_one_before_and_the_newest_that_did_not_become_one(checkout):
+    checkout.candidate(0, 25.0)
+    assert aliases() == {"champion": "1"}
+    checkout.candidate(1, 26.0)
+    assert aliases() == {"champion": "2", "previous": "1"}
+    checkout.candidate(2, 20.0)
+    assert aliases() == {"champion": "2", "previous": "1", "challenger": "3"}
+    checkout.candidate(3, 27.0)
+    assert aliases() == {"champion": "4", "previous": "2", "challenger": "3"}
+
+
+def test_a_rollback_swaps_the_aliases_and_is_not_undone_by_the_next_promotion(checkout, capsys):
+    checkout.candidate(0, 25.0)
+    checkout.candidate(1, 26.0)
+    rollback.main(["--task", "derain"])
+    assert aliases() == {"champion": "1", "previous": "2"}
+    assert "version 1 is the champion again; version 2 was rolled back" in capsys.readouterr().out
+    record = checkout.candidate(1, 26.0)
+    assert record["champion_version"] == 1
+    assert "it was rolled back by hand" in record["reason"]
+    assert "make approve TASK=derain VERSION=2" in record["reason"]
+    approve.main(["--task", "derain", "--version", "2"])
+    assert aliases()["champion"] == "2"
+    assert tags(2)["champion_because"] == "approved by hand"
+
+
+def test_what_cannot_be_rolled_back_or_approved_is_refused(checkout):
+    with pytest.raises(ValueError, match="derain has no champion in the registry"):
+        rollback.main(["--task", "derain"])
+    checkout.candidate(0, 25.0)
+    with pytest.raises(ValueError, match="no previous champion: version 1 is the first"):
+        rollback.main(["--task", "derain"])
+    with pytest.raises(ValueError, match="derain has no version 7 in the registry; there is: 1"):
+        approve.main(["--task", "derain", "--version", "7"])
+    assert aliases() == {"champion": "1"}
+
+
+def test_where_approval_is_required_a_better_candidate_waits(checkout):
+    checkout.candidate(0, 25.0)
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["promote"]["require_approval"] = True
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    record = checkout.candidate(1, 26.0)
+    assert record["champion_version"] == 1
+    assert record["reason"].endswith("it waits for approval: make approve TASK=derain VERSION=2")
+    assert aliases() == {"champion": "1", "challenger": "2"}
+    approve.main(["--task", "derain", "--version", "2"])
+    assert aliases() == {"champion": "2", "previous": "1"}
+
+
+def test_the_card_is_the_description_and_lies_beside_the_weights(checkout):
+    checkout.candidate(0, 25.0)
+    card = mlflow.MlflowClient().get_model_version("derain", "1").description
+    assert "| test split | 3 | 20.00 | 22.00 | 25.00 |" in card
+    assert "| commit | c0 |" in card
+    assert f"| sha256 of the index of its test shards | {checksum(Path('test') / INDEX)} |" in card
+    assert (pull("models:/derain@champion") / "README.md").read_text() == card
+
+
+PROMOTE = """
+import sys
+from pipeline import promote
+from pipeline.tracking import registry
+registry.SECONDS_TO_SETTLE = 0.5
+promote.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_two_promotions_at_once_end_in_one_state(checkout, store):
+    checkout.candidate(0, 25.0)
+    processes = []
+    for number, psnr in ((1, 26.0), (2, 27.0), (3, 26.5)):
+        checkout.model(number)
+        checkout.metrics(psnr)
+        for name in ("model", "report"):
+            shutil.copytree(name, f"{name}{number}")
+        options = {"task": "derain", "model": f"model{number}", "shards": "test", "report": f"report{number}"}
+        options["record"] = f"record{number}.json"
+        command = [
+            sys.executable,
+            "-c",
+            PROMOTE,
+            *(word for item in options.items() for word in (f"--{item[0]}", item[1])),
+        ]
+        processes.append(
+            subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(PROJECT)}, stderr=subprocess.PIPE)
+        )
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors.decode()
+    assert versions() == 4
+    best = max(range(2, 5), key=lambda number: float(tags(number)["test.restored.psnr"]))
+    found = aliases()
+    assert found["champion"] == str(best), "whatever the order, each was compared with the champion of its moment"
+    assert tags(best)["champion_after"] == found["previous"]
+    assert "promotion_by" not in mlflow.MlflowClient().get_registered_model("derain").tags
+
+
+def test_the_claim_of_a_process_that_is_gone_does_not_block(checkout):
+    checkout.candidate(0, 25.0)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for claim in (f"{socket.gethostname()} {gone.pid} {time.time()}", f"elsewhere 1 {time.time() - 7200}"):
+        mlflow.MlflowClient().set_registered_model_tag("derain", registry.CLAIM, claim)
+        with registry.exclusive("derain"):
+            assert mlflow.MlflowClient().get_registered_model("derain").tags[registry.CLAIM].split()[1] == str(
+                os.getpid()
+            )
+        assert registry.CLAIM not in mlflow.MlflowClient().get_registered_model("derain").tags

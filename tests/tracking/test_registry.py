@@ -1,5 +1,6 @@
 """Registered models hold safetensors, JSON and code, and restore anywhere; tags say why a version became champion."""
 
+import base64
 import json
 import os
 import shutil
@@ -15,8 +16,9 @@ from factories import PROJECT
 from packaging.requirements import Requirement
 
 import dgunet
-from dgunet import hub
 from dgunet.checkpoint import save_model
+from dgunet.hub import registry as hub
+from dgunet.images import Photo, read_photo, write_photo
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline.tracking import registry, runs
 
@@ -27,7 +29,8 @@ pytestmark = pytest.mark.filterwarnings(  # MLflow's own, on import
 RESTORE_ELSEWHERE = """
 import sys, numpy as np, mlflow
 model = mlflow.pyfunc.load_model("models:/derain@champion")
-np.save(sys.argv[2], model.predict(np.load(sys.argv[1])))
+np.save(sys.argv[2], model.predict(list(np.load(sys.argv[1]))))
+open("restored.png", "wb").write(model.predict([open(sys.argv[3], "rb").read()])[0])
 import dgunet
 print(dgunet.__file__)
 """
@@ -163,20 +166,30 @@ def test_a_registered_model_restores_without_this_project_and_without_pickle(ver
     images = np.random.default_rng(0).random((2, 20, 31, 3), np.float32)
     np.save(tmp_path / "in.npy", images)
     (tmp_path / "elsewhere").mkdir()
+    alpha = np.full((20, 31, 1), 7, np.uint16)
+    photo = Photo((65535 * images[0]).astype(np.uint16), alpha=alpha, resolution=(300.0, 300.0))
+    write_photo(tmp_path / "a.png", photo)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_TRACKING_URI": store}
     done = subprocess.run(
-        [sys.executable, "-c", RESTORE_ELSEWHERE, str(tmp_path / "in.npy"), str(tmp_path / "out.npy")],
+        [sys.executable, "-c", RESTORE_ELSEWHERE, *(str(tmp_path / name) for name in ("in.npy", "out.npy", "a.png"))],
         cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert not Path(done.stdout.splitlines()[-1]).is_relative_to(PROJECT), "the code comes with the model"
     expected = [dgunet.restore(dgunet.load_model(tmp_path / "model"), image) for image in images]
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
+    restored = read_photo(tmp_path / "elsewhere" / "restored.png")
+    wanted = dgunet.restore(dgunet.load_model(tmp_path / "model"), photo.pixels)
+    assert np.abs(restored.pixels.astype(int) - wanted).max() <= 1
+    np.testing.assert_array_equal(restored.alpha, alpha)
+    assert restored.resolution == pytest.approx((300, 300), abs=0.1)
 
 
-def test_the_signature_is_a_batch_of_float_images(version):
-    signature = mlflow.models.get_model_info(version.uri).signature
-    (images,) = json.loads(signature.to_dict()["inputs"])
-    assert images["tensor-spec"] == {"dtype": "float32", "shape": [-1, -1, -1, -1]}
-    assert signature.inputs == signature.outputs
+def test_a_version_has_an_input_example_that_can_be_sent(version):
+    info = mlflow.models.get_model_info(version.uri)
+    assert info.signature.inputs.to_dict() == [{"type": "any", "required": True}]
+    folder = Path(mlflow.artifacts.download_artifacts(version.uri))
+    request = json.loads((folder / "serving_input_example.json").read_text())
+    (image,) = request["inputs"]
+    assert read_photo(base64.b64decode(image)).pixels.shape == (32, 32, 3)
