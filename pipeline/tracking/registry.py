@@ -34,8 +34,6 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType
 
-from dgunet.images import Photo
-from dgunet.images.encode import encode
 from pipeline.runtime.files import PROJECT
 from pipeline.runtime.fingerprint import code_digest
 
@@ -258,6 +256,9 @@ def _signature() -> ModelSignature:
 
 def _example() -> str:
     """A small photograph as JSON holds it: a PNG in base64."""
+    from dgunet.images import Photo  # its decoders change the environment when they are loaded
+    from dgunet.images.encode import encode
+
     across = np.linspace(0, 255, 32, dtype=np.uint8)
     pixels = np.stack([np.tile(across, (32, 1)), np.tile(across[:, None], 32), np.full((32, 32), 96, np.uint8)], axis=2)
     return base64.b64encode(encode(Photo(pixels), "PNG")[0]).decode()
