@@ -46,6 +46,16 @@ class ResidualOperator(nn.Module):
         correction: Tensor = self.conv2(self.activation(self.conv1(image)))
         return image + correction
 
+    @torch.no_grad()
+    def transposed(self, vector: Float[Tensor, "B C H W"], image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Return Jᵀ·vector, J the Jacobian of the operator at `image`; without gradients.
+
+        PReLU is linear on each side of zero, so J = 1 + W₂·D·W₁ with the slopes D that `image` selects.
+        """
+        features = functional.conv_transpose2d(vector, self.conv2.weight, padding=1)
+        features = torch.where(self.conv1(image) > 0, features, self.activation.weight * features)
+        return vector + functional.conv_transpose2d(features, self.conv1.weight, padding=1)
+
 
 class LearnedDegradation(nn.Module):
     """Φ and Φᵀ for an unknown degradation: two operators, trained with the network."""

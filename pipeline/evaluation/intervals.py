@@ -57,8 +57,8 @@ def mean_interval(values: Sequence[float], photographs: Sequence[str]) -> Interv
     if len(names) < 2 or not np.isfinite(numbers).all():
         return None
     sums, counts = np.bincount(indices, numbers), np.bincount(indices)
-    drawn = np.random.default_rng(SEED).integers(len(names), size=(NUM_RESAMPLES, len(names)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    chosen = np.random.default_rng(SEED).integers(len(names), size=(NUM_RESAMPLES, len(names)))
+    means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high), LEVEL, len(names), NUM_RESAMPLES, SEED)
 

@@ -59,10 +59,23 @@ class Compute(Section):
     compile: bool
 
 
+class OperatorLoss(Section):
+    """Weights of the loss on the learned Φ and Φᵀ (`dgunet.operator_loss`); 0 and 0 as published.
+
+    Attributes:
+        degradation: of the term that makes Φ the degradation.
+        adjoint: of the term that makes Φᵀ its transpose.
+    """
+
+    degradation: Annotated[float, Field(ge=0)]
+    adjoint: Annotated[float, Field(ge=0)]
+
+
 class Train(Section):
     """How a network is trained.
 
     Attributes:
+        operator_loss: for blind networks; a sensing network knows Φ.
         batch_size: images of a batch over all workers.
         mixup_alpha: each pair becomes w·itself + (1 − w)·another of its batch, w ~ Beta(α, α) (Zhang et al.,
             ICLR 2018); 0 does not mix.
@@ -72,6 +85,7 @@ class Train(Section):
 
     network: Network
     loss: LossKind
+    operator_loss: OperatorLoss
     mixup_alpha: Annotated[float, Field(ge=0)]
     patch_size: Annotated[int, Field(ge=16)]
     batch_size: PositiveInt

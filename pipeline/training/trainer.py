@@ -20,11 +20,12 @@ from dgunet.config import LossKind
 from dgunet.losses import stage_loss
 from dgunet.metrics import HIGHEST_PSNR, psnr
 from dgunet.network import DGUNet, DGUNetConfig
+from dgunet.operator_loss import operator_loss
 from dgunet.tensors import to_tensor
 from pipeline.dataloader.loader import Batch
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.training import collectives
-from pipeline.training.settings import Train
+from pipeline.training.settings import OperatorLoss, Train
 
 STATE = "state.pt"
 
@@ -32,13 +33,21 @@ STATE = "state.pt"
 class Objective(nn.Module):
     """The loss of a network on a batch as one module, for DistributedDataParallel to wrap."""
 
-    def __init__(self, network: DGUNet, loss: LossKind) -> None:
+    def __init__(self, network: DGUNet, loss: LossKind, operators: OperatorLoss) -> None:
         super().__init__()
-        self.network, self.loss = network, loss
+        self.network, self.loss, self.operators = network, loss, operators
+        self.has_operator_loss = network.sensing is None and (operators.degradation > 0 or operators.adjoint > 0)
 
     def forward(self, clean: Tensor, degraded: Tensor) -> Tensor:
         """Return the scalar loss; a sensing network measures the clean patch itself."""
-        return stage_loss(self.network(self.network.network_input(clean, degraded)), clean, kind=self.loss)
+        estimates = self.network(self.network.network_input(clean, degraded))
+        loss = stage_loss(estimates, clean, kind=self.loss)
+        if self.has_operator_loss:
+            degradation, adjoint = self.operators.degradation, self.operators.adjoint
+            loss = loss + operator_loss(
+                self.network, degraded, estimates, clean, degradation_weight=degradation, adjoint_weight=adjoint
+            )
+        return loss
 
 
 @dataclass
@@ -77,7 +86,7 @@ class Trainer:
         )
         compute = recipe.compute
         self.network.recompute = compute.recompute_activations
-        self.objective: nn.Module = Objective(self.network, recipe.loss)
+        self.objective: nn.Module = Objective(self.network, recipe.loss, recipe.operator_loss)
         if compute.compile:
             self.objective.compile()
         if collectives.world_size() > 1:

@@ -33,6 +33,7 @@ def shrink(params: dict[str, Any]) -> None:
     params["tasks"] = list(TASKS)
     for task in TASKS:
         train = params[task]["train"]
+        train["operator_loss"] = {"degradation": 0.0, "adjoint": 0.0}
         train |= {"num_steps": 6, "warmup_steps": 2, "validate_every": 1, "patch_size": 32, "batch_size": 2}
         train.setdefault("network", {}).update(width=8, growth=4, num_stages=2)
         train.setdefault("compute", {}).update(precision="float32")
