@@ -83,9 +83,25 @@ def project(features: Float[Tensor, "B n H W"], basis: Float[Tensor, "B r H W"])
         trace = gram.diagonal(dim1=1, dim2=2).sum(dim=1)
         damping = (RELATIVE_DAMPING * trace + ABSOLUTE_DAMPING)[:, None, None]
         identity = torch.eye(rows.shape[1], device=rows.device, dtype=rows.dtype)
-        coefficients: Tensor = torch.linalg.solve_ex(gram + damping * identity, rows @ columns).result
+        coefficients = _solve(gram + damping * identity, rows @ columns)
         projected: Tensor = rows.transpose(1, 2) @ coefficients  # B (H W) n: channels last, as all features are
     return projected.float().transpose(1, 2).reshape(features.shape)
+
+
+def _solve(matrix: Float[Tensor, "B r r"], right: Float[Tensor, "B r n"]) -> Float[Tensor, "B r n"]:
+    """Return matrix⁻¹·right."""
+    if not torch.compiler.is_exporting():
+        solution: Tensor = torch.linalg.solve_ex(matrix, right).result
+        return solution
+    # ONNX has no solver: Gauss-Jordan elimination, written out. The Gram matrix is positive but for rounding and is
+    # damped, so that pivots in order, in float64, suffice.
+    rank = matrix.shape[1]
+    system = torch.cat([matrix, right], dim=2).double()
+    for index in range(rank):
+        pivot = system[:, index : index + 1] / system[:, index : index + 1, index : index + 1]
+        is_pivot = (torch.arange(rank, device=matrix.device) == index)[:, None]
+        system = torch.where(is_pivot, pivot, system - system[:, :, index : index + 1] * pivot)
+    return system[:, :, rank:].to(matrix.dtype)
 
 
 def _coefficients(

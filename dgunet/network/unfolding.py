@@ -182,15 +182,15 @@ class DGUNet(nn.Module):
         if not isinstance(degraded, Measurements):
             height, width = degraded.shape[2:]
             padded = pad(degraded, SIZE_MULTIPLE)
-            estimates = self._unfold(padded.contiguous(memory_format=torch.channels_last), num_stages)
+            estimates = self.unfold(padded.contiguous(memory_format=torch.channels_last), num_stages)
         else:
             values, height, width = degraded
             if self.config.full_image:
-                estimates = self._unfold(values, num_stages)
+                estimates = self.unfold(values, num_stages)
             else:
                 rows, columns = values.shape[2:]
                 blocks = values.permute(0, 2, 3, 1).reshape(-1, values.shape[1], 1, 1)
-                estimates = [join_blocks(estimate, rows, columns) for estimate in self._unfold(blocks, num_stages)]
+                estimates = [join_blocks(estimate, rows, columns) for estimate in self.unfold(blocks, num_stages)]
         return tuple(estimate[:, :, :height, :width] for estimate in estimates)
 
     def _check(self, degraded: Tensor | Measurements) -> None:
@@ -209,7 +209,8 @@ class DGUNet(nn.Module):
                     f"this network takes {count} measurements per block, but got {degraded.values.shape[1]}"
                 )
 
-    def _unfold(self, degraded: Tensor, num_stages: int | None) -> list[Tensor]:
+    def unfold(self, degraded: Tensor, num_stages: int | None) -> list[Tensor]:
+        """Return the estimates of images, or of measurements, of a size that the network can halve three times."""
         estimate = degraded if self.sensing is None else self.sensing.adjoint(degraded)
         previous: StageFeatures | None = None
         estimates = []
