@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Shaped, UInt8
 
 from dgunet.console import Interrupted, ProgressLine, duration, explain, is_terminal, printable, write_line
 from dgunet.images import WRITABLE_SUFFIXES, Photo, read_photo, write_photo
@@ -34,6 +35,8 @@ _STOPS = {  # errors of writing that every further photo would meet
 }
 _REASONS = 12  # of the table
 _PHOTOS = 3  # of each reason
+COMPARED_SIDE = 1600  # pixels, the longer side of a picture that is compared
+COMPARED_GAP = 8
 
 
 @dataclass
@@ -62,6 +65,7 @@ def run(
     *,
     page: int | None = None,
     existing: str = "refuse",
+    compare: bool = False,
     as_json: bool = False,
 ) -> int:
     """Restore photos, report each, and return the exit status.
@@ -73,6 +77,7 @@ def run(
             the first photo that is to be restored, if there is one.
         page: as `read_photo`.
         existing: "refuse", "skip" or "replace" targets that exist.
+        compare: write NAME.compare.jpg beside each target, the photo on the left, the restored one on the right.
         as_json: print one JSON object at the end on stdout, all else on stderr.
 
     Raises:
@@ -88,7 +93,7 @@ def run(
     try:
         if jobs:
             with _writable(out if planned.jobs[0].target != out else out.parent):
-                _restore_all(jobs, load(), results, page=page, progress=progress, as_json=as_json)
+                _restore_all(jobs, load(), results, page=page, compare=compare, progress=progress, as_json=as_json)
     except Interrupted as error:
         results.interrupted_by, results.stopped = error.status, "interrupted"
     except KeyboardInterrupt:
@@ -155,6 +160,7 @@ def _restore_all(
     results: Results,
     *,
     page: int | None,
+    compare: bool,
     progress: ProgressLine,
     as_json: bool,
 ) -> None:
@@ -166,7 +172,7 @@ def _restore_all(
         reason, stops = "", None
         try:
             _check_case(job.target, written.setdefault(str(job.target).casefold(), job.target))
-            entry = _restore_one(job, restore, page, progress.show_tiles)
+            entry = _restore_one(job, restore, page, progress.show_tiles, compare=compare)
         except _Refused as error:
             reason, stops = str(error), error.stops
         progress.finish_photo()
@@ -184,7 +190,7 @@ def _restore_all(
 
 
 def _restore_one(
-    job: Job, restore: Restore, page: int | None, show_tiles: Callable[[int, int], None]
+    job: Job, restore: Restore, page: int | None, show_tiles: Callable[[int, int], None], *, compare: bool
 ) -> dict[str, Any]:
     """Restore and write one photo, and return its entry of the results. Raises _Refused."""
     started = time.monotonic()
@@ -192,6 +198,7 @@ def _restore_one(
         photo = read_photo(job.source, page=page)
         _check_format(photo, job.target)
         alpha = None if photo.alpha is None else np.ascontiguousarray(photo.alpha)  # a view keeps the colours too
+        before = _shown(photo.pixels) if compare else None
         # From here on nothing refers to the pixels that were read, so that their memory serves for writing.
         photo = replace(photo, pixels=restore(photo.pixels, show_tiles), alpha=alpha)
     except Exception as error:  # decoders raise many types; RuntimeError: torch is out of memory
@@ -199,6 +206,8 @@ def _restore_one(
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
         dropped = (*photo.dropped, *write_photo(job.target, photo))
+        if before is not None:
+            write_photo(_comparison(job.target), Photo(_side_by_side(before, _shown(photo.pixels))))
     except Exception as error:  # encoders raise many types
         stops = _STOPS.get(error.errno or 0) if isinstance(error, OSError) else None
         raise _Refused(_reason(error, job.target), stops) from error
@@ -211,6 +220,27 @@ def _restore_one(
         "seconds": round(time.monotonic() - started, 3),
         "dropped": list(dropped),
     }
+
+
+def _comparison(target: Path) -> Path:
+    return target.with_name(f"{target.stem[:200]}.compare.jpg")
+
+
+def _shown(pixels: Pixels) -> UInt8[np.ndarray, "h w 3"]:
+    """Return the picture as it is compared: RGB of 8 bits, the longer side at most COMPARED_SIDE pixels."""
+    height, width = pixels.shape[:2]
+    scale = min(1.0, COMPARED_SIDE / max(height, width))
+    if scale < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).reshape(*size[::-1], -1)
+    levels = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
+    return np.repeat(levels, 3, axis=2) if levels.shape[2] == 1 else levels.copy()
+
+
+def _side_by_side(
+    before: UInt8[np.ndarray, "h w 3"], after: UInt8[np.ndarray, "h w 3"]
+) -> UInt8[np.ndarray, "h both 3"]:
+    return np.concatenate([before, np.full((before.shape[0], COMPARED_GAP, 3), 255, np.uint8), after], axis=1)
 
 
 def _check_case(target: Path, other: Path) -> None:

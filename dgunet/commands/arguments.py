@@ -12,14 +12,18 @@ MODEL_HELP = f"the model: {FORMS}"
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Declare --device."""
-    parser.add_argument("--device", help="torch device: cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="torch device: auto, cpu, cuda, cuda:1 (default: auto, a CUDA GPU if there is one)",
+    )
 
 
-def chosen_device(name: str | None) -> str:
+def chosen_device(name: str) -> str:
     """Return the device to use; raises UsageError for one that is not there."""
     import torch
 
-    if name is None:
+    if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)

@@ -72,6 +72,11 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         "--skip-existing", action="store_true", help="pass over photos that exist in OUT: goes on after an interruption"
     )
     restore.add_argument(
+        "--compare",
+        action="store_true",
+        help="also write NAME.compare.jpg: the photo on the left, the restored one on the right",
+    )
+    restore.add_argument(
         "--json", action="store_true", help="print one JSON object at the end on stdout, all else on stderr"
     )
     restore.set_defaults(action=_restore)
@@ -88,6 +93,7 @@ def _restore(arguments: argparse.Namespace) -> int:
         partial(_load_restore, arguments),
         page=arguments.page,
         existing=existing,
+        compare=arguments.compare,
         as_json=arguments.json,
     )
 

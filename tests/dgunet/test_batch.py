@@ -553,3 +553,21 @@ def test_a_full_disk_behind_stdout_is_an_error_of_the_other_commands(model, monk
 )
 def test_durations(seconds, text):
     assert console.duration(seconds) == text
+
+
+def test_compare_writes_before_and_after_side_by_side(photos, model, capsys):
+    wide = np.zeros((40, 2000, 1), np.uint16)
+    wide[:, 1000:] = 65535
+    write_photo(photos / "wide.tif", Photo(wide))
+    assert restore(model, photos / "a.png", photos / "wide.tif", "out", "--compare") == 0
+    assert files("out") == ["a.compare.jpg", "a.png", "wide.compare.jpg", "wide.tif"]
+    before, after = read_photo(photos / "a.png").pixels, read_photo("out/a.png").pixels
+    shown = read_photo("out/a.compare.jpg").pixels
+    height, width = before.shape[:2]
+    assert shown.shape == (height, 2 * width + 8, 3)
+    assert np.abs(shown[:, :width].mean() - before.mean()) < 3
+    assert np.abs(shown[:, width + 8 :].mean() - after.mean()) < 3
+    shown = read_photo("out/wide.compare.jpg").pixels
+    assert shown.shape == (32, 2 * 1600 + 8, 3)
+    assert shown[:, 100:700].mean() < 3
+    assert shown[:, 900:1500].mean() > 252
