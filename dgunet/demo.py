@@ -1,0 +1,197 @@
+"""A page to try models in a browser: drop a photo, compare before and after, see the stages, download.
+
+The standard library's HTTP server, bound to the loopback address unless asked otherwise. One photo is restored at a
+time; another request is answered "busy" at once. Requests need a token that the page holds, so that no other page that
+the browser shows can use the server.
+"""
+
+import base64
+import hmac
+import html
+import json
+import secrets
+import threading
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
+from pathlib import PurePosixPath
+from string import Template
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import cv2
+import numpy as np
+
+from dgunet.console import explain as explain_error
+from dgunet.explanation import explain
+from dgunet.explanation_page import central, render_explanation
+from dgunet.images import Photo, in_channels, quantise, read_photo, to_float
+from dgunet.images.encode import encode
+from dgunet.images.photo import Pixels
+from dgunet.inference import restore
+from dgunet.network import DGUNet
+
+MAX_BYTES = 200 * 2**20
+VIEW_SIDE = 2000  # pixels, the longer side of the pictures that are compared
+PAGE = "demo.html"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a photo may cost: `megapixels` of size, `seconds` of restoring."""
+
+    megapixels: float = 12.0
+    seconds: float = 120.0
+
+
+class _TooLong(Exception):
+    pass
+
+
+class Demo:
+    """Models by name, and what the page asks of them."""
+
+    def __init__(self, models: dict[str, DGUNet], limits: Limits) -> None:
+        self.models, self.limits = models, limits
+        self.token = secrets.token_urlsafe(16)
+        self._restoring = threading.Lock()
+
+    def page(self) -> str:
+        """Return the page."""
+        options = "".join(f"<option>{html.escape(name)}</option>" for name in self.models)
+        stages = {name: model.config.num_stages for name, model in self.models.items()}
+        return Template(resources.files("dgunet").joinpath(PAGE).read_text(encoding="utf-8")).substitute(
+            models=options,
+            stages=json.dumps(stages).replace("<", "\\u003c"),
+            token=self.token,
+            megapixels=f"{self.limits.megapixels:g}",
+            seconds=f"{self.limits.seconds:g}",
+        )
+
+    def answer(self, path: str, data: bytes, model: str, stages: int, name: str) -> tuple[str, bytes]:
+        """Return type and content of the answer to `restore` or `explain`.
+
+        Raises:
+            ValueError: the photo or the request is wrong; the message is for the user.
+            BlockingIOError: another photo is being restored.
+        """
+        if model not in self.models:
+            raise ValueError(f"there is no model {model}")
+        photo = read_photo(data, max_pixels=int(1e6 * self.limits.megapixels))
+        if not self._restoring.acquire(blocking=False):
+            raise BlockingIOError("another photo is being restored; try again in a moment")
+        try:
+            if path == "explain":
+                return "text/html; charset=utf-8", self._explained(photo, self.models[model], name).encode()
+            return "application/json", json.dumps(self._restored(photo, self.models[model], stages, name)).encode()
+        except _TooLong:
+            raise ValueError(
+                f"the photo takes more than {self.limits.seconds:g} s; give a smaller one, or use dgunet restore"
+            ) from None
+        finally:
+            self._restoring.release()
+
+    def _restored(self, photo: Photo, model: DGUNet, stages: int, name: str) -> dict[str, Any]:
+        start = time.monotonic()
+
+        def check(*_: int) -> None:
+            if time.monotonic() - start > self.limits.seconds:
+                raise _TooLong
+
+        pixels = restore(model, photo.pixels, num_stages=stages, progress=check)
+        seconds = time.monotonic() - start
+        height, width = pixels.shape[:2]
+        data, _ = encode(replace(photo, pixels=pixels), "PNG")
+        return {
+            "before": _jpeg(photo.pixels),
+            "restored": _jpeg(pixels),
+            "file": _data_uri("image/png", data),
+            "name": f"{PurePosixPath(name).stem or 'photo'}-restored.png",
+            "seconds": seconds,
+            "width": width,
+            "height": height,
+        }
+
+    def _explained(self, photo: Photo, model: DGUNet, name: str) -> str:
+        rows, columns = central(*photo.pixels.shape[:2])
+        image = to_float(in_channels(photo.pixels[rows, columns], model.config.image_channels))
+        fact = f"{image.shape[1]}x{image.shape[0]} pixels of the middle of the photo."
+        return render_explanation(explain(model, image), title=name or "photo", facts=[fact])
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def __init__(self, demo: Demo, *arguments: Any) -> None:
+        self.demo = demo
+        super().__init__(*arguments)
+
+    def log_message(self, *_: Any) -> None:
+        """Write no log."""
+
+    def do_GET(self) -> None:
+        if urlsplit(self.path).path != "/":
+            self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is no such page")
+        else:
+            self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.demo.page().encode())
+
+    def do_POST(self) -> None:
+        url = urlsplit(self.path)
+        fields = {name: values[0] for name, values in parse_qs(url.query).items()}
+        try:
+            length = int(self.headers.get("Content-Length", ""))
+        except ValueError:
+            self._send(HTTPStatus.LENGTH_REQUIRED, "text/plain", b"the request has no length")
+            return
+        if length > MAX_BYTES:
+            self.close_connection = True
+            message = f"the file has more than {MAX_BYTES // 2**20} MB"
+            self._send(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "text/plain", message.encode())
+            return
+        data = self.rfile.read(length)
+        path = url.path.strip("/")
+        if path not in ("restore", "explain"):
+            self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is no such action")
+            return
+        if not hmac.compare_digest(self.headers.get("X-Token", ""), self.demo.token):
+            self._send(HTTPStatus.FORBIDDEN, "text/plain", b"this page is out of date: load it again")
+            return
+        try:
+            stages = int(fields.get("stages", "1"))
+            kind, content = self.demo.answer(path, data, fields.get("model", ""), stages, fields.get("name", ""))
+        except BlockingIOError as error:
+            self._send(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", str(error).encode())
+        except ValueError as error:
+            message = str(error).removeprefix("image in memory: ").splitlines()[0]
+            self._send(HTTPStatus.BAD_REQUEST, "text/plain; charset=utf-8", message.encode())
+        except Exception as error:  # torch is out of memory, an encoder fails: the server goes on
+            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", explain_error(error).encode())
+        else:
+            self._send(HTTPStatus.OK, kind, content)
+
+    def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
+    """Return the server, which listens but does not answer before `serve_forever`. Raises OSError."""
+    return ThreadingHTTPServer((host, port), partial(_Handler, demo))
+
+
+def _jpeg(pixels: Pixels) -> str:
+    height, width = pixels.shape[:2]
+    scale = min(1.0, VIEW_SIDE / max(height, width))
+    if scale < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).reshape(*size[::-1], -1)
+    return _data_uri("image/jpeg", encode(Photo(quantise(to_float(pixels), np.uint8)), "JPEG")[0])
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
