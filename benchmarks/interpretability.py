@@ -144,14 +144,14 @@ def measure(network: DGUNet, task: str) -> dict[str, Any]:
             assert learned is not None
             residual = learned.degrade(before) - degraded
             adjoint, transposed = learned.adjoint(residual), learned.degrade.transposed(residual, before)
-            moved = before - stage.gradient.step_size * adjoint
+            stepped = before - stage.gradient.step_size * adjoint
             stages.append(
                 {
                     "phi": decibels(learned.degrade(clean), degraded),
                     "cosine": float(torch.cosine_similarity(adjoint.flatten(), transposed.flatten(), dim=0)),
                     "residual": grey_levels(residual),
-                    "residual_after": grey_levels(learned.degrade(moved) - degraded),
-                    "v": decibels(moved, clean),
+                    "residual_after": grey_levels(learned.degrade(stepped) - degraded),
+                    "v": decibels(stepped, clean),
                     "x": decibels(after, clean),
                 }
             )
