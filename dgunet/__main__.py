@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dgunet.commands import demo, export, import_checkpoint, info, models, push, restore
+from dgunet.commands import demo, export, film, import_checkpoint, info, models, push, restore
 from dgunet.commands import explain as explain_command
 from dgunet.console import (
     BROKEN_PIPE_STATUS,
@@ -77,7 +77,7 @@ def _let_threads_sleep() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dgunet", description="Restore photographs with deep unfolding networks.")
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (restore, explain_command, demo, export, import_checkpoint, info, models, push):
+    for command in (restore, explain_command, demo, export, film, import_checkpoint, info, models, push):
         command.add(actions)
     return parser
 
