@@ -34,6 +34,7 @@ from torch import Tensor
 from dgunet.config import BLOCK_SIZE, DGUNetConfig, LocalStatistics
 from dgunet.images import quantise, to_float
 from dgunet.network.fusion import ReceivedFeatures, StageFeatures, SubspaceProjection
+from dgunet.network.gradient import OPERATOR_WIDTH
 from dgunet.network.proximal import NUM_LEVELS
 from dgunet.network.statistics import NotYetKnown, Statistics, Tile
 from dgunet.network.unfolding import SIZE_MULTIPLE, DGUNet, LastStage, Stage
@@ -98,9 +99,10 @@ def restore_in_tiles(
 
 def tile_side(config: DGUNetConfig) -> int:
     """Return the side of the tiles whose features take about TILE_MEMORY, between 128 and 1024 pixels."""
-    widest = config.width + config.growth
-    # Measured: at the worst place some eight feature maps of the width of the first level exist at once.
-    side = int((TILE_MEMORY / (8 * 4 * widest)) ** 0.5) - 2 * HALO
+    # Measured: at the worst place some eight feature maps of the width of the first level exist at once; in a narrow
+    # network Φ and Φᵀ take more.
+    num_maps = max(8 * (config.width + config.growth), 4 * OPERATOR_WIDTH)
+    side = int((TILE_MEMORY / (4 * num_maps)) ** 0.5) - 2 * HALO
     return min(max(side // GRID * GRID, 128), 1024)
 
 
