@@ -63,7 +63,8 @@ def test_a_registered_model_holds_safetensors_json_and_code_and_nothing_else(ver
     assert {name for name in files if not name.startswith("code/")} >= {
         "artifacts/model/model.safetensors", "artifacts/model/config.json", "pyfunc_model.py", "MLmodel",
     }  # fmt: skip
-    assert {Path(name).suffix for name in files} <= {".safetensors", ".json", ".py", ".yaml", ".txt", ".typed", ""}
+    suffixes = {".safetensors", ".json", ".py", ".yaml", ".txt", ".typed", ".html", ""}
+    assert {Path(name).suffix for name in files} <= suffixes
     assert not [path for path in folder.rglob("*") if path.name == "__pycache__"]
 
 
