@@ -123,6 +123,8 @@ class Demo:
 
 
 class _Handler(BaseHTTPRequestHandler):
+    timeout = 60  # seconds without a byte from the client
+
     def __init__(self, demo: Demo, *arguments: Any) -> None:
         self.demo = demo
         super().__init__(*arguments)
@@ -141,6 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
         fields = {name: values[0] for name, values in parse_qs(url.query).items()}
         try:
             length = int(self.headers.get("Content-Length", ""))
+            if length < 0:  # `read` would wait for the end of the connection
+                raise ValueError
         except ValueError:
             self._send(HTTPStatus.LENGTH_REQUIRED, "text/plain", b"the request has no length")
             return
