@@ -2,14 +2,18 @@
 
 The standard library's HTTP server, bound to the loopback address unless asked otherwise. One photo is restored at a
 time; another request is answered "busy" at once. Requests need a token that the page holds, so that no other page that
-the browser shows can use the server.
+the browser shows can use the server. On a loopback address the Host header must name one too: otherwise another page
+could read the token under a name of its own that it makes resolve to this machine (DNS rebinding).
 """
 
 import base64
 import hmac
 import html
+import ipaddress
 import json
 import secrets
+import socket
+import sys
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -96,12 +100,7 @@ class Demo:
 
     def _restored(self, photo: Photo, model: DGUNet, stages: int, name: str) -> dict[str, Any]:
         start = time.monotonic()
-
-        def check(*_: int) -> None:
-            if time.monotonic() - start > self.limits.seconds:
-                raise _TooLong
-
-        pixels = restore(model, photo.pixels, num_stages=stages, progress=check)
+        pixels = restore(model, photo.pixels, num_stages=stages, progress=lambda *_: self._check(start))
         seconds = time.monotonic() - start
         height, width = pixels.shape[:2]
         data, _ = encode(replace(photo, pixels=pixels), "PNG")
@@ -116,10 +115,21 @@ class Demo:
         }
 
     def _explained(self, photo: Photo, model: DGUNet, name: str) -> str:
+        start = time.monotonic()
         rows, columns = central(*photo.pixels.shape[:2])
         image = to_float(in_channels(photo.pixels[rows, columns], model.config.image_channels))
+        hooks = [module.register_forward_pre_hook(lambda *_: self._check(start)) for module in model.modules()]
+        try:
+            explanation = explain(model, image)
+        finally:
+            for hook in hooks:
+                hook.remove()
         fact = f"{image.shape[1]}x{image.shape[0]} pixels of the middle of the photo."
-        return render_explanation(explain(model, image), title=name or "photo", facts=[fact])
+        return render_explanation(explanation, title=name or "photo", facts=[fact])
+
+    def _check(self, start: float) -> None:
+        if time.monotonic() - start > self.limits.seconds:
+            raise _TooLong
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -133,7 +143,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Write no log."""
 
     def do_GET(self) -> None:
-        if urlsplit(self.path).path != "/":
+        if not self._host_is_allowed():
+            self._refuse(HTTPStatus.FORBIDDEN, "this server answers on its loopback address alone")
+        elif urlsplit(self.path).path != "/":
             self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is no such page")
         else:
             self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.demo.page().encode())
@@ -141,26 +153,28 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         url = urlsplit(self.path)
         fields = {name: values[0] for name, values in parse_qs(url.query).items()}
+        path = url.path.strip("/")
+        # What can be refused is refused before the photo is read.
+        if not self._host_is_allowed():
+            self._refuse(HTTPStatus.FORBIDDEN, "this server answers on its loopback address alone")
+            return
+        if path not in ("restore", "explain"):
+            self._refuse(HTTPStatus.NOT_FOUND, "there is no such action")
+            return
+        if not hmac.compare_digest(self.headers.get("X-Token", "").encode(), self.demo.token.encode()):
+            self._refuse(HTTPStatus.FORBIDDEN, "this page is out of date: load it again")
+            return
         try:
             length = int(self.headers.get("Content-Length", ""))
             if length < 0:  # `read` would wait for the end of the connection
                 raise ValueError
         except ValueError:
-            self._send(HTTPStatus.LENGTH_REQUIRED, "text/plain", b"the request has no length")
+            self._refuse(HTTPStatus.LENGTH_REQUIRED, "the request has no length")
             return
         if length > MAX_BYTES:
-            self.close_connection = True
-            message = f"the file has more than {MAX_BYTES // 2**20} MB"
-            self._send(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "text/plain", message.encode())
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the file has more than {MAX_BYTES // 2**20} MB")
             return
         data = self.rfile.read(length)
-        path = url.path.strip("/")
-        if path not in ("restore", "explain"):
-            self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is no such action")
-            return
-        if not hmac.compare_digest(self.headers.get("X-Token", ""), self.demo.token):
-            self._send(HTTPStatus.FORBIDDEN, "text/plain", b"this page is out of date: load it again")
-            return
         try:
             stages = int(fields.get("stages", "1"))
             kind, content = self.demo.answer(path, data, fields.get("model", ""), stages, fields.get("name", ""))
@@ -174,6 +188,23 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(HTTPStatus.OK, kind, content)
 
+    def _host_is_allowed(self) -> bool:
+        listening = ipaddress.ip_address(str(self.connection.getsockname()[0]))
+        return not listening.is_loopback or _is_loopback(self.headers.get("Host", ""))
+
+    def _refuse(self, status: HTTPStatus, message: str) -> None:
+        """Answer a request whose body is not wanted, and close the connection.
+
+        A browser shows the answer only after it has sent all: up to `MAX_BYTES` are read and thrown away.
+        """
+        self.close_connection = True
+        self._send(status, "text/plain; charset=utf-8", message.encode())
+        self.connection.shutdown(socket.SHUT_WR)
+        length = self.headers.get("Content-Length", "")
+        left = min(int(length), MAX_BYTES) if length.isdecimal() else 0
+        while left > 0 and (chunk := self.rfile.read(min(left, 2**16))):
+            left -= len(chunk)
+
     def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -183,9 +214,25 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Pass over a client that has gone; the default prints a traceback."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+
 def server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
     """Return the server, which listens but does not answer before `serve_forever`. Raises OSError."""
-    return ThreadingHTTPServer((host, port), partial(_Handler, demo))
+    return _Server((host, port), partial(_Handler, demo))
+
+
+def _is_loopback(host: str) -> bool:
+    """Return whether the Host header names this machine."""
+    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _jpeg(pixels: Pixels) -> str:

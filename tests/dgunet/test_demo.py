@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import json
+import socket
+import struct
 import threading
 import urllib.error
 import urllib.request
@@ -124,7 +126,80 @@ def test_a_photo_that_takes_too_long_is_given_up(page):
     page.demo.limits = Limits(megapixels=1.0, seconds=-1.0)
     status, message = page.post("restore", encode(photo(), "PNG")[0])
     assert (status, message) == (400, "the photo takes more than -1 s; give a smaller one, or use dgunet restore")
+    assert page.post("explain", encode(photo(), "PNG")[0])[1].startswith("the photo takes more than -1 s")
+    page.demo.limits = Limits(megapixels=1.0)
     assert page.post("explain", encode(photo(), "PNG")[0])[0] == 200, "the next one is not blocked"
+
+
+class Client:
+    """A client that sends what no library would."""
+
+    def __init__(self, page: Page) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", page.server.server_port), timeout=30)
+
+    def request(self, *headers: str, method: str = "POST", path: str = "/restore", body: bytes = b"") -> str:
+        lines = [f"{method} {path} HTTP/1.1", *headers, "", ""]
+        self.socket.sendall("\r\n".join(lines).encode() + body)
+        return self.answer()
+
+    def answer(self) -> str:
+        received = b""
+        with self.socket:
+            while chunk := self.socket.recv(2**16):
+                received += chunk
+        return received.decode()
+
+
+def test_a_host_name_of_another_page_is_refused(page):
+    for name, allowed in (("localhost", True), ("127.0.0.1:7860", True), ("[::1]:80", True), ("evil.example", False)):
+        answer = Client(page).request(f"Host: {name}", "Connection: close", method="GET", path="/")
+        assert answer.startswith("HTTP/1.0 200" if allowed else "HTTP/1.0 403"), name
+        assert (page.demo.token in answer) == allowed
+    answer = Client(page).request("Host: evil.example", f"X-Token: {page.demo.token}", "Content-Length: 0")
+    assert answer.startswith("HTTP/1.0 403")
+
+
+def test_what_can_be_refused_is_refused_before_the_photo_arrives(page):
+    assert Client(page).request("Host: localhost", "X-Token: wrong", "Content-Length: 0").startswith("HTTP/1.0 403")
+    token = f"X-Token: {page.demo.token}"
+    assert Client(page).request("Host: localhost", token, "Content-Length: -1").startswith("HTTP/1.0 411")
+    assert (
+        Client(page).request("Host: localhost", token, f"Content-Length: {10**9}", body=b"").startswith("HTTP/1.0 413")
+    )
+    client = Client(page)  # it announces more than it sends, and waits: the answer does not
+    client.socket.sendall(b"POST /restore HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
+    assert client.socket.recv(2**10).startswith(b"HTTP/1.0 403")
+    client.socket.close()
+
+
+def test_a_client_that_goes_away_leaves_no_traceback(page, monkeypatch, capsys):
+    answered = threading.Event()
+    original = Demo.answer
+
+    def slow(*arguments: Any) -> tuple[str, bytes]:
+        kind, _ = original(*arguments)
+        answered.set()
+        return kind, bytes(2**26)
+
+    monkeypatch.setattr(Demo, "answer", slow)
+    data = encode(photo(), "PNG")[0]
+    client = Client(page)
+    headers = [f"X-Token: {page.demo.token}", f"Content-Length: {len(data)}", "Host: localhost"]
+    lines = ["POST /restore?model=a&stages=1 HTTP/1.1", *headers, "", ""]
+    client.socket.sendall("\r\n".join(lines).encode() + data)
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close sends a reset
+    client.socket.close()
+    assert answered.wait(60)
+    page.server.shutdown()
+    page.server.server_close()  # waits for the threads of all requests
+    assert capsys.readouterr().err == ""
+
+
+def test_a_client_that_falls_silent_is_given_up(page, monkeypatch):
+    monkeypatch.setattr("dgunet.demo._Handler.timeout", 0.2)
+    client = Client(page)
+    headers = [f"X-Token: {page.demo.token}", "Content-Length: 1000", "Host: localhost"]
+    assert client.request(*headers) == ""
 
 
 def test_a_port_that_is_taken_is_an_error_in_a_line(page, tmp_path, capsys):
