@@ -2,6 +2,7 @@
 
 import io
 import logging
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -92,6 +93,29 @@ def cmyk_to_srgb(channels: UInt8[np.ndarray, "H W 4"], profile: bytes | None) ->
         except (OSError, ImageCms.PyCMSError):
             pass  # a damaged profile is ignored
     rgb: UInt8[np.ndarray, "H W 3"] = np.asarray(image.convert("RGB"))
+    return rgb
+
+
+def ycbcr_to_rgb(
+    channels: UInt8[np.ndarray, "H W 3"], coefficients: Sequence[float], limits: Sequence[float]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Return YCbCr samples of a TIFF as RGB.
+
+    Args:
+        channels: Y, Cb and Cr, with as many samples each.
+        coefficients: shares of red, green and blue in Y.
+        limits: codes of black and white of Y, then of no colour and full colour of Cb and Cr.
+    """
+    red, green, blue = coefficients
+    full = np.float32(255), np.float32(127), np.float32(127)  # TIFF 6.0, section 20
+    y, cb, cr = (
+        (channels[..., index].astype(np.float32) - limits[2 * index])
+        * (full[index] / np.float32(limits[2 * index + 1] - limits[2 * index]))
+        for index in range(3)
+    )
+    r, b = y + cr * (2 - 2 * red), y + cb * (2 - 2 * blue)
+    colours = np.stack([r, (y - red * r - blue * b) / green, b], axis=2)
+    rgb: UInt8[np.ndarray, "H W 3"] = np.rint(np.clip(colours, 0, 255)).astype(np.uint8)
     return rgb
 
 

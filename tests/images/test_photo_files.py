@@ -152,6 +152,121 @@ def test_alpha_is_found_among_further_channels():
     np.testing.assert_array_equal(read_photo(gray).alpha, samples[..., 1:2])
 
 
+@pytest.mark.parametrize("white_is_zero", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_gray_and_alpha_in_separate_planes_are_read(dtype, white_is_zero):
+    samples = RANDOM.integers(0, np.iinfo(dtype).max, (HEIGHT, WIDTH, 2)).astype(dtype)
+    tags = page(WIDTH, HEIGHT, 8 * samples.itemsize, 2, 1 - white_is_zero, t338=(SHORT, [2]), t284=(SHORT, [2]))
+    photo = read_photo(tiff([(tags, planes(samples, "<"))]))
+    white = np.iinfo(dtype).max
+    np.testing.assert_array_equal(photo.pixels, white - samples[..., :1] if white_is_zero else samples[..., :1])
+    np.testing.assert_array_equal(photo.alpha, samples[..., 1:])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_few_bits_of_several_samples_are_read(bits):
+    samples = RANDOM.integers(0, 2**bits, (HEIGHT, WIDTH, 3))
+    photo = read_photo(tiff([(page(WIDTH, HEIGHT, bits, 3, 2), [photo_files.packed(samples, bits)])]))
+    np.testing.assert_array_equal(photo.pixels, samples * (255 // (2**bits - 1)))
+    with_alpha = page(WIDTH, HEIGHT, bits, 2, 1, t338=(SHORT, [2]))
+    photo = read_photo(tiff([(with_alpha, [photo_files.packed(samples[..., :2], bits)])]))
+    np.testing.assert_array_equal(photo.pixels, samples[..., :1] * (255 // (2**bits - 1)))
+    np.testing.assert_array_equal(photo.alpha, samples[..., 1:2] * (255 // (2**bits - 1)))
+
+
+def test_alpha_is_not_turned_where_white_is_zero():
+    samples = RANDOM.integers(0, 4096, (HEIGHT, WIDTH, 2))
+    tags = page(WIDTH, HEIGHT, 12, 2, 0, t338=(SHORT, [2]))
+    photo = read_photo(tiff([(tags, [photo_files.packed(samples, 12)])]))
+    np.testing.assert_allclose(photo.pixels, 65535 - samples[..., :1] * 65535 / 4095, atol=1)
+    np.testing.assert_allclose(photo.alpha, samples[..., 1:] * 65535 / 4095, atol=1)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize("compression", [1, 8])
+def test_brightness_and_colour_differences_become_rgb(subsampling, compression, order):
+    across, down = subsampling
+    stored = np.asarray(Image.fromarray(SMOOTH).convert("YCbCr"))
+    blocks = [
+        stored[y : y + down, x : x + across, 0].tobytes() + stored[y, x, 1:].tobytes()
+        for y in range(0, HEIGHT, down)
+        for x in range(0, WIDTH, across)
+    ]
+    tags = page(WIDTH, HEIGHT, 8, 3, 6, t530=(SHORT, subsampling), t259=(SHORT, [compression]))
+    strip = b"".join(blocks) if compression == 1 else zlib.compress(b"".join(blocks))
+    pixels = read_photo(tiff([(tags, [strip])], order)).pixels
+    assert np.abs(pixels.astype(int) - SMOOTH).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"t532": (RATIONAL, [16, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1])}, [0, 0, 0]),
+        ({"t532": (RATIONAL, [16, 1, 16, 1, 128, 1, 128, 1, 128, 1, 128, 1])}, [16, 16, 16]),  # no range: not used
+        ({"t532": (RATIONAL, [16, 1, 235, 1])}, [16, 16, 16]),
+        ({"t529": (RATIONAL, [0, 0, 0, 0, 0, 0])}, [16, 16, 16]),
+    ],
+)
+def test_black_and_white_of_colour_differences_are_those_of_the_file(more, expected):
+    samples = np.broadcast_to(np.array([16, 128, 128], np.uint8), (HEIGHT, WIDTH, 3))
+    photo = read_photo(tiff([(page(WIDTH, HEIGHT, 8, 3, 6, t530=(SHORT, [1, 1]), **more), [samples.tobytes()])]))
+    assert photo.pixels[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        (page(WIDTH, HEIGHT, 8, 3, 6, t284=(SHORT, [2]), t530=(SHORT, [1, 1])), "YCbCr colours in separate planes"),
+        (page(WIDTH, HEIGHT, 16, 3, 6, t530=(SHORT, [1, 1])), "YCbCr colours of.*other than 8 bits"),
+        (page(WIDTH, HEIGHT, 8, 4, 6, t530=(SHORT, [1, 1])), "YCbCr colours of more than 3 samples"),
+        (page(WIDTH, HEIGHT, 8, 3, 5, t332=(SHORT, [2])), "3 inks, not cyan"),
+        (page(WIDTH, HEIGHT, 8, 6, 5, t332=(SHORT, [2])), "6 inks, not cyan"),
+        (page(WIDTH, HEIGHT, 8, 1, 3), "numbered colours without the colours"),
+        (page(WIDTH, HEIGHT, 8, 1, 2), "1 sample of each pixel cannot be a colour"),
+        (page(WIDTH, HEIGHT, 8, 1, 8), "1 sample of each pixel cannot be a colour"),
+    ],
+)
+def test_samples_that_are_no_colours_are_refused_by_their_name(tags, message):
+    strips = [bytes(HEIGHT * WIDTH * 2)] * 3 if 284 in tags else [bytes(HEIGHT * WIDTH * 6)]
+    with pytest.raises(UnreadableImage, match=message):
+        read_photo(tiff([(tags, strips)]))
+
+
+def test_samples_of_a_kind_that_is_not_said_are_whole_numbers():
+    tags = page(WIDTH, HEIGHT, 8, 3, 2, t339=(SHORT, [4, 4, 4]))
+    np.testing.assert_array_equal(read_photo(tiff([(tags, [EIGHT.tobytes()])])).pixels, EIGHT)
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+@pytest.mark.parametrize(("offsets", "counts"), [([8, 0], 2), ([8], 1)])
+def test_strips_that_a_file_leaves_out_are_missing_pixels(bits, offsets, counts, capfd):
+    length = WIDTH * bits // 8 * HEIGHT // 2
+    more = {"t278": (LONG, [HEIGHT // 2]), "t273": (LONG, offsets), "t279": (LONG, [length, 0][:counts])}
+    with pytest.raises(UnreadableImage, match="truncated"):
+        read_photo(tiff([(page(WIDTH, HEIGHT, bits, 1, 1, **more), [bytes(length)])]))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tiles_that_a_file_leaves_out_are_missing_pixels():
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, EIGHT, photometric="rgb", tile=(16, 16), compression="zstd")
+    data = bytearray(buffer.getvalue())
+    with tifffile.TiffFile(buffer) as file:
+        for name in ("TileOffsets", "TileByteCounts"):
+            tag = file.pages[0].tags[name]
+            struct.pack_into("<H" if tag.dtype == SHORT else "<I", data, tag.valueoffset, 0)
+    with pytest.raises(UnreadableImage, match="truncated"):
+        read_photo(bytes(data))
+
+
+def test_damage_that_tifffile_finds_is_named_as_damage():
+    strip = zlib.compress(photo_files.packed(RANDOM.integers(0, 4096, (HEIGHT, WIDTH)), 12))
+    tags = page(WIDTH, HEIGHT, 12, 1, 1, t259=(SHORT, [8]))
+    with pytest.raises(UnreadableImage, match="damaged or truncated"):
+        read_photo(tiff([(tags, [strip[: len(strip) // 2] + bytes(len(strip) // 2)])]))
+
+
 def test_sixteen_bit_cmyk_becomes_rgb():
     inks = np.stack([*(255 - SMOOTH).transpose(2, 0, 1), np.zeros((HEIGHT, WIDTH), np.uint8)], axis=2)
     eight = read_photo(tiff([(page(WIDTH, HEIGHT, 8, 4, 5), [inks.tobytes()])]))
@@ -481,9 +596,10 @@ def test_pages_of_a_tiff_are_refused_unless_one_is_chosen():
     assert read_photo(data, page=2).pixels.dtype == np.uint16
 
 
+@pytest.mark.parametrize("tag", [{"t254": (LONG, [1])}, {"t255": (SHORT, [2])}])
 @pytest.mark.parametrize("thumbnail_first", [False, True])
-def test_a_page_that_is_a_thumbnail_does_not_count(thumbnail_first):
-    small = (page(8, 6, 8, 3, 2, t254=(LONG, [1])), [bytes(8 * 6 * 3)])
+def test_a_page_that_is_a_thumbnail_does_not_count(thumbnail_first, tag):
+    small = (page(8, 6, 8, 3, 2, **tag), [bytes(8 * 6 * 3)])
     whole = (page(WIDTH, HEIGHT, 8, 3, 2), [EIGHT.tobytes()])
     photo = read_photo(tiff([small, whole] if thumbnail_first else [whole, small]))
     np.testing.assert_array_equal(photo.pixels, EIGHT)
