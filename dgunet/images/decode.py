@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dgunet.images import exif, jpeg, png, tiff, xmp
 from dgunet.images.decode_tiff import chosen_page, read_tiff
-from dgunet.images.photo import HAS_HEIC, MAX_PIXELS, SUFFIXES, Photo, UnreadableImage
+from dgunet.images.photo import HAS_HEIC, MAX_PIXELS, SUFFIXES, Photo, Pixels, UnreadableImage
 from dgunet.images.samples import (
     RAW_PHOTO,
     check_page,
@@ -55,9 +55,16 @@ _OTHER_FORMATS = {  # told apart for their error messages
     b"IIRO": "a raw photograph",
     b"IIU\x00": "a raw photograph or JPEG XR",
     b"%PDF": "a PDF",
+    b"\xff\x4f\xff\x51": "a JPEG 2000",
+    b"II\xbc": "a JPEG XR",
+    b"qoif": "a QOI",
+    b"gimp xcf": "a GIMP image (XCF)",
+    b"<": "a web page or an SVG",
+    b"version https://git-lfs": "a pointer of Git LFS instead of the file",
     b"P6": "a PPM",
     b"P5": "a PGM",
 }
+_LOST_PIXELS = "premature end"  # in a warning of libjpeg
 _UNKNOWN = "no PNG, JPEG, TIFF, BMP, WebP, AVIF or HEIC image of a known kind"
 
 
@@ -91,6 +98,7 @@ def decode(data: bytes, name: str, *, page: int | None = None, max_pixels: int =
             alpha=channels[..., -1:] if has_alpha else None,
             format=file_format,
             icc_profile=profile,
+            resolution=photo.resolution or exif.resolution(photo.exif),
             exif=exif.up_to_date(photo.exif, height, width) if photo.exif else None,
             xmp=xmp.up_to_date(photo.xmp, height, width) if photo.xmp else None,
             dropped=dropped,
@@ -198,14 +206,15 @@ def _read_png(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, in
     channels = samples_of(image)
     if "palette" in image.get_fields():
         channels = gray_if_equal(channels)
-    copied = png.without_xmp(header.copied)
     photo = Photo(
         *split_alpha(channels),
         icc_profile=header.icc_profile,
         exif=header.exif,
-        xmp=png.xmp_of(header.copied),
+        xmp=header.xmp,
+        iptc=jpeg.iptc_record(header.photoshop) if header.photoshop else None,
         resolution=header.resolution,
-        format_data=copied or None,
+        format_data=header.copied or None,
+        dropped=header.dropped,
     )
     return photo, exif.orientation(header.exif)
 
@@ -219,8 +228,7 @@ def _read_jpeg(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, i
     if page is not None and page > 1:
         start, end = header.pictures[page - 1]
         return _read_jpeg(data[start:end], None, max_pixels)
-    image = pyvips.Image.jpegload_buffer(data, fail_on="error", unlimited=True)
-    channels = samples_of(image)
+    channels = _jpeg_samples(data)
     is_cmyk = channels.shape[2] == 4
     if is_cmyk:
         channels = cmyk_to_srgb(channels, header.icc_profile)
@@ -235,6 +243,16 @@ def _read_jpeg(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, i
         dropped=header.dropped,
     )
     return photo, exif.orientation(header.exif)
+
+
+def _jpeg_samples(data: bytes) -> Pixels:
+    """Return the samples. To libvips lost pixels, which come out gray, are a warning, as harmless things are."""
+    try:
+        return samples_of(pyvips.Image.jpegload_buffer(data, fail_on="warning", unlimited=True))
+    except pyvips.Error as error:
+        if _LOST_PIXELS in str(error.detail):
+            raise
+    return samples_of(pyvips.Image.jpegload_buffer(data, fail_on="error", unlimited=True))
 
 
 def _read_bmp(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, int]:

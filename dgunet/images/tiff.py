@@ -235,6 +235,11 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2, offset: int, data: bytes,
     alpha = [num_colours + index for index, kind in enumerate(extra) if kind == _STRAIGHT_ALPHA]
     further = num_samples - num_colours - bool(alpha)
     dropped = [f"{further} further channel{'s' * (further > 1)} (not transparency)"] if further > 0 else []
+    if int(tags.get(TiffImagePlugin.RESOLUTION_UNIT, 2)) == 1:  # no unit
+        ratio = [
+            _fractions((tags.get(tag, 1),)) for tag in (TiffImagePlugin.X_RESOLUTION, TiffImagePlugin.Y_RESOLUTION)
+        ]
+        dropped += ["the ratio of the sides of a pixel"] if ratio[0] != ratio[1] else []
     dropped += ["Photoshop layers"] if _PHOTOSHOP_LAYERS in tags else []
     try:
         description = _description(data, offset)

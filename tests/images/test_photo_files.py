@@ -252,7 +252,7 @@ def test_tiles_that_a_file_leaves_out_are_missing_pixels():
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, EIGHT, photometric="rgb", tile=(16, 16), compression="zstd")
     data = bytearray(buffer.getvalue())
-    with tifffile.TiffFile(buffer) as file:
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
         for name in ("TileOffsets", "TileByteCounts"):
             tag = file.pages[0].tags[name]
             struct.pack_into("<H" if tag.dtype == SHORT else "<I", data, tag.valueoffset, 0)
@@ -363,6 +363,11 @@ def test_heic_without_the_package_that_reads_it_is_refused_with_the_remedy(monke
         (b"II*\0\x10\0\0\0CR\x02\0", "raw photograph"),
         (b"\0\0\0\x18ftypisom", "a film"),
         (b"%PDF-1.7", "a PDF"),
+        (b"\xff\x4f\xff\x51", "JPEG 2000"),
+        (b"II\xbc\1", "JPEG XR"),
+        (b"\xff\xd8\xff\xf7\0\x0b\x08", "JPEG-LS"),
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
         (b"", "an empty file"),
         (b"hello", "no PNG, JPEG"),
     ],
@@ -444,6 +449,38 @@ def test_damaged_exif_does_not_keep_a_photo_from_being_written(file_format, junk
     assert again.exif == junk or "EXIF" in dropped[0]
 
 
+def raw_profile(name: bytes, content: bytes) -> bytes:
+    digits = b"\n%s\n%8d\n%s\n" % (name, len(content), content.hex().encode())
+    return png_chunk(b"zTXt", b"Raw profile type " + name + b"\0\0" + zlib.compress(digits))
+
+
+def test_profile_xmp_and_captions_of_imagemagick_are_read():
+    packet, record = XMP % b"", b"\x1c\x02\x78\x00\x07harbour"
+    resource = b"8BIM\4\4\0\0" + struct.pack(">I", len(record)) + record
+    chunks = [raw_profile(b"icc", SRGB_PROFILE), raw_profile(b"xmp", packet)]
+    for captions in (raw_profile(b"8bim", resource), raw_profile(b"iptc", record), raw_profile(b"iptc", resource)):
+        photo = read_photo(png(EIGHT, 8, 2, *chunks, captions))
+        assert photo.icc_profile == SRGB_PROFILE
+        assert photo.iptc == record
+        assert photo.xmp is not None
+        assert b'tiff:Orientation="1"' in photo.xmp
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"tEXt", b"XML:com.adobe.xmp\0" + XMP % b""),
+        png_chunk(b"zTXt", b"XML:com.adobe.xmp\0\0" + zlib.compress(XMP % b"")),
+        png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP % b"")),
+    ],
+)
+def test_xmp_in_any_text_of_a_png_stays_true(chunk):
+    photo = read_photo(png(EIGHT, 8, 2, chunk))
+    data, _ = encode(photo, "PNG")
+    assert data.count(b"com.adobe.xmp") == 1
+    assert b'tiff:Orientation="1"' in (read_photo(data).xmp or b"")
+
+
 def test_metadata_of_imagemagick_is_read():
     raw = b"Exif\0\0" + photo_files.exif(6)
     digits = b"\nexif\n%8d\n%s\n" % (len(raw), raw.hex().encode())
@@ -481,11 +518,62 @@ def test_the_resolution_is_kept(file_format, dpi):
         assert [float(value) for value in written.info["dpi"]] == pytest.approx([dpi, dpi], rel=2e-4)
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF"])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "BMP"])
 def test_no_resolution_is_invented(file_format):
     data, _ = encode(Photo(SMOOTH), file_format)
     assert read_photo(data).resolution is None
     assert "dpi" not in Image.open(io.BytesIO(data)).info or file_format == "TIFF"
+
+
+def raw_exif_resolution(x: int, y: int, unit: int) -> bytes:
+    entries = {282: (RATIONAL, [x, 1]), 283: (RATIONAL, [y, 1]), 296: (SHORT, [unit])}
+    return b"II*\0" + struct.pack("<I", 8) + photo_files.directory(entries, 8)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "BMP"])
+def test_the_resolution_that_exif_alone_says_is_kept(file_format):
+    data = jpeg(SMOOTH, jpeg_segment(0xE1, b"Exif\0\0" + raw_exif_resolution(300, 150, 2)))
+    photo = read_photo(data)  # Pillow writes a JFIF segment without a unit, as cameras write none
+    assert photo.resolution == (300, 150)
+    written = read_photo(encode(photo, file_format)[0])
+    assert written.resolution == pytest.approx((300, 150), rel=2e-4)
+    assert encode(photo, "WEBP")[1] == ()
+    assert encode(replace(photo, exif=None), "WEBP")[1] == ("resolution (WEBP does not hold it)",)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (raw_exif_resolution(100, 200, 3), (254, 508)),
+        (raw_exif_resolution(300, 300, 1), None),
+        (raw_exif_resolution(0, 300, 2), None),
+        (raw_exif_resolution(300, 300, 2)[:-2], None),
+        (raw_exif_resolution(300, 300, 2)[:12], None),
+        (photo_files.exif(), None),
+    ],
+)
+def test_a_resolution_in_exif_that_has_no_meaning_is_none(raw, expected):
+    assert read_photo(png(EIGHT, 8, 2, png_chunk(b"eXIf", raw))).resolution == expected
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(EIGHT, 8, 2, png_chunk(b"pHYs", struct.pack(">IIB", 2, 1, 0))),
+        jpeg(SMOOTH).replace(b"JFIF\0\1\1\0\0\1\0\1", b"JFIF\0\1\1\0\0\2\0\1"),
+        tiff([(page(WIDTH, HEIGHT, 8, 1, 1, t282=(RATIONAL, [2, 1]), t283=(RATIONAL, [1, 1]), t296=(SHORT, [1])),
+               [EIGHT[..., 0].tobytes()])]),
+    ],
+)  # fmt: skip
+def test_pixels_that_are_not_square_are_named(data):
+    assert read_photo(data).dropped == ("the ratio of the sides of a pixel",)
+
+
+def test_chunks_of_a_png_that_are_not_kept_are_named():
+    chunks = [png_chunk(kind, bytes(9)) for kind in (b"caBX", b"oFFs", b"sBIT", b"caBX", b"iDOT")]
+    assert read_photo(png(EIGHT, 8, 2, *chunks)).dropped == ("the chunk caBX of the PNG", "the chunk oFFs of the PNG")
+    damaged = read_photo(png(EIGHT, 8, 2, png_chunk(b"iCCP", b"name\0\0zz")))
+    assert damaged.dropped == ("damaged colour profile",)
 
 
 def test_resolution_per_centimetre_is_converted():
@@ -568,6 +656,70 @@ def test_a_gain_map_is_named_and_the_file_does_not_point_to_it():
     written, _ = encode(photo, "JPEG")
     assert b"hdrgm" not in written
     assert b"Container:Directory" not in written
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        jpeg_segment(0xE1, b'http://ns.adobe.com/xap/1.0/\0<rdf:Description hdrgm:Version="1.0"/>'),
+        jpeg_segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<a>urn:com:apple:photo:2020:aux:hdrgainmap</a>"),
+        jpeg_segment(0xE2, b"urn:iso:std:iso:ts:21496:-1\0\0\0\0\0"),
+    ],
+)
+def test_a_gain_map_as_large_as_the_photograph_is_no_second_photograph(sign):
+    data = photo_files.multi_picture([jpeg(SMOOTH, *[sign] * (b"iso:ts" in sign)), jpeg(SMOOTH, sign)], [0x030000, 0])
+    assert read_photo(data).dropped == ("gain map",)
+
+
+def test_segments_of_a_jpeg_that_are_not_kept_are_named():
+    path = b"8BIM\x07\xd0\0\0" + struct.pack(">I", 4) + b"path"
+    thumbnail = jpeg(SMOOTH).replace(b"JFIF\0\1\1\0\0\1\0\1\0\0", b"JFIF\0\1\1\0\0\1\0\1\1\1")
+    part = SRGB_PROFILE + bytes(100)
+    for data, expected in (
+        (jpeg(SMOOTH, jpeg_segment(0xE0, b"JFXX\0\x10abc")), "embedded thumbnail"),
+        (thumbnail, "embedded thumbnail"),
+        (jpeg(SMOOTH, jpeg_segment(0xED, b"Photoshop 3.0\0" + path)), "Photoshop's own data (such as paths)"),
+        (jpeg(SMOOTH, jpeg_segment(0xEF, b"X\0")), "the camera's own data (X)"),
+        (jpeg(SMOOTH, jpeg_segment(0xFE, b"one"), jpeg_segment(0xFE, b"two")), "further comments"),
+        (jpeg(SMOOTH, jpeg_segment(0xE2, b"ICC_PROFILE\0\1\2" + part)), "damaged colour profile"),
+    ):
+        photo = read_photo(data)
+        assert photo.dropped == (expected,)
+        assert photo.icc_profile is None
+
+
+def test_exif_and_captions_go_on_in_further_segments():
+    raw = photo_files.exif(6, maker_note=RANDOM.bytes(80_000))
+    record = b"\x1c\x02\x78\x00\x07harbour"
+    resources = b"8BIM\x04\x0c\0\0" + struct.pack(">I", 4) + b"mini"
+    resources += b"8BIM\4\4\0\0" + struct.pack(">I", len(record)) + record
+    photo = read_photo(
+        jpeg(
+            SMOOTH,
+            *[jpeg_segment(0xE1, b"Exif\0\0" + part) for part in (raw[:65_000], raw[65_000:])],
+            *[jpeg_segment(0xED, b"Photoshop 3.0\0" + part) for part in (resources[:16], resources[16:])],
+        )
+    )
+    assert photo.exif == up_to_date(raw, WIDTH, HEIGHT)
+    assert photo.iptc == record
+
+
+@pytest.mark.parametrize("ends_in_the_middle", [False, True])
+def test_pixels_that_a_jpeg_lacks_though_it_ends_are_missed(ends_in_the_middle):
+    data = bytearray(jpeg(EIGHT))
+    if ends_in_the_middle:
+        data[len(data) // 2 :] = b"\xff\xd9"
+    else:  # promises more rows
+        struct.pack_into(">H", data, data.index(b"\xff\xc0") + 5, 2 * HEIGHT)
+    with pytest.raises(UnreadableImage, match="damaged or truncated"):
+        read_photo(bytes(data))
+
+
+def test_bytes_between_the_segments_of_a_jpeg_are_harmless():
+    data = jpeg(SMOOTH)
+    end = data.rindex(b"\xff\xd9")
+    pixels = read_photo(data[:end] + b"\0\0\0\0" + data[end:]).pixels
+    np.testing.assert_array_equal(pixels, read_photo(data).pixels)
 
 
 def test_a_video_after_the_picture_is_named():
