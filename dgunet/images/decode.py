@@ -113,8 +113,11 @@ def header_dimensions(data: bytes, name: str) -> tuple[int, int]:
             page = chosen_page(tiff.read_pages(data), None)[0]
             width, height, orientation = page.width, page.height, page.orientation
         elif file_format in ("BMP", "HEIF"):
-            opened = _open_heic(data) if file_format == "HEIF" else Image.open(io.BytesIO(data), formats=["BMP", "DIB"])
+            opened = _open_heic(data) if file_format == "HEIF" else _open_by_pillow(data, "BMP", "DIB")
             (width, height), orientation = opened.size, 1
+        elif _is_avif_sequence(data):
+            opened = _open_by_pillow(data, "AVIF")
+            (width, height), orientation = opened.size, exif.orientation(_pillow_exif(opened))
         elif file_format == "PNG":
             header = png.read_metadata(data)
             width, height, orientation = header.width, header.height, exif.orientation(header.exif)
@@ -257,12 +260,14 @@ def _jpeg_samples(data: bytes) -> Pixels:
 
 def _read_bmp(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, int]:
     check_page(page, 1)
-    with Image.open(io.BytesIO(data), formats=["BMP", "DIB"]) as image:
+    with _open_by_pillow(data, "BMP", "DIB") as image:
         check_size(image.width, image.height, max_pixels)
         channels = pillow_channels(image)
         dpi = image.info.get("dpi")
     resolution = (float(dpi[0]), float(dpi[1])) if dpi and all(value > 0 for value in dpi) else None
-    return Photo(*split_alpha(channels), resolution=resolution), 1
+    has_profile = data[14:18] == b"\x7c\0\0\0" and data[70:74] in (b"DEBM", b"KNIL")  # embedded or linked: 5th version
+    dropped = ("colour profile of the BMP",) if has_profile else ()
+    return Photo(*split_alpha(channels), resolution=resolution, dropped=dropped), 1
 
 
 def _read_heic(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, int]:
@@ -298,6 +303,8 @@ def _read_heic(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, i
 
 def _read_by_vips(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, int]:
     """Read WebP and AVIF."""
+    if _is_avif_sequence(data):
+        return _read_avif_sequence(data, page, max_pixels)
     image = pyvips.Image.new_from_buffer(data, "")
     num_pages = image.get("n-pages") if "n-pages" in image.get_fields() else 1
     if page is None and num_pages > 1:
@@ -319,6 +326,38 @@ def _read_by_vips(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo
         xmp=fields.get("xmp-data"),
     )
     return photo, exif.orientation(photo.exif) if data[:4] == b"RIFF" else 1  # AVIF is turned by the decoder
+
+
+def _is_avif_sequence(data: bytes) -> bool:
+    """Whether the file is an animation, which libvips takes for damaged."""
+    return data[4:12] == b"ftypavis"
+
+
+def _read_avif_sequence(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, int]:
+    with _open_by_pillow(data, "AVIF") as image:
+        check_size(image.width, image.height, max_pixels)
+        num_frames = getattr(image, "n_frames", 1)
+        if page is None and num_frames > 1:
+            raise ValueError(several_pictures(num_frames, "frames of an animation"))
+        check_page(page, num_frames)
+        image.seek((page or 1) - 1)
+        channels = pillow_channels(image)
+        described = _pillow_exif(image)
+        photo = Photo(
+            *split_alpha(channels),
+            icc_profile=image.info.get("icc_profile"),
+            exif=described,
+            xmp=image.info.get("xmp"),
+        )
+    return photo, exif.orientation(described)
+
+
+def _open_by_pillow(data: bytes, *formats: str) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=formats)
+
+
+def _pillow_exif(image: Image.Image) -> bytes | None:
+    return (image.info.get("exif") or b"").removeprefix(exif.MARKER) or None
 
 
 def _vips_exif(image: pyvips.Image) -> bytes | None:

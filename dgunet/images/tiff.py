@@ -23,9 +23,9 @@ _MIN_IS_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 1, 2, 3, 5, 6, 8  # Photome
 _NUM_COLOURS = {0: 1, _MIN_IS_BLACK: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3, _LAB: 3}
 _CAMERA_COLOURS = (32803, 34892)  # colour filter array, linear raw
 _SAMPLE_FORMATS = {1: "", 2: "signed ", 3: "floating-point ", 4: "", 5: "complex ", 6: "complex "}  # 4: not said
-_OLD_SUBFILE_TYPE, _INK_SET, _YCBCR_SUBSAMPLING = 255, 332, 530
+_OLD_SUBFILE_TYPE, _INKS, _YCBCR_SUBSAMPLING = 255, 332, 530
 _YCBCR_COEFFICIENTS, _YCBCR_RANGE = 529, 532
-_NOT_CMYK = 2  # value of InkSet
+_NOT_CMYK = 2  # value of the tag InkSet
 _JPEG = 7
 _SUBFILE_TYPE, _SAMPLE_FORMAT, _XMP, _IPTC, _ORIENTATION = 254, 339, 700, 33723, 274
 _PHOTOSHOP_LAYERS, _SUB_DIRECTORIES, _DNG_VERSION = 37724, 330, 50706
@@ -301,7 +301,7 @@ def _unsupported(
 
 
 def _fault(tags: TiffImagePlugin.ImageFileDirectory_v2, photometric: int, num_samples: int) -> str | None:
-    if photometric == _CMYK and (num_samples < 4 or int(tags.get(_INK_SET, 1)) == _NOT_CMYK):
+    if photometric == _CMYK and (num_samples < 4 or int(tags.get(_INKS, 1)) == _NOT_CMYK):
         return f"{num_samples} inks, not cyan, magenta, yellow and black, are not supported; convert to RGB"
     if num_samples < _NUM_COLOURS.get(photometric, 1):
         return f"damaged: {num_samples} sample of each pixel cannot be a colour (SamplesPerPixel of the TIFF)"

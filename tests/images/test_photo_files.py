@@ -766,16 +766,25 @@ def test_a_raw_photograph_is_not_taken_for_its_thumbnail():
         read_photo(tiff([(page(WIDTH, HEIGHT, 16, 1, 32803), [bytes(4480)])]))
 
 
-@pytest.mark.parametrize("file_format", ["WEBP", "PNG"])
+@pytest.mark.parametrize("file_format", ["WEBP", "PNG", "AVIF"])
 def test_animations_are_refused_with_the_number_of_frames(file_format):
     frames = [Image.fromarray(frame) for frame in (SMOOTH, SMOOTH[::-1].copy(), SMOOTH[:, ::-1].copy())]
     data = encoded(frames[0], file_format, save_all=True, append_images=frames[1:])
     with pytest.raises(UnreadableImage, match="3 frames"):
         read_photo(data)
-    if file_format == "WEBP":
+    if file_format != "PNG":
+        assert dimensions(data) == (HEIGHT, WIDTH)
         assert np.abs(read_photo(data, page=2).pixels.astype(int) - SMOOTH[::-1]).max() < 40
         with pytest.raises(UnreadableImage, match="no page 4; the file holds 3"):
             read_photo(data, page=4)
+
+
+def test_the_profile_of_a_bitmap_is_named():
+    data = encoded(Image.fromarray(SMOOTH), "BMP")
+    header = struct.pack("<I", 124) + data[18:54] + bytes(16) + b"DEBM" + bytes(64)
+    fifth = data[:10] + struct.pack("<I", 14 + len(header)) + header + data[54:]
+    assert read_photo(fifth).dropped == ("colour profile of the BMP",)
+    assert read_photo(data).dropped == ()
 
 
 def test_a_chain_of_pages_that_leads_back_ends():
