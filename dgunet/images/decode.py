@@ -59,10 +59,12 @@ _OTHER_FORMATS = {  # told apart for their error messages
     b"II\xbc": "a JPEG XR",
     b"qoif": "a QOI",
     b"gimp xcf": "a GIMP image (XCF)",
-    b"<": "a web page or an SVG",
-    b"version https://git-lfs": "a pointer of Git LFS instead of the file",
     b"P6": "a PPM",
     b"P5": "a PGM",
+}
+_NO_PHOTOS = {
+    b"<": "a web page or an SVG instead of a photograph",
+    b"version https://git-lfs": "a pointer of Git LFS instead of the file; fetch it with `git lfs pull`",
 }
 _LOST_PIXELS = "premature end"  # in a warning of libjpeg
 _UNKNOWN = "no PNG, JPEG, TIFF, BMP, WebP, AVIF or HEIC image of a known kind"
@@ -188,6 +190,9 @@ def _format(data: bytes) -> str:
     for signature, kind in _OTHER_FORMATS.items():
         if data.startswith(signature):
             raise ValueError(f"{kind}, which is not supported; save it as PNG or TIFF")
+    for signature, kind in _NO_PHOTOS.items():
+        if data.startswith(signature):
+            raise ValueError(kind)
     if _is_dib(data):
         return "BMP"
     raise ValueError(_UNKNOWN if data else "an empty file")
