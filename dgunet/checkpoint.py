@@ -149,7 +149,7 @@ def build_network(config: DGUNetConfig, weights: Mapping[str, Tensor], origin: s
     ]
     if faults:
         raise ValueError(f"{origin}: the weights do not fit the sizes in {CARD_FILE}:\n  " + "\n  ".join(faults))
-    not_finite = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
+    not_finite = [name for name, tensor in weights.items() if not (tensor.is_meta or torch.isfinite(tensor).all())]
     if not_finite:
         more = f" and {len(not_finite) - 1} more" if len(not_finite) > 1 else ""
         raise ValueError(

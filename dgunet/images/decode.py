@@ -44,7 +44,12 @@ _SIGNATURES = {
     b"MM\x00+": "TIFF",
     b"BM": "BMP",
 }
+_NO_IMAGES = {
+    b"<": "a web page or an SVG instead of a photograph",
+    b"version https://git-lfs": "a pointer of Git LFS instead of the file; fetch it with `git lfs pull`",
+}
 _OTHER_FORMATS = {  # told apart for their error messages
+    **_NO_IMAGES,
     b"GIF8": "a GIF",
     b"8BPS": "a Photoshop document (PSD)",
     b"\x00\x00\x00\x0cjP  ": "a JPEG 2000",
@@ -61,10 +66,6 @@ _OTHER_FORMATS = {  # told apart for their error messages
     b"gimp xcf": "a GIMP image (XCF)",
     b"P6": "a PPM",
     b"P5": "a PGM",
-}
-_NO_PHOTOS = {
-    b"<": "a web page or an SVG instead of a photograph",
-    b"version https://git-lfs": "a pointer of Git LFS instead of the file; fetch it with `git lfs pull`",
 }
 _LOST_PIXELS = "premature end"  # in a warning of libjpeg
 _UNKNOWN = "no PNG, JPEG, TIFF, BMP, WebP, AVIF or HEIC image of a known kind"
@@ -189,10 +190,9 @@ def _format(data: bytes) -> str:
         raise ValueError(RAW_PHOTO if b"crx " in brands else "a film, or a format of its kind; no photograph")
     for signature, kind in _OTHER_FORMATS.items():
         if data.startswith(signature):
-            raise ValueError(f"{kind}, which is not supported; save it as PNG or TIFF")
-    for signature, kind in _NO_PHOTOS.items():
-        if data.startswith(signature):
-            raise ValueError(kind)
+            raise ValueError(
+                kind if signature in _NO_IMAGES else f"{kind}, which is not supported; save it as PNG or TIFF"
+            )
     if _is_dib(data):
         return "BMP"
     raise ValueError(_UNKNOWN if data else "an empty file")
