@@ -14,14 +14,23 @@ from PIL import ExifTags, Image
 
 MARKER = b"Exif\x00\x00"
 _SUB_DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
-_DESCRIPTIVE = (  # a TIFF's tags are its EXIF; those that say how its pixels are stored must not be copied
+DESCRIPTIVE = (  # a TIFF's tags are its EXIF; those that say how its pixels are stored must not be copied
+    ExifTags.Base.DocumentName,
     ExifTags.Base.ImageDescription,
     ExifTags.Base.Make,
     ExifTags.Base.Model,
     ExifTags.Base.Software,
     ExifTags.Base.DateTime,
     ExifTags.Base.Artist,
+    ExifTags.Base.HostComputer,
+    ExifTags.Base.Rating,
+    ExifTags.Base.RatingPercent,
     ExifTags.Base.Copyright,
+    ExifTags.Base.XPTitle,
+    ExifTags.Base.XPComment,
+    ExifTags.Base.XPAuthor,
+    ExifTags.Base.XPKeywords,
+    ExifTags.Base.XPSubject,
     *_SUB_DIRECTORIES,
 )
 _NUMBER_FORMATS = {3: "H", 4: "I"}  # SHORT, LONG
@@ -179,14 +188,14 @@ def is_damaged(exif: bytes) -> bool:
 
 
 def descriptive(exif: bytes | None) -> dict[int, Any]:
-    """Return tags and values that describe the photograph: camera, time, author, position."""
+    """Return tags and values that describe the photograph: DESCRIPTIVE, with position and exposure."""
     parsed = Image.Exif()
     parsed.load(MARKER + (exif or b""))
     return _descriptive(parsed)
 
 
 def _descriptive(exif: Image.Exif) -> dict[int, Any]:
-    tags = [tag for tag in _DESCRIPTIVE if tag in exif]
+    tags = [tag for tag in DESCRIPTIVE if tag in exif]
     return {tag: exif.get_ifd(tag) if tag in _SUB_DIRECTORIES else exif[tag] for tag in tags}
 
 

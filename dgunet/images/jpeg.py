@@ -38,6 +38,7 @@ _KINDS = (  # marker of a segment, how its content begins, what it holds
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _MP_NUM_IMAGES, _MP_ENTRIES = 0xB001, 0xB002
 _MP_PREVIEW = 0x010000  # type of a reduced copy, in its upper byte
+PHOTOSHOP_DATA = "Photoshop's own data (such as paths)"
 _IPTC_RESOURCE = 0x0404
 # Resolution, thumbnails, profile, EXIF, XMP and a checksum: kept otherwise, or of the old pixels.
 _KNOWN_RESOURCES = frozenset({_IPTC_RESOURCE, 0x03ED, 0x0409, 0x040C, 0x040F, 0x0422, 0x0423, 0x0424, 0x0425})
@@ -136,8 +137,8 @@ def _beside(found: dict[str, bytes], profile_parts: dict[int, bytes], num_parts:
             yield "embedded thumbnail"
         if unit == 0 and x != y:
             yield "the ratio of the sides of a pixel"
-    if any(kind not in _KNOWN_RESOURCES for kind, _ in _photoshop_resources(found.get("Photoshop", b""))):
-        yield "Photoshop's own data (such as paths)"
+    if has_own_data(found.get("Photoshop", b"")):
+        yield PHOTOSHOP_DATA
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -180,6 +181,11 @@ def iptc_record(resources: bytes) -> bytes | None:
     if resources[:1] == b"\x1c":
         return resources
     return next((content for kind, content in _photoshop_resources(resources) if kind == _IPTC_RESOURCE), None)
+
+
+def has_own_data(resources: bytes) -> bool:
+    """Whether Photoshop's resources hold what other programs have no place for, such as paths."""
+    return any(kind not in _KNOWN_RESOURCES for kind, _ in _photoshop_resources(resources))
 
 
 def _photoshop_resources(resources: bytes) -> Iterator[tuple[int, bytes]]:

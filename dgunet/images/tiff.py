@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, TiffImagePlugin, TiffTags
 
-from dgunet.images import exif
+from dgunet.images import exif, jpeg
 
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType: a smaller copy, a transparency mask
 _STRAIGHT_ALPHA, _PREMULTIPLIED = 2, 1  # values of ExtraSamples; 0: something else, such as a saved selection
@@ -28,7 +28,9 @@ _YCBCR_COEFFICIENTS, _YCBCR_RANGE = 529, 532
 _NOT_CMYK = 2  # value of the tag InkSet
 _JPEG = 7
 _SUBFILE_TYPE, _SAMPLE_FORMAT, _XMP, _IPTC, _ORIENTATION = 254, 339, 700, 33723, 274
+_PHOTOSHOP_RESOURCES = 34377
 _PHOTOSHOP_LAYERS, _SUB_DIRECTORIES, _DNG_VERSION = 37724, 330, 50706
+_TAG_NAMES = {33550: "GeoTIFF", 33922: "GeoTIFF", 34735: "GeoTIFF", 42112: "GDAL"}
 _UNITS_PER_INCH = {2: 1.0, 3: 2.54}
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _BIGTIFF = (b"+\x00", b"\x00+")
@@ -65,6 +67,20 @@ _STORAGE = (  # tags that say how samples are stored
     529,  # YCbCr coefficients
     531,  # YCbCr positioning
     532,  # black and white
+)
+# Beside the storage of samples and exif.DESCRIPTIVE: kept otherwise, or without meaning for other pixels.
+_OTHERWISE_KNOWN = frozenset(
+    {
+        *(_SUBFILE_TYPE, _OLD_SUBFILE_TYPE, _ORIENTATION, _XMP, _IPTC, _PHOTOSHOP_LAYERS, _TILE_WIDTH, _TILE_LENGTH),
+        *(_INKS, _PHOTOSHOP_RESOURCES, _YCBCR_SUBSAMPLING, _YCBCR_COEFFICIENTS, _YCBCR_RANGE, _SUB_DIRECTORIES),
+        *(TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH, TiffImagePlugin.ROWSPERSTRIP),
+        *(TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.STRIPBYTECOUNTS),
+        *(TiffImagePlugin.TILEOFFSETS, TiffImagePlugin.TILEBYTECOUNTS),
+        *(TiffImagePlugin.X_RESOLUTION, TiffImagePlugin.Y_RESOLUTION, TiffImagePlugin.RESOLUTION_UNIT),
+        *(TiffImagePlugin.ICCPROFILE, TiffImagePlugin.TRANSFERFUNCTION),
+        *(263, 264, 265, 280, 281, 288, 289, 290, 291, 292, 293, 297, 326, 327, 328, 333, 334, 336, 340, 341),
+        *(512, 513, 514, 515, 517, 518, 519, 520, 521),  # of the old kind of JPEG
+    }
 )
 _VALID_VALUES = {_ORIENTATION: range(1, 9), 296: range(1, 4)}
 _HORIZONTAL_DIFFERENCES = 2
@@ -240,6 +256,12 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2, offset: int, data: bytes,
             _fractions((tags.get(tag, 1),)) for tag in (TiffImagePlugin.X_RESOLUTION, TiffImagePlugin.Y_RESOLUTION)
         ]
         dropped += ["the ratio of the sides of a pixel"] if ratio[0] != ratio[1] else []
+    unknown = sorted(set(tags) - set(exif.DESCRIPTIVE) - set(_STORAGE) - _OTHERWISE_KNOWN)
+    if unknown:
+        names = list(dict.fromkeys(_TAG_NAMES.get(tag, str(tag)) for tag in unknown))
+        dropped += [f"further tags of the TIFF: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else "")]
+    resources = _bytes(tags.get(_PHOTOSHOP_RESOURCES)) or b""
+    dropped += [jpeg.PHOTOSHOP_DATA] if jpeg.has_own_data(resources) else []
     dropped += ["Photoshop layers"] if _PHOTOSHOP_LAYERS in tags else []
     try:
         description = _description(data, offset)
@@ -264,7 +286,7 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2, offset: int, data: bytes,
         exif=description,
         icc_profile=_bytes(tags.get(TiffImagePlugin.ICCPROFILE)),
         xmp=_bytes(tags.get(_XMP)),
-        iptc=_bytes(tags.get(_IPTC)),
+        iptc=_bytes(tags.get(_IPTC), "<" if data[:2] == b"II" else ">") or jpeg.iptc_record(resources),
         resolution=_resolution(tags),
         is_raw=photometric in _CAMERA_COLOURS or _DNG_VERSION in tags or (is_reduced and _SUB_DIRECTORIES in tags),
         tile=(int(tags[_TILE_LENGTH]), int(tags[_TILE_WIDTH])) if TiffImagePlugin.TILEOFFSETS in tags else None,
@@ -434,7 +456,13 @@ def _fractions(value: Any) -> tuple[float, ...]:
         return ()
 
 
-def _bytes(value: Any) -> bytes | None:
-    if isinstance(value, bytes):
+def _bytes(value: Any, order: str = "<") -> bytes | None:
+    """Return bytes as Pillow gives them: as they are, in a tuple, as numbers of one byte, or (IPTC) of four."""
+    if isinstance(value, bytes) or value is None:
         return value
-    return bytes(value) if isinstance(value, tuple) and all(0 <= item < 256 for item in value) else None
+    values = value if isinstance(value, tuple) else (value,)
+    if all(isinstance(item, bytes) for item in values):
+        return b"".join(values)
+    if not all(isinstance(item, int) and 0 <= item < 2**32 for item in values):
+        return None
+    return bytes(values) if max(values) < 256 else struct.pack(f"{order}{len(values)}I", *values)

@@ -640,6 +640,33 @@ def test_captions_are_kept(file_format):
     assert encode(photo, "PNG")[1] == ("IPTC (PNG does not hold it)",)
 
 
+def test_further_tags_of_a_tiff_are_named_and_captions_of_photoshop_found():
+    record = b"\x1c\x02\x78\x00\x07harbour\0"
+    resources = b"8BIM\4\4\0\0" + struct.pack(">I", len(record)) + record
+    more = {"t33550": (LONG, [1]), "t34735": (SHORT, [1, 1]), "t65000": (LONG, [1]), "t34377": (7, resources)}
+    photo = read_photo(tiff([(page(WIDTH, HEIGHT, 8, 3, 2, **more), [EIGHT.tobytes()])]))
+    assert photo.iptc == record
+    assert photo.dropped == ("further tags of the TIFF: GeoTIFF, 65000",)
+    for order in ("<", ">"):  # Photoshop writes the record as numbers of four bytes
+        tags = page(WIDTH, HEIGHT, 8, 3, 2, t33723=(LONG, list(struct.unpack(f"{order}3I", record[:12]))))
+        assert read_photo(tiff([(tags, [EIGHT.tobytes()])], order)).iptc == record[:12]
+    path = resources + b"8BIM\x07\xd0\0\0" + struct.pack(">I", 4) + b"path"
+    photo = read_photo(tiff([(page(WIDTH, HEIGHT, 8, 3, 2, t34377=(7, path)), [EIGHT.tobytes()])]))
+    assert photo.dropped == ("Photoshop's own data (such as paths)",)
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "JPEG", "PNG", "WEBP"])
+def test_titles_ratings_and_names_of_windows_and_scanners_are_kept(file_format):
+    fields = {269: "pass 3", 316: "desk", 18246: 4, 40091: "Häfen\0".encode("utf-16le")}
+    described = Image.Exif()
+    described.update(fields)
+    tiff_data, dropped = encode(read_photo(jpeg(SMOOTH, exif=described)), "TIFF")
+    assert not dropped
+    data, _ = encode(read_photo(tiff_data), file_format)
+    with Image.open(io.BytesIO(data)) as written:
+        assert {tag: written.getexif()[tag] for tag in fields} == fields
+
+
 def test_what_a_bitmap_cannot_hold_is_named():
     photo = Photo(SMOOTH, exif=photo_files.exif(), icc_profile=SRGB_PROFILE, xmp=b"<x/>")
     assert [phrase.split(" (")[0] for phrase in encode(photo, "BMP")[1]] == ["EXIF", "XMP", "colour profile"]
