@@ -260,7 +260,7 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2, offset: int, data: bytes,
     if unknown:
         names = list(dict.fromkeys(_TAG_NAMES.get(tag, str(tag)) for tag in unknown))
         dropped += [f"further tags of the TIFF: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else "")]
-    resources = _bytes(tags.get(_PHOTOSHOP_RESOURCES)) or b""
+    resources = _bytes(tags, _PHOTOSHOP_RESOURCES) or b""
     dropped += [jpeg.PHOTOSHOP_DATA] if jpeg.has_own_data(resources) else []
     dropped += ["Photoshop layers"] if _PHOTOSHOP_LAYERS in tags else []
     try:
@@ -284,9 +284,9 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2, offset: int, data: bytes,
         is_complete=_is_complete(tags, len(data)),
         orientation=int(tags.get(_ORIENTATION, 1)),
         exif=description,
-        icc_profile=_bytes(tags.get(TiffImagePlugin.ICCPROFILE)),
-        xmp=_bytes(tags.get(_XMP)),
-        iptc=_bytes(tags.get(_IPTC), "<" if data[:2] == b"II" else ">") or jpeg.iptc_record(resources),
+        icc_profile=_bytes(tags, TiffImagePlugin.ICCPROFILE),
+        xmp=_bytes(tags, _XMP),
+        iptc=_bytes(tags, _IPTC) or jpeg.iptc_record(resources),
         resolution=_resolution(tags),
         is_raw=photometric in _CAMERA_COLOURS or _DNG_VERSION in tags or (is_reduced and _SUB_DIRECTORIES in tags),
         tile=(int(tags[_TILE_LENGTH]), int(tags[_TILE_WIDTH])) if TiffImagePlugin.TILEOFFSETS in tags else None,
@@ -456,13 +456,7 @@ def _fractions(value: Any) -> tuple[float, ...]:
         return ()
 
 
-def _bytes(value: Any, order: str = "<") -> bytes | None:
-    """Return bytes as Pillow gives them: as they are, in a tuple, as numbers of one byte, or (IPTC) of four."""
-    if isinstance(value, bytes) or value is None:
-        return value
-    values = value if isinstance(value, tuple) else (value,)
-    if all(isinstance(item, bytes) for item in values):
-        return b"".join(values)
-    if not all(isinstance(item, int) and 0 <= item < 2**32 for item in values):
-        return None
-    return bytes(values) if max(values) < 256 else struct.pack(f"{order}{len(values)}I", *values)
+def _bytes(tags: TiffImagePlugin.ImageFileDirectory_v2, tag: int) -> bytes | None:
+    """Return the bytes of a value of any type as they lie in the file: Pillow's public access shortens some lists."""
+    raw = tags._tagdata.get(tag)
+    return bytes(raw) if raw else None

@@ -641,15 +641,15 @@ def test_captions_are_kept(file_format):
 
 
 def test_further_tags_of_a_tiff_are_named_and_captions_of_photoshop_found():
-    record = b"\x1c\x02\x78\x00\x07harbour\0"
+    record = b"\x1c\x02\x78\x00\x07harbour"
     resources = b"8BIM\4\4\0\0" + struct.pack(">I", len(record)) + record
     more = {"t33550": (LONG, [1]), "t34735": (SHORT, [1, 1]), "t65000": (LONG, [1]), "t34377": (7, resources)}
     photo = read_photo(tiff([(page(WIDTH, HEIGHT, 8, 3, 2, **more), [EIGHT.tobytes()])]))
     assert photo.iptc == record
     assert photo.dropped == ("further tags of the TIFF: GeoTIFF, 65000",)
     for order in ("<", ">"):  # Photoshop writes the record as numbers of four bytes
-        tags = page(WIDTH, HEIGHT, 8, 3, 2, t33723=(LONG, list(struct.unpack(f"{order}3I", record[:12]))))
-        assert read_photo(tiff([(tags, [EIGHT.tobytes()])], order)).iptc == record[:12]
+        tags = page(WIDTH, HEIGHT, 8, 3, 2, t33723=(LONG, list(struct.unpack(f"{order}3I", record))))
+        assert read_photo(tiff([(tags, [EIGHT.tobytes()])], order)).iptc == record
     path = resources + b"8BIM\x07\xd0\0\0" + struct.pack(">I", 4) + b"path"
     photo = read_photo(tiff([(page(WIDTH, HEIGHT, 8, 3, 2, t34377=(7, path)), [EIGHT.tobytes()])]))
     assert photo.dropped == ("Photoshop's own data (such as paths)",)
