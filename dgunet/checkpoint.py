@@ -135,7 +135,7 @@ def build_network(config: DGUNetConfig, weights: Mapping[str, Tensor], origin: s
         origin: where the weights come from, for the error message.
 
     Raises:
-        ValueError: names or shapes do not fit; the message lists all of them.
+        ValueError: names or shapes do not fit, and the message lists all of them; or weights are not finite.
     """
     with torch.device("meta"):
         network = DGUNet(config)
@@ -149,6 +149,13 @@ def build_network(config: DGUNetConfig, weights: Mapping[str, Tensor], origin: s
     ]
     if faults:
         raise ValueError(f"{origin}: the weights do not fit the sizes in {CARD_FILE}:\n  " + "\n  ".join(faults))
+    not_finite = [name for name, tensor in weights.items() if not (tensor.is_meta or torch.isfinite(tensor).all())]
+    if not_finite:
+        more = f" and {len(not_finite) - 1} more" if len(not_finite) > 1 else ""
+        raise ValueError(
+            f"{origin}: weights that are infinite or no numbers, as after a training that diverged: "
+            f"{not_finite[0]}{more}"
+        )
     network.load_state_dict(dict(weights), assign=True)
     in_channels_last(network)
     return network.eval()

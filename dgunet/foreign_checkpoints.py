@@ -166,10 +166,14 @@ def find_weights(checkpoint: Mapping[str, Any], key: str | None) -> dict[str, Te
     else:
         chosen = list(found)
     bare = found[chosen[0]] if chosen else _most_tensors(checkpoint)
-    wrong = [name for name, value in bare.items() if not (isinstance(value, Tensor) and value.is_floating_point())]
+    wrong = [name for name, value in bare.items() if not _is_dense_float(value)]
     if wrong:
-        raise ValueError(f"published state dict: not floating-point tensors: {few(wrong)}")
+        raise ValueError(f"published state dict: not floating-point tensors, or sparse: {few(wrong)}")
     return bare
+
+
+def _is_dense_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided
 
 
 def _labels(found: Mapping[str, Any]) -> str:

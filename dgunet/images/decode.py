@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dgunet.images import exif, jpeg, png, tiff, xmp
 from dgunet.images.decode_tiff import chosen_page, read_tiff
-from dgunet.images.photo import HAS_HEIC, MAX_PIXELS, SUFFIXES, Photo, UnreadableImage
+from dgunet.images.photo import HAS_HEIC, MAX_PIXELS, SUFFIXES, Photo, Pixels, UnreadableImage
 from dgunet.images.samples import (
     RAW_PHOTO,
     check_page,
@@ -44,7 +44,12 @@ _SIGNATURES = {
     b"MM\x00+": "TIFF",
     b"BM": "BMP",
 }
+_NO_IMAGES = {
+    b"<": "a web page or an SVG instead of a photograph",
+    b"version https://git-lfs": "a pointer of Git LFS instead of the file; fetch it with `git lfs pull`",
+}
 _OTHER_FORMATS = {  # told apart for their error messages
+    **_NO_IMAGES,
     b"GIF8": "a GIF",
     b"8BPS": "a Photoshop document (PSD)",
     b"\x00\x00\x00\x0cjP  ": "a JPEG 2000",
@@ -55,9 +60,14 @@ _OTHER_FORMATS = {  # told apart for their error messages
     b"IIRO": "a raw photograph",
     b"IIU\x00": "a raw photograph or JPEG XR",
     b"%PDF": "a PDF",
+    b"\xff\x4f\xff\x51": "a JPEG 2000",
+    b"II\xbc": "a JPEG XR",
+    b"qoif": "a QOI",
+    b"gimp xcf": "a GIMP image (XCF)",
     b"P6": "a PPM",
     b"P5": "a PGM",
 }
+_LOST_PIXELS = "premature end"  # in a warning of libjpeg
 _UNKNOWN = "no PNG, JPEG, TIFF, BMP, WebP, AVIF or HEIC image of a known kind"
 
 
@@ -91,6 +101,7 @@ def decode(data: bytes, name: str, *, page: int | None = None, max_pixels: int =
             alpha=channels[..., -1:] if has_alpha else None,
             format=file_format,
             icc_profile=profile,
+            resolution=photo.resolution or exif.resolution(photo.exif),
             exif=exif.up_to_date(photo.exif, height, width) if photo.exif else None,
             xmp=xmp.up_to_date(photo.xmp, height, width) if photo.xmp else None,
             dropped=dropped,
@@ -105,8 +116,11 @@ def header_dimensions(data: bytes, name: str) -> tuple[int, int]:
             page = chosen_page(tiff.read_pages(data), None)[0]
             width, height, orientation = page.width, page.height, page.orientation
         elif file_format in ("BMP", "HEIF"):
-            opened = _open_heic(data) if file_format == "HEIF" else Image.open(io.BytesIO(data), formats=["BMP", "DIB"])
+            opened = _open_heic(data) if file_format == "HEIF" else _open_by_pillow(data, "BMP", "DIB")
             (width, height), orientation = opened.size, 1
+        elif _is_avif_sequence(data):
+            opened = _open_by_pillow(data, "AVIF")
+            (width, height), orientation = opened.size, exif.orientation(_pillow_exif(opened))
         elif file_format == "PNG":
             header = png.read_metadata(data)
             width, height, orientation = header.width, header.height, exif.orientation(header.exif)
@@ -176,7 +190,9 @@ def _format(data: bytes) -> str:
         raise ValueError(RAW_PHOTO if b"crx " in brands else "a film, or a format of its kind; no photograph")
     for signature, kind in _OTHER_FORMATS.items():
         if data.startswith(signature):
-            raise ValueError(f"{kind}, which is not supported; save it as PNG or TIFF")
+            raise ValueError(
+                kind if signature in _NO_IMAGES else f"{kind}, which is not supported; save it as PNG or TIFF"
+            )
     if _is_dib(data):
         return "BMP"
     raise ValueError(_UNKNOWN if data else "an empty file")
@@ -198,14 +214,15 @@ def _read_png(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, in
     channels = samples_of(image)
     if "palette" in image.get_fields():
         channels = gray_if_equal(channels)
-    copied = png.without_xmp(header.copied)
     photo = Photo(
         *split_alpha(channels),
         icc_profile=header.icc_profile,
         exif=header.exif,
-        xmp=png.xmp_of(header.copied),
+        xmp=header.xmp,
+        iptc=jpeg.iptc_record(header.photoshop) if header.photoshop else None,
         resolution=header.resolution,
-        format_data=copied or None,
+        format_data=header.copied or None,
+        dropped=header.dropped,
     )
     return photo, exif.orientation(header.exif)
 
@@ -219,8 +236,7 @@ def _read_jpeg(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, i
     if page is not None and page > 1:
         start, end = header.pictures[page - 1]
         return _read_jpeg(data[start:end], None, max_pixels)
-    image = pyvips.Image.jpegload_buffer(data, fail_on="error", unlimited=True)
-    channels = samples_of(image)
+    channels = _jpeg_samples(data)
     is_cmyk = channels.shape[2] == 4
     if is_cmyk:
         channels = cmyk_to_srgb(channels, header.icc_profile)
@@ -237,14 +253,26 @@ def _read_jpeg(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, i
     return photo, exif.orientation(header.exif)
 
 
+def _jpeg_samples(data: bytes) -> Pixels:
+    """Return the samples. To libvips lost pixels, which come out gray, are a warning, as harmless things are."""
+    try:
+        return samples_of(pyvips.Image.jpegload_buffer(data, fail_on="warning", unlimited=True))
+    except pyvips.Error as error:
+        if _LOST_PIXELS in str(error.detail):
+            raise
+    return samples_of(pyvips.Image.jpegload_buffer(data, fail_on="error", unlimited=True))
+
+
 def _read_bmp(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, int]:
     check_page(page, 1)
-    with Image.open(io.BytesIO(data), formats=["BMP", "DIB"]) as image:
+    with _open_by_pillow(data, "BMP", "DIB") as image:
         check_size(image.width, image.height, max_pixels)
         channels = pillow_channels(image)
         dpi = image.info.get("dpi")
     resolution = (float(dpi[0]), float(dpi[1])) if dpi and all(value > 0 for value in dpi) else None
-    return Photo(*split_alpha(channels), resolution=resolution), 1
+    has_profile = data[14:18] == b"\x7c\0\0\0" and data[70:74] in (b"DEBM", b"KNIL")  # embedded or linked: 5th version
+    dropped = ("colour profile of the BMP",) if has_profile else ()
+    return Photo(*split_alpha(channels), resolution=resolution, dropped=dropped), 1
 
 
 def _read_heic(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, int]:
@@ -280,6 +308,8 @@ def _read_heic(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, i
 
 def _read_by_vips(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, int]:
     """Read WebP and AVIF."""
+    if _is_avif_sequence(data):
+        return _read_avif_sequence(data, page, max_pixels)
     image = pyvips.Image.new_from_buffer(data, "")
     num_pages = image.get("n-pages") if "n-pages" in image.get_fields() else 1
     if page is None and num_pages > 1:
@@ -301,6 +331,38 @@ def _read_by_vips(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo
         xmp=fields.get("xmp-data"),
     )
     return photo, exif.orientation(photo.exif) if data[:4] == b"RIFF" else 1  # AVIF is turned by the decoder
+
+
+def _is_avif_sequence(data: bytes) -> bool:
+    """Whether the file is an animation, which libvips takes for damaged."""
+    return data[4:12] == b"ftypavis"
+
+
+def _read_avif_sequence(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, int]:
+    with _open_by_pillow(data, "AVIF") as image:
+        check_size(image.width, image.height, max_pixels)
+        num_frames = getattr(image, "n_frames", 1)
+        if page is None and num_frames > 1:
+            raise ValueError(several_pictures(num_frames, "frames of an animation"))
+        check_page(page, num_frames)
+        image.seek((page or 1) - 1)
+        channels = pillow_channels(image)
+        described = _pillow_exif(image)
+        photo = Photo(
+            *split_alpha(channels),
+            icc_profile=image.info.get("icc_profile"),
+            exif=described,
+            xmp=image.info.get("xmp"),
+        )
+    return photo, exif.orientation(described)
+
+
+def _open_by_pillow(data: bytes, *formats: str) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=formats)
+
+
+def _pillow_exif(image: Image.Image) -> bytes | None:
+    return (image.info.get("exif") or b"").removeprefix(exif.MARKER) or None
 
 
 def _vips_exif(image: pyvips.Image) -> bytes | None:

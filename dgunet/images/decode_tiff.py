@@ -1,6 +1,7 @@
 """Decodes a page of a TIFF: libvips, or tifffile where libvips lacks the depth or compression, or Pillow for Lab."""
 
 import io
+import logging
 from importlib.util import find_spec
 
 import numpy as np
@@ -20,7 +21,10 @@ from dgunet.images.samples import (
     pillow_channels,
     samples_of,
     several_pictures,
+    ycbcr_to_rgb,
 )
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its warnings would go to the terminal
 
 
 def read_tiff(data: bytes, number: int | None, max_pixels: int) -> tuple[Photo, int]:
@@ -28,26 +32,15 @@ def read_tiff(data: bytes, number: int | None, max_pixels: int) -> tuple[Photo, 
     pages = tiff.read_pages(data)
     page, dropped = chosen_page(pages, number)
     check_size(page.width, page.height, max_pixels)
-    if page.is_raw:
-        raise ValueError(RAW_PHOTO)
-    if page.is_premultiplied:
-        raise ValueError(
-            "colours multiplied by transparency (premultiplied alpha) are not supported; save with straight alpha"
-        )
-    if not page.is_complete:
-        raise ValueError("truncated: its pixels do not end within the file")
-    if page.sample_kind or not 1 <= page.bits <= 16:
-        kind = f"{page.sample_kind}samples of {page.bits} bits" if page.bits else "samples of different depths"
-        raise ValueError(f"{kind} are not supported; convert to 8 or 16 bits")
-    if not page.is_known:
-        kind = "Lab colours of 16 bits" if page.is_lab else f"colours of kind {page.photometric}"
-        raise ValueError(f"{kind} (PhotometricInterpretation of the TIFF) are not supported; convert to RGB")
+    _check_samples(page)
     if page.unsupported:
         channels = _read_by_tifffile(data, page)
     elif page.is_lab:
         channels = _lab_to_srgb(data, page)
     else:
         channels = _read_tiff_samples(data, page)
+    if page.ycbcr:
+        channels = ycbcr_to_rgb(channels, *page.ycbcr)
     profile = page.icc_profile
     if page.is_cmyk:
         channels = np.concatenate(
@@ -89,6 +82,28 @@ def chosen_page(pages: list[tiff.TiffPage], number: int | None) -> tuple[tiff.Ti
     return whole[0], (f"{reduced} smaller cop{'y' if reduced == 1 else 'ies'} or mask",) if reduced else ()
 
 
+def _check_samples(page: tiff.TiffPage) -> None:
+    """Raise ValueError for samples that are no photograph of 8 or 16 bits, or not there."""
+    if page.is_raw:
+        raise ValueError(RAW_PHOTO)
+    if page.is_premultiplied:
+        raise ValueError(
+            "colours multiplied by transparency (premultiplied alpha) are not supported; save with straight alpha"
+        )
+    if not page.is_complete:
+        raise ValueError("truncated: its pixels do not end within the file")
+    if page.sample_kind or not 1 <= page.bits <= 16:
+        kind = f"{page.sample_kind}samples of {page.bits} bits" if page.bits else "samples of different depths"
+        raise ValueError(f"{kind} are not supported; convert to 8 or 16 bits")
+    if not page.is_known:
+        kind = "Lab colours of 16 bits" if page.is_lab else f"colours of kind {page.photometric}"
+        raise ValueError(f"{kind} (PhotometricInterpretation of the TIFF) are not supported; convert to RGB")
+    if page.fault:
+        raise ValueError(page.fault)
+    if page.is_ycbcr and (page.bits != 8 or page.further_bands or page.alpha_band is not None):
+        raise ValueError("YCbCr colours of more than 3 samples or other than 8 bits are not supported; convert to RGB")
+
+
 def _read_tiff_samples(data: bytes, page: tiff.TiffPage) -> Pixels:
     if page.tile is None:
         return _tiff_array(tiff.with_valid_tags(data, page), page.number - 1)
@@ -115,12 +130,16 @@ def _read_by_tifffile(data: bytes, page: tiff.TiffPage) -> Pixels:
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         stored = file.pages[page.number - 1]
-        decoded = stored.asarray()
+        try:
+            decoded = stored.asarray()
+        except Exception as error:  # each decoder of imagecodecs has its own errors
+            raise ValueError(f"damaged or truncated ({error})") from error
         is_separate = stored.planarconfig == tifffile.PLANARCONFIG.SEPARATE and decoded.ndim == 3
     decoded = np.moveaxis(decoded, 0, 2) if is_separate else decoded
-    channels = np.ascontiguousarray(decoded[..., None] if decoded.ndim == 2 else decoded)
+    dtype = np.uint8 if page.bits <= 8 else np.uint16  # single bits come as truth values
+    channels = np.array(decoded[..., None] if decoded.ndim == 2 else decoded, dtype, order="C")
     if page.photometric == 0:
-        channels = 2**page.bits - 1 - channels
+        channels[..., :1] = 2**page.bits - 1 - channels[..., :1]  # alpha is not turned
     if page.bits in (8, 16):
         return channels
     scaled = in_sixteen_bits(channels, page.bits)

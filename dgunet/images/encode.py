@@ -77,7 +77,7 @@ def encode(photo: Photo, file_format: str) -> tuple[bytes, tuple[str, ...]]:
     else:
         options = dict(_OPTIONS[file_format])
         if file_format == "BMP":
-            options |= {"dpi": photo.resolution} if photo.resolution else {}
+            options["dpi"] = photo.resolution or (0, 0)  # Pillow would write 96
         else:
             options |= {"icc_profile": photo.icc_profile} if photo.icc_profile else {}
             options |= {"exif": exif.MARKER + photo.exif} if photo.exif else {}
@@ -123,7 +123,9 @@ def _not_held(photo: Photo, file_format: str) -> tuple[str, ...]:
         "AVIF": ("iptc", "resolution"),
         "BMP": ("exif", "xmp", "iptc", "icc_profile"),
     }[file_format]
-    phrases = [f"{names[field]} ({file_format} does not hold it)" for field in unheld if getattr(photo, field)]
+    is_in_exif = "exif" not in unheld and exif.resolution(photo.exif) is not None
+    lost = [field for field in unheld if getattr(photo, field) and not (field == "resolution" and is_in_exif)]
+    phrases = [f"{names[field]} ({file_format} does not hold it)" for field in lost]
     if photo.format_data and photo.format != file_format:
         phrases.append("text and colour chunks of the PNG" if photo.format == "PNG" else "comment of the JPEG")
     return tuple(phrases)

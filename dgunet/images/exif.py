@@ -14,17 +14,28 @@ from PIL import ExifTags, Image
 
 MARKER = b"Exif\x00\x00"
 _SUB_DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
-_DESCRIPTIVE = (  # a TIFF's tags are its EXIF; those that say how its pixels are stored must not be copied
+DESCRIPTIVE = (  # a TIFF's tags are its EXIF; those that say how its pixels are stored must not be copied
+    ExifTags.Base.DocumentName,
     ExifTags.Base.ImageDescription,
     ExifTags.Base.Make,
     ExifTags.Base.Model,
     ExifTags.Base.Software,
     ExifTags.Base.DateTime,
     ExifTags.Base.Artist,
+    ExifTags.Base.HostComputer,
+    ExifTags.Base.Rating,
+    ExifTags.Base.RatingPercent,
     ExifTags.Base.Copyright,
+    ExifTags.Base.XPTitle,
+    ExifTags.Base.XPComment,
+    ExifTags.Base.XPAuthor,
+    ExifTags.Base.XPKeywords,
+    ExifTags.Base.XPSubject,
     *_SUB_DIRECTORIES,
 )
 _NUMBER_FORMATS = {3: "H", 4: "I"}  # SHORT, LONG
+_RATIONAL = 5
+_UNITS_PER_INCH = {2: 1.0, 3: 2.54}
 _THUMBNAIL_START, _THUMBNAIL_LENGTH = ExifTags.Base.JpegIFOffset, ExifTags.Base.JpegIFByteCount
 
 
@@ -64,6 +75,11 @@ class _Structure:
         form = _NUMBER_FORMATS.get(entry.kind)
         return self.number(form, entry.position) if form and entry.count == 1 else None
 
+    def fraction(self, entry: _Entry) -> float:
+        """Return the value of a field that holds one fraction. Raises ZeroDivisionError."""
+        position = self.number("I", entry.position)
+        return self.number("I", position) / self.number("I", position + 4) if entry.kind == _RATIONAL else 0.0
+
     def set_value(self, entry: _Entry, value: int) -> None:
         form = _NUMBER_FORMATS[entry.kind]
         struct.pack_into(self.order + form, self.data, entry.position, min(value, 65535) if form == "H" else value)
@@ -90,6 +106,21 @@ def orientation(exif: bytes | None) -> int:
     except struct.error:
         pass  # damaged EXIF counts as none
     return 1
+
+
+def resolution(exif: bytes | None) -> tuple[float, float] | None:
+    """Return pixels per inch, horizontally and vertically; None where EXIF does not say, or is damaged."""
+    if exif is None or not _is_structure(exif):
+        return None
+    structure = _Structure(exif)
+    try:
+        entries = {entry.tag: entry for entry in structure.entries(structure.number("I", 4))}
+        unit = structure.value(entries[ExifTags.Base.ResolutionUnit]) if ExifTags.Base.ResolutionUnit in entries else 2
+        x, y = (structure.fraction(entries[tag]) for tag in (ExifTags.Base.XResolution, ExifTags.Base.YResolution))
+    except (struct.error, KeyError, ZeroDivisionError):
+        return None
+    scale = _UNITS_PER_INCH.get(unit or 0)
+    return (x * scale, y * scale) if scale and x and y else None
 
 
 def has_thumbnail(exif: bytes | None) -> bool:
@@ -157,14 +188,14 @@ def is_damaged(exif: bytes) -> bool:
 
 
 def descriptive(exif: bytes | None) -> dict[int, Any]:
-    """Return tags and values that describe the photograph: camera, time, author, position."""
+    """Return tags and values that describe the photograph: DESCRIPTIVE, with position and exposure."""
     parsed = Image.Exif()
     parsed.load(MARKER + (exif or b""))
     return _descriptive(parsed)
 
 
 def _descriptive(exif: Image.Exif) -> dict[int, Any]:
-    tags = [tag for tag in _DESCRIPTIVE if tag in exif]
+    tags = [tag for tag in DESCRIPTIVE if tag in exif]
     return {tag: exif.get_ifd(tag) if tag in _SUB_DIRECTORIES else exif[tag] for tag in tags}
 
 

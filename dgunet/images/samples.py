@@ -2,6 +2,7 @@
 
 import io
 import logging
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -13,6 +14,7 @@ from dgunet.images.photo import InChannels, Pixels, Plane
 
 logging.getLogger("pyvips").addHandler(logging.NullHandler())  # libvips' warnings would go to the terminal
 pyvips.cache_set_max(0)  # it would keep decoded photographs
+_ROWS = 256  # that are converted at once
 Oriented: TypeAlias = UInt8[np.ndarray, "_ _ C"] | UInt16[np.ndarray, "_ _ C"]
 RAW_PHOTO = "a raw photograph (DNG, NEF, ARW, ...); develop it in a raw converter, and save a TIFF of 16 bits"
 _DEPTHS = {  # libvips' names of what cannot be a photograph of 8 or 16 bits
@@ -92,6 +94,28 @@ def cmyk_to_srgb(channels: UInt8[np.ndarray, "H W 4"], profile: bytes | None) ->
         except (OSError, ImageCms.PyCMSError):
             pass  # a damaged profile is ignored
     rgb: UInt8[np.ndarray, "H W 3"] = np.asarray(image.convert("RGB"))
+    return rgb
+
+
+def ycbcr_to_rgb(
+    channels: UInt8[np.ndarray, "H W 3"], coefficients: Sequence[float], limits: Sequence[float]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Return YCbCr samples of a TIFF as RGB.
+
+    Args:
+        channels: Y, Cb and Cr, with as many samples each.
+        coefficients: shares of red, green and blue in Y.
+        limits: codes of black and white of Y, then of no colour and full colour of Cb and Cr.
+    """
+    red, green, blue = coefficients
+    full = (255, 127, 127)  # TIFF 6.0, section 20
+    black, white = np.array(limits[::2], np.float32), np.array(limits[1::2], np.float32)
+    rgb = np.empty_like(channels)
+    for start in range(0, len(channels), _ROWS):  # floats of a whole photograph would take gigabytes
+        y, cb, cr = np.moveaxis((channels[start : start + _ROWS] - black) * (full / (white - black)), 2, 0)
+        r, b = y + cr * (2 - 2 * red), y + cb * (2 - 2 * blue)
+        colours = np.stack([r, (y - red * r - blue * b) / green, b], axis=2)
+        rgb[start : start + _ROWS] = np.rint(np.clip(colours, 0, 255))
     return rgb
 
 

@@ -15,16 +15,22 @@ from typing import Any
 import numpy as np
 from PIL import Image, TiffImagePlugin, TiffTags
 
-from dgunet.images import exif
+from dgunet.images import exif, jpeg
 
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType: a smaller copy, a transparency mask
 _STRAIGHT_ALPHA, _PREMULTIPLIED = 2, 1  # values of ExtraSamples; 0: something else, such as a saved selection
 _MIN_IS_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 1, 2, 3, 5, 6, 8  # PhotometricInterpretation; 0: white is zero
 _NUM_COLOURS = {0: 1, _MIN_IS_BLACK: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3, _LAB: 3}
 _CAMERA_COLOURS = (32803, 34892)  # colour filter array, linear raw
-_SAMPLE_FORMATS = {1: "", 2: "signed ", 3: "floating-point ", 5: "complex ", 6: "complex "}
+_SAMPLE_FORMATS = {1: "", 2: "signed ", 3: "floating-point ", 4: "", 5: "complex ", 6: "complex "}  # 4: not said
+_OLD_SUBFILE_TYPE, _INKS, _YCBCR_SUBSAMPLING = 255, 332, 530
+_YCBCR_COEFFICIENTS, _YCBCR_RANGE = 529, 532
+_NOT_CMYK = 2  # value of the tag InkSet
+_JPEG = 7
 _SUBFILE_TYPE, _SAMPLE_FORMAT, _XMP, _IPTC, _ORIENTATION = 254, 339, 700, 33723, 274
+_PHOTOSHOP_RESOURCES = 34377
 _PHOTOSHOP_LAYERS, _SUB_DIRECTORIES, _DNG_VERSION = 37724, 330, 50706
+_TAG_NAMES = {33550: "GeoTIFF", 33922: "GeoTIFF", 34735: "GeoTIFF", 42112: "GDAL"}
 _UNITS_PER_INCH = {2: 1.0, 3: 2.54}
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _BIGTIFF = (b"+\x00", b"\x00+")
@@ -62,6 +68,20 @@ _STORAGE = (  # tags that say how samples are stored
     531,  # YCbCr positioning
     532,  # black and white
 )
+# Beside the storage of samples and exif.DESCRIPTIVE: kept otherwise, or without meaning for other pixels.
+_OTHERWISE_KNOWN = frozenset(
+    {
+        *(_SUBFILE_TYPE, _OLD_SUBFILE_TYPE, _ORIENTATION, _XMP, _IPTC, _PHOTOSHOP_LAYERS, _TILE_WIDTH, _TILE_LENGTH),
+        *(_INKS, _PHOTOSHOP_RESOURCES, _YCBCR_SUBSAMPLING, _YCBCR_COEFFICIENTS, _YCBCR_RANGE, _SUB_DIRECTORIES),
+        *(TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH, TiffImagePlugin.ROWSPERSTRIP),
+        *(TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.STRIPBYTECOUNTS),
+        *(TiffImagePlugin.TILEOFFSETS, TiffImagePlugin.TILEBYTECOUNTS),
+        *(TiffImagePlugin.X_RESOLUTION, TiffImagePlugin.Y_RESOLUTION, TiffImagePlugin.RESOLUTION_UNIT),
+        *(TiffImagePlugin.ICCPROFILE, TiffImagePlugin.TRANSFERFUNCTION),
+        *(263, 264, 265, 280, 281, 288, 289, 290, 291, 292, 293, 297, 326, 327, 328, 333, 334, 336, 340, 341),
+        *(512, 513, 514, 515, 517, 518, 519, 520, 521),  # of the old kind of JPEG
+    }
+)
 _VALID_VALUES = {_ORIENTATION: range(1, 9), 296: range(1, 4)}
 _HORIZONTAL_DIFFERENCES = 2
 _STRIP_BYTES = 2**20
@@ -81,6 +101,9 @@ class TiffPage:
         is_complete: whether all strips or tiles lie within the file.
         tile: height and width of the tiles; None: the page is in strips.
         unsupported: what of the way of storing samples libvips does not read; None: it reads them.
+        fault: why the samples have no colours; None: they have.
+        ycbcr: coefficients, and codes of black and white of the three samples, where they must still be converted to
+            RGB; None: the decoder converts them, or they are no YCbCr.
     """
 
     number: int
@@ -104,6 +127,8 @@ class TiffPage:
     is_raw: bool
     tile: tuple[int, int] | None
     unsupported: str | None
+    fault: str | None
+    ycbcr: tuple[tuple[float, ...], tuple[float, ...]] | None
     dropped: tuple[str, ...]
 
     @property
@@ -125,6 +150,11 @@ class TiffPage:
     def is_cmyk(self) -> bool:
         """Whether samples are amounts of ink."""
         return self.photometric == _CMYK
+
+    @property
+    def is_ycbcr(self) -> bool:
+        """Whether samples are brightness and two colour differences."""
+        return self.photometric == _YCBCR
 
     @property
     def is_lab(self) -> bool:
@@ -217,10 +247,21 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2, offset: int, data: bytes,
     num_samples = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
     extra = _numbers(tags.get(TiffImagePlugin.EXTRASAMPLES, ()))
     num_colours = min(_NUM_COLOURS.get(photometric, num_samples), num_samples)
-    is_reduced = bool(int(tags.get(_SUBFILE_TYPE, 0)) & (_REDUCED | _MASK))
+    is_reduced = bool(int(tags.get(_SUBFILE_TYPE, 0)) & (_REDUCED | _MASK)) or tags.get(_OLD_SUBFILE_TYPE) == 2
     alpha = [num_colours + index for index, kind in enumerate(extra) if kind == _STRAIGHT_ALPHA]
     further = num_samples - num_colours - bool(alpha)
     dropped = [f"{further} further channel{'s' * (further > 1)} (not transparency)"] if further > 0 else []
+    if int(tags.get(TiffImagePlugin.RESOLUTION_UNIT, 2)) == 1:  # no unit
+        ratio = [
+            _fractions((tags.get(tag, 1),)) for tag in (TiffImagePlugin.X_RESOLUTION, TiffImagePlugin.Y_RESOLUTION)
+        ]
+        dropped += ["the ratio of the sides of a pixel"] if ratio[0] != ratio[1] else []
+    unknown = sorted(set(tags) - set(exif.DESCRIPTIVE) - set(_STORAGE) - _OTHERWISE_KNOWN)
+    if unknown:
+        names = list(dict.fromkeys(_TAG_NAMES.get(tag, str(tag)) for tag in unknown))
+        dropped += [f"further tags of the TIFF: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else "")]
+    resources = _bytes(tags, _PHOTOSHOP_RESOURCES) or b""
+    dropped += [jpeg.PHOTOSHOP_DATA] if jpeg.has_own_data(resources) else []
     dropped += ["Photoshop layers"] if _PHOTOSHOP_LAYERS in tags else []
     try:
         description = _description(data, offset)
@@ -243,13 +284,15 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2, offset: int, data: bytes,
         is_complete=_is_complete(tags, len(data)),
         orientation=int(tags.get(_ORIENTATION, 1)),
         exif=description,
-        icc_profile=_bytes(tags.get(TiffImagePlugin.ICCPROFILE)),
-        xmp=_bytes(tags.get(_XMP)),
-        iptc=_bytes(tags.get(_IPTC)),
+        icc_profile=_bytes(tags, TiffImagePlugin.ICCPROFILE),
+        xmp=_bytes(tags, _XMP),
+        iptc=_bytes(tags, _IPTC) or jpeg.iptc_record(resources),
         resolution=_resolution(tags),
         is_raw=photometric in _CAMERA_COLOURS or _DNG_VERSION in tags or (is_reduced and _SUB_DIRECTORIES in tags),
         tile=(int(tags[_TILE_LENGTH]), int(tags[_TILE_WIDTH])) if TiffImagePlugin.TILEOFFSETS in tags else None,
-        unsupported=_unsupported(tags, bits),
+        unsupported=_unsupported(tags, bits, num_samples, num_colours),
+        fault=_fault(tags, photometric, num_samples),
+        ycbcr=_ycbcr(tags) if photometric == _YCBCR else None,
         dropped=tuple(dropped),
     )
 
@@ -261,15 +304,47 @@ def _description(data: bytes, offset: int) -> bytes | None:
     return exif.of_tiff(directory)
 
 
-def _unsupported(tags: TiffImagePlugin.ImageFileDirectory_v2, bits: tuple[int, ...]) -> str | None:
+def _unsupported(
+    tags: TiffImagePlugin.ImageFileDirectory_v2, bits: tuple[int, ...], num_samples: int, num_colours: int
+) -> str | None:
     compression = int(tags.get(TiffImagePlugin.COMPRESSION, 1))
+    is_separate = int(tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1)) == _SEPARATE
     if compression not in _COMPRESSIONS:
         return f"compressed with {_OTHER_COMPRESSIONS.get(compression, f'method {compression}')}"
-    if TiffImagePlugin.TILEOFFSETS in tags and int(tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1)) == _SEPARATE:
+    if TiffImagePlugin.TILEOFFSETS in tags and is_separate:
         return "in tiles of separate planes"
-    if bits[0] not in (1, 2, 4, 8, 16):
-        return f"with {bits[0]} bits per sample"
+    if is_separate and int(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, _MIN_IS_BLACK)) == _YCBCR:
+        return "of YCbCr colours in separate planes"
+    if is_separate and num_colours == 1 < num_samples:  # libvips mixes gray with the plane after it
+        return "of gray and further samples in separate planes"
+    if bits[0] not in (1, 2, 4, 8, 16) or (bits[0] < 8 and num_samples > 1):
+        return f"with {bits[0]} bits per sample" + (f" and {num_samples} samples" if num_samples > 1 else "")
     return None
+
+
+def _fault(tags: TiffImagePlugin.ImageFileDirectory_v2, photometric: int, num_samples: int) -> str | None:
+    if photometric == _CMYK and (num_samples < 4 or int(tags.get(_INKS, 1)) == _NOT_CMYK):
+        return f"{num_samples} inks, not cyan, magenta, yellow and black, are not supported; convert to RGB"
+    if num_samples < _NUM_COLOURS.get(photometric, 1):
+        return f"damaged: {num_samples} sample of each pixel cannot be a colour (SamplesPerPixel of the TIFF)"
+    if photometric == _PALETTE and TiffImagePlugin.COLORMAP not in tags:
+        return "damaged: a picture of numbered colours without the colours (ColorMap of the TIFF)"
+    return None
+
+
+def _ycbcr(
+    tags: TiffImagePlugin.ImageFileDirectory_v2,
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return how to convert samples: libvips converts those that JPEG compresses, or that have fewer colour samples."""
+    is_full = tuple(_numbers(tags.get(_YCBCR_SUBSAMPLING, (2, 2)))) == (1, 1)
+    if int(tags.get(TiffImagePlugin.COMPRESSION, 1)) == _JPEG or not is_full:
+        return None
+    coefficients, limits = _fractions(tags.get(_YCBCR_COEFFICIENTS)), _fractions(tags.get(_YCBCR_RANGE))
+    if len(coefficients) != 3 or not all(0 < value < 1 for value in coefficients):
+        coefficients = (0.299, 0.587, 0.114)
+    if len(limits) != 6 or not all(black < white for black, white in zip(limits[::2], limits[1::2], strict=True)):
+        limits = (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
+    return coefficients, limits
 
 
 def with_valid_tags(data: bytes, page: TiffPage) -> bytes:
@@ -334,6 +409,7 @@ def join_tiles(strips: np.ndarray, page: TiffPage) -> np.ndarray:
 
 
 def _is_complete(tags: TiffImagePlugin.ImageFileDirectory_v2, num_bytes: int) -> bool:
+    """Return whether the file has all strips or tiles; those of no bytes, as sparse files have, are missing pixels."""
     offsets = _numbers(tags.get(TiffImagePlugin.STRIPOFFSETS, tags.get(TiffImagePlugin.TILEOFFSETS, ())))
     counts = _numbers(tags.get(TiffImagePlugin.STRIPBYTECOUNTS, tags.get(TiffImagePlugin.TILEBYTECOUNTS, ())))
     if not counts and len(offsets) == 1:  # optional where nothing is compressed
@@ -341,7 +417,21 @@ def _is_complete(tags: TiffImagePlugin.ImageFileDirectory_v2, num_bytes: int) ->
             _numbers(tags.get(TiffImagePlugin.BITSPERSAMPLE, 1))
         )
         counts = (math.ceil(tags[TiffImagePlugin.IMAGEWIDTH] * samples / 8) * tags[TiffImagePlugin.IMAGELENGTH],)
-    return bool(offsets) and all(start + count <= num_bytes for start, count in zip(offsets, counts, strict=False))
+    num_needed = _num_segments(tags)
+    has_all = min(len(offsets), len(counts)) >= num_needed and (num_needed == 1 or all(counts[:num_needed]))
+    return has_all and all(start + count <= num_bytes for start, count in zip(offsets, counts, strict=False))
+
+
+def _num_segments(tags: TiffImagePlugin.ImageFileDirectory_v2) -> int:
+    """Return the number of strips or tiles."""
+    width, height = int(tags[TiffImagePlugin.IMAGEWIDTH]), int(tags[TiffImagePlugin.IMAGELENGTH])
+    if TiffImagePlugin.TILEOFFSETS in tags:
+        count = math.ceil(height / int(tags[_TILE_LENGTH])) * math.ceil(width / int(tags[_TILE_WIDTH]))
+    else:
+        rows = int(tags.get(TiffImagePlugin.ROWSPERSTRIP, height)) or height
+        count = math.ceil(height / rows) if rows else 1
+    is_separate = int(tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1)) == _SEPARATE
+    return max(1, count * (int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)) if is_separate else 1))
 
 
 def _resolution(tags: TiffImagePlugin.ImageFileDirectory_v2) -> tuple[float, float] | None:
@@ -358,7 +448,15 @@ def _numbers(value: Any) -> tuple[int, ...]:
     return tuple(int(item) for item in value) if isinstance(value, tuple | list) else (int(value),)
 
 
-def _bytes(value: Any) -> bytes | None:
-    if isinstance(value, bytes):
-        return value
-    return bytes(value) if isinstance(value, tuple) and all(0 <= item < 256 for item in value) else None
+def _fractions(value: Any) -> tuple[float, ...]:
+    """Return numbers; none where one has no value, as 1/0, or there are no numbers."""
+    try:
+        return tuple(float(item) for item in value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return ()
+
+
+def _bytes(tags: TiffImagePlugin.ImageFileDirectory_v2, tag: int) -> bytes | None:
+    """Return the bytes of a value of any type as they lie in the file: Pillow's public access shortens some lists."""
+    raw = tags._tagdata.get(tag)
+    return bytes(raw) if raw else None

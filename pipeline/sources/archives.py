@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from filelock import FileLock
@@ -42,6 +42,7 @@ from pipeline.sources.places import (
 
 COPIES = Path(".cache/archives")
 _COMPRESSED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_WINDOWS = (0, 10, 14)  # systems that made a member: FAT, NTFS, VFAT
 _ENCRYPTED, _PATCH, _STRONG = 1, 0x20, 0x40  # bits of a member's flags
 _END_OF_ZIP, _LONGEST_END = b"PK\x05\x06", 22 + 65535  # the record at the end of a zip, and its largest size
 _OTHER_ARCHIVES = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR"}
@@ -67,7 +68,7 @@ class Archive:
                 raise StorageError(f"{place}: {_JOIN}")
             self._zip = zipfile.ZipFile(self._file) if is_zip else None
             self._tar = None if self._zip else tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
-            self._members = dict(self._zip_members() if self._zip else self._tar_members())
+            self._members = _by_name(self._zip_members() if self._zip else self._tar_members())
         except StorageError:
             self._file.close()
             raise
@@ -133,7 +134,8 @@ class Archive:
         assert self._zip is not None
         for member in self._zip.infolist():
             name = member.filename
-            if "/" not in name:  # some programs on Windows separate folders by backslashes, against the standard
+            # Some programs on Windows separate folders by backslashes, against the standard.
+            if "/" not in name or member.create_system in _WINDOWS:
                 name = name.replace("\\", "/")
             if not name.endswith("/"):
                 self._inside[name] = member
@@ -350,6 +352,20 @@ def _is_split(file: BinaryIO) -> bool:
     found = end.rfind(_END_OF_ZIP)
     number = end[found + 4 : found + 6] if found >= 0 else b""
     return number not in (b"", b"\0\0", b"\xff\xff")  # the last: see the record of a large zip
+
+
+def _by_name(members: Iterator[tuple[str, tuple[str, str | None]]]) -> dict[str, tuple[str, str | None]]:
+    """Return facts and problem of each member by name; of several with one name, the last can be read."""
+    named: dict[str, tuple[str, str | None]] = {}
+    num_replaced = 0
+    for name, facts in members:
+        if name in named:
+            num_replaced += 1
+            path = PurePosixPath(name)
+            earlier = str(path.with_name(f"{path.stem} (replaced {num_replaced}){path.suffix}"))
+            named[earlier] = (named[name][0], "replaced by a later member of the same name")
+        named[name] = facts
+    return named
 
 
 def _member_problem(name: str, size: int) -> str | None:

@@ -159,6 +159,14 @@ def test_weights_that_config_json_does_not_describe_are_refused(folder, network)
     load_model(folder)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, network, value):
+    next(network.parameters()).data.fill_(value)
+    save_model(network, tmp_path / "diverged", {})
+    with pytest.raises(ValueError, match="infinite or no numbers, as after a training that diverged"):
+        load_model(tmp_path / "diverged")
+
+
 def test_a_failed_write_is_reported_and_leaves_no_file(tmp_path, network):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="could not be written"):

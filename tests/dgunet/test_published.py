@@ -326,3 +326,10 @@ def test_a_file_with_a_bare_tensor_is_refused(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
     with pytest.raises(ValueError, match="holds a Tensor"):
         published.load(tmp_path / "tensor.pth")
+
+
+def test_sparse_tensors_are_refused_by_their_names():
+    weights = case_weights("dgunet")
+    name = next(name for name, value in weights.items() if value.ndim == 4)
+    with pytest.raises(ValueError, match=f"not floating-point tensors, or sparse: {name}"):
+        published.from_state_dict(weights | {name: weights[name].to_sparse()})

@@ -152,6 +152,121 @@ def test_alpha_is_found_among_further_channels():
     np.testing.assert_array_equal(read_photo(gray).alpha, samples[..., 1:2])
 
 
+@pytest.mark.parametrize("white_is_zero", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_gray_and_alpha_in_separate_planes_are_read(dtype, white_is_zero):
+    samples = RANDOM.integers(0, np.iinfo(dtype).max, (HEIGHT, WIDTH, 2)).astype(dtype)
+    tags = page(WIDTH, HEIGHT, 8 * samples.itemsize, 2, 1 - white_is_zero, t338=(SHORT, [2]), t284=(SHORT, [2]))
+    photo = read_photo(tiff([(tags, planes(samples, "<"))]))
+    white = np.iinfo(dtype).max
+    np.testing.assert_array_equal(photo.pixels, white - samples[..., :1] if white_is_zero else samples[..., :1])
+    np.testing.assert_array_equal(photo.alpha, samples[..., 1:])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_few_bits_of_several_samples_are_read(bits):
+    samples = RANDOM.integers(0, 2**bits, (HEIGHT, WIDTH, 3))
+    photo = read_photo(tiff([(page(WIDTH, HEIGHT, bits, 3, 2), [photo_files.packed(samples, bits)])]))
+    np.testing.assert_array_equal(photo.pixels, samples * (255 // (2**bits - 1)))
+    with_alpha = page(WIDTH, HEIGHT, bits, 2, 1, t338=(SHORT, [2]))
+    photo = read_photo(tiff([(with_alpha, [photo_files.packed(samples[..., :2], bits)])]))
+    np.testing.assert_array_equal(photo.pixels, samples[..., :1] * (255 // (2**bits - 1)))
+    np.testing.assert_array_equal(photo.alpha, samples[..., 1:2] * (255 // (2**bits - 1)))
+
+
+def test_alpha_is_not_turned_where_white_is_zero():
+    samples = RANDOM.integers(0, 4096, (HEIGHT, WIDTH, 2))
+    tags = page(WIDTH, HEIGHT, 12, 2, 0, t338=(SHORT, [2]))
+    photo = read_photo(tiff([(tags, [photo_files.packed(samples, 12)])]))
+    np.testing.assert_allclose(photo.pixels, 65535 - samples[..., :1] * 65535 / 4095, atol=1)
+    np.testing.assert_allclose(photo.alpha, samples[..., 1:] * 65535 / 4095, atol=1)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize("compression", [1, 8])
+def test_brightness_and_colour_differences_become_rgb(subsampling, compression, order):
+    across, down = subsampling
+    stored = np.asarray(Image.fromarray(SMOOTH).convert("YCbCr"))
+    blocks = [
+        stored[y : y + down, x : x + across, 0].tobytes() + stored[y, x, 1:].tobytes()
+        for y in range(0, HEIGHT, down)
+        for x in range(0, WIDTH, across)
+    ]
+    tags = page(WIDTH, HEIGHT, 8, 3, 6, t530=(SHORT, subsampling), t259=(SHORT, [compression]))
+    strip = b"".join(blocks) if compression == 1 else zlib.compress(b"".join(blocks))
+    pixels = read_photo(tiff([(tags, [strip])], order)).pixels
+    assert np.abs(pixels.astype(int) - SMOOTH).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"t532": (RATIONAL, [16, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1])}, [0, 0, 0]),
+        ({"t532": (RATIONAL, [16, 1, 16, 1, 128, 1, 128, 1, 128, 1, 128, 1])}, [16, 16, 16]),  # no range: not used
+        ({"t532": (RATIONAL, [16, 1, 235, 1])}, [16, 16, 16]),
+        ({"t529": (RATIONAL, [0, 0, 0, 0, 0, 0])}, [16, 16, 16]),
+    ],
+)
+def test_black_and_white_of_colour_differences_are_those_of_the_file(more, expected):
+    samples = np.broadcast_to(np.array([16, 128, 128], np.uint8), (HEIGHT, WIDTH, 3))
+    photo = read_photo(tiff([(page(WIDTH, HEIGHT, 8, 3, 6, t530=(SHORT, [1, 1]), **more), [samples.tobytes()])]))
+    assert photo.pixels[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        (page(WIDTH, HEIGHT, 8, 3, 6, t284=(SHORT, [2]), t530=(SHORT, [1, 1])), "YCbCr colours in separate planes"),
+        (page(WIDTH, HEIGHT, 16, 3, 6, t530=(SHORT, [1, 1])), "YCbCr colours of.*other than 8 bits"),
+        (page(WIDTH, HEIGHT, 8, 4, 6, t530=(SHORT, [1, 1])), "YCbCr colours of more than 3 samples"),
+        (page(WIDTH, HEIGHT, 8, 3, 5, t332=(SHORT, [2])), "3 inks, not cyan"),
+        (page(WIDTH, HEIGHT, 8, 6, 5, t332=(SHORT, [2])), "6 inks, not cyan"),
+        (page(WIDTH, HEIGHT, 8, 1, 3), "numbered colours without the colours"),
+        (page(WIDTH, HEIGHT, 8, 1, 2), "1 sample of each pixel cannot be a colour"),
+        (page(WIDTH, HEIGHT, 8, 1, 8), "1 sample of each pixel cannot be a colour"),
+    ],
+)
+def test_samples_that_are_no_colours_are_refused_by_their_name(tags, message):
+    strips = [bytes(HEIGHT * WIDTH * 2)] * 3 if 284 in tags else [bytes(HEIGHT * WIDTH * 6)]
+    with pytest.raises(UnreadableImage, match=message):
+        read_photo(tiff([(tags, strips)]))
+
+
+def test_samples_of_a_kind_that_is_not_said_are_whole_numbers():
+    tags = page(WIDTH, HEIGHT, 8, 3, 2, t339=(SHORT, [4, 4, 4]))
+    np.testing.assert_array_equal(read_photo(tiff([(tags, [EIGHT.tobytes()])])).pixels, EIGHT)
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+@pytest.mark.parametrize(("offsets", "counts"), [([8, 0], 2), ([8], 1)])
+def test_strips_that_a_file_leaves_out_are_missing_pixels(bits, offsets, counts, capfd):
+    length = WIDTH * bits // 8 * HEIGHT // 2
+    more = {"t278": (LONG, [HEIGHT // 2]), "t273": (LONG, offsets), "t279": (LONG, [length, 0][:counts])}
+    with pytest.raises(UnreadableImage, match="truncated"):
+        read_photo(tiff([(page(WIDTH, HEIGHT, bits, 1, 1, **more), [bytes(length)])]))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tiles_that_a_file_leaves_out_are_missing_pixels():
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, EIGHT, photometric="rgb", tile=(16, 16), compression="zstd")
+    data = bytearray(buffer.getvalue())
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        for name in ("TileOffsets", "TileByteCounts"):
+            tag = file.pages[0].tags[name]
+            struct.pack_into("<H" if tag.dtype == SHORT else "<I", data, tag.valueoffset, 0)
+    with pytest.raises(UnreadableImage, match="truncated"):
+        read_photo(bytes(data))
+
+
+def test_damage_that_tifffile_finds_is_named_as_damage():
+    strip = zlib.compress(photo_files.packed(RANDOM.integers(0, 4096, (HEIGHT, WIDTH)), 12))
+    tags = page(WIDTH, HEIGHT, 12, 1, 1, t259=(SHORT, [8]))
+    with pytest.raises(UnreadableImage, match="damaged or truncated"):
+        read_photo(tiff([(tags, [strip[: len(strip) // 2] + bytes(len(strip) // 2)])]))
+
+
 def test_sixteen_bit_cmyk_becomes_rgb():
     inks = np.stack([*(255 - SMOOTH).transpose(2, 0, 1), np.zeros((HEIGHT, WIDTH), np.uint8)], axis=2)
     eight = read_photo(tiff([(page(WIDTH, HEIGHT, 8, 4, 5), [inks.tobytes()])]))
@@ -248,6 +363,11 @@ def test_heic_without_the_package_that_reads_it_is_refused_with_the_remedy(monke
         (b"II*\0\x10\0\0\0CR\x02\0", "raw photograph"),
         (b"\0\0\0\x18ftypisom", "a film"),
         (b"%PDF-1.7", "a PDF"),
+        (b"\xff\x4f\xff\x51", "JPEG 2000"),
+        (b"II\xbc\1", "JPEG XR"),
+        (b"\xff\xd8\xff\xf7\0\x0b\x08", "JPEG-LS"),
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
         (b"", "an empty file"),
         (b"hello", "no PNG, JPEG"),
     ],
@@ -329,6 +449,38 @@ def test_damaged_exif_does_not_keep_a_photo_from_being_written(file_format, junk
     assert again.exif == junk or "EXIF" in dropped[0]
 
 
+def raw_profile(name: bytes, content: bytes) -> bytes:
+    digits = b"\n%s\n%8d\n%s\n" % (name, len(content), content.hex().encode())
+    return png_chunk(b"zTXt", b"Raw profile type " + name + b"\0\0" + zlib.compress(digits))
+
+
+def test_profile_xmp_and_captions_of_imagemagick_are_read():
+    packet, record = XMP % b"", b"\x1c\x02\x78\x00\x07harbour"
+    resource = b"8BIM\4\4\0\0" + struct.pack(">I", len(record)) + record
+    chunks = [raw_profile(b"icc", SRGB_PROFILE), raw_profile(b"xmp", packet)]
+    for captions in (raw_profile(b"8bim", resource), raw_profile(b"iptc", record), raw_profile(b"iptc", resource)):
+        photo = read_photo(png(EIGHT, 8, 2, *chunks, captions))
+        assert photo.icc_profile == SRGB_PROFILE
+        assert photo.iptc == record
+        assert photo.xmp is not None
+        assert b'tiff:Orientation="1"' in photo.xmp
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"tEXt", b"XML:com.adobe.xmp\0" + XMP % b""),
+        png_chunk(b"zTXt", b"XML:com.adobe.xmp\0\0" + zlib.compress(XMP % b"")),
+        png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP % b"")),
+    ],
+)
+def test_xmp_in_any_text_of_a_png_stays_true(chunk):
+    photo = read_photo(png(EIGHT, 8, 2, chunk))
+    data, _ = encode(photo, "PNG")
+    assert data.count(b"com.adobe.xmp") == 1
+    assert b'tiff:Orientation="1"' in (read_photo(data).xmp or b"")
+
+
 def test_metadata_of_imagemagick_is_read():
     raw = b"Exif\0\0" + photo_files.exif(6)
     digits = b"\nexif\n%8d\n%s\n" % (len(raw), raw.hex().encode())
@@ -366,11 +518,62 @@ def test_the_resolution_is_kept(file_format, dpi):
         assert [float(value) for value in written.info["dpi"]] == pytest.approx([dpi, dpi], rel=2e-4)
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF"])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "BMP"])
 def test_no_resolution_is_invented(file_format):
     data, _ = encode(Photo(SMOOTH), file_format)
     assert read_photo(data).resolution is None
     assert "dpi" not in Image.open(io.BytesIO(data)).info or file_format == "TIFF"
+
+
+def raw_exif_resolution(x: int, y: int, unit: int) -> bytes:
+    entries = {282: (RATIONAL, [x, 1]), 283: (RATIONAL, [y, 1]), 296: (SHORT, [unit])}
+    return b"II*\0" + struct.pack("<I", 8) + photo_files.directory(entries, 8)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "BMP"])
+def test_the_resolution_that_exif_alone_says_is_kept(file_format):
+    data = jpeg(SMOOTH, jpeg_segment(0xE1, b"Exif\0\0" + raw_exif_resolution(300, 150, 2)))
+    photo = read_photo(data)  # Pillow writes a JFIF segment without a unit, as cameras write none
+    assert photo.resolution == (300, 150)
+    written = read_photo(encode(photo, file_format)[0])
+    assert written.resolution == pytest.approx((300, 150), rel=2e-4)
+    assert encode(photo, "WEBP")[1] == ()
+    assert encode(replace(photo, exif=None), "WEBP")[1] == ("resolution (WEBP does not hold it)",)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (raw_exif_resolution(100, 200, 3), (254, 508)),
+        (raw_exif_resolution(300, 300, 1), None),
+        (raw_exif_resolution(0, 300, 2), None),
+        (raw_exif_resolution(300, 300, 2)[:-2], None),
+        (raw_exif_resolution(300, 300, 2)[:12], None),
+        (photo_files.exif(), None),
+    ],
+)
+def test_a_resolution_in_exif_that_has_no_meaning_is_none(raw, expected):
+    assert read_photo(png(EIGHT, 8, 2, png_chunk(b"eXIf", raw))).resolution == expected
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(EIGHT, 8, 2, png_chunk(b"pHYs", struct.pack(">IIB", 2, 1, 0))),
+        jpeg(SMOOTH).replace(b"JFIF\0\1\1\0\0\1\0\1", b"JFIF\0\1\1\0\0\2\0\1"),
+        tiff([(page(WIDTH, HEIGHT, 8, 1, 1, t282=(RATIONAL, [2, 1]), t283=(RATIONAL, [1, 1]), t296=(SHORT, [1])),
+               [EIGHT[..., 0].tobytes()])]),
+    ],
+)  # fmt: skip
+def test_pixels_that_are_not_square_are_named(data):
+    assert read_photo(data).dropped == ("the ratio of the sides of a pixel",)
+
+
+def test_chunks_of_a_png_that_are_not_kept_are_named():
+    chunks = [png_chunk(kind, bytes(9)) for kind in (b"caBX", b"oFFs", b"sBIT", b"caBX", b"iDOT")]
+    assert read_photo(png(EIGHT, 8, 2, *chunks)).dropped == ("the chunk caBX of the PNG", "the chunk oFFs of the PNG")
+    damaged = read_photo(png(EIGHT, 8, 2, png_chunk(b"iCCP", b"name\0\0zz")))
+    assert damaged.dropped == ("damaged colour profile",)
 
 
 def test_resolution_per_centimetre_is_converted():
@@ -437,6 +640,33 @@ def test_captions_are_kept(file_format):
     assert encode(photo, "PNG")[1] == ("IPTC (PNG does not hold it)",)
 
 
+def test_further_tags_of_a_tiff_are_named_and_captions_of_photoshop_found():
+    record = b"\x1c\x02\x78\x00\x07harbour"
+    resources = b"8BIM\4\4\0\0" + struct.pack(">I", len(record)) + record
+    more = {"t33550": (LONG, [1]), "t34735": (SHORT, [1, 1]), "t65000": (LONG, [1]), "t34377": (7, resources)}
+    photo = read_photo(tiff([(page(WIDTH, HEIGHT, 8, 3, 2, **more), [EIGHT.tobytes()])]))
+    assert photo.iptc == record
+    assert photo.dropped == ("further tags of the TIFF: GeoTIFF, 65000",)
+    for order in ("<", ">"):  # Photoshop writes the record as numbers of four bytes
+        tags = page(WIDTH, HEIGHT, 8, 3, 2, t33723=(LONG, list(struct.unpack(f"{order}3I", record))))
+        assert read_photo(tiff([(tags, [EIGHT.tobytes()])], order)).iptc == record
+    path = resources + b"8BIM\x07\xd0\0\0" + struct.pack(">I", 4) + b"path"
+    photo = read_photo(tiff([(page(WIDTH, HEIGHT, 8, 3, 2, t34377=(7, path)), [EIGHT.tobytes()])]))
+    assert photo.dropped == ("Photoshop's own data (such as paths)",)
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "JPEG", "PNG", "WEBP"])
+def test_titles_ratings_and_names_of_windows_and_scanners_are_kept(file_format):
+    fields = {269: "pass 3", 316: "desk", 18246: 4, 40091: "Häfen\0".encode("utf-16le")}
+    described = Image.Exif()
+    described.update(fields)
+    tiff_data, dropped = encode(read_photo(jpeg(SMOOTH, exif=described)), "TIFF")
+    assert not dropped
+    data, _ = encode(read_photo(tiff_data), file_format)
+    with Image.open(io.BytesIO(data)) as written:
+        assert {tag: written.getexif()[tag] for tag in fields} == fields
+
+
 def test_what_a_bitmap_cannot_hold_is_named():
     photo = Photo(SMOOTH, exif=photo_files.exif(), icc_profile=SRGB_PROFILE, xmp=b"<x/>")
     assert [phrase.split(" (")[0] for phrase in encode(photo, "BMP")[1]] == ["EXIF", "XMP", "colour profile"]
@@ -453,6 +683,70 @@ def test_a_gain_map_is_named_and_the_file_does_not_point_to_it():
     written, _ = encode(photo, "JPEG")
     assert b"hdrgm" not in written
     assert b"Container:Directory" not in written
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        jpeg_segment(0xE1, b'http://ns.adobe.com/xap/1.0/\0<rdf:Description hdrgm:Version="1.0"/>'),
+        jpeg_segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<a>urn:com:apple:photo:2020:aux:hdrgainmap</a>"),
+        jpeg_segment(0xE2, b"urn:iso:std:iso:ts:21496:-1\0\0\0\0\0"),
+    ],
+)
+def test_a_gain_map_as_large_as_the_photograph_is_no_second_photograph(sign):
+    data = photo_files.multi_picture([jpeg(SMOOTH, *[sign] * (b"iso:ts" in sign)), jpeg(SMOOTH, sign)], [0x030000, 0])
+    assert read_photo(data).dropped == ("gain map",)
+
+
+def test_segments_of_a_jpeg_that_are_not_kept_are_named():
+    path = b"8BIM\x07\xd0\0\0" + struct.pack(">I", 4) + b"path"
+    thumbnail = jpeg(SMOOTH).replace(b"JFIF\0\1\1\0\0\1\0\1\0\0", b"JFIF\0\1\1\0\0\1\0\1\1\1")
+    part = SRGB_PROFILE + bytes(100)
+    for data, expected in (
+        (jpeg(SMOOTH, jpeg_segment(0xE0, b"JFXX\0\x10abc")), "embedded thumbnail"),
+        (thumbnail, "embedded thumbnail"),
+        (jpeg(SMOOTH, jpeg_segment(0xED, b"Photoshop 3.0\0" + path)), "Photoshop's own data (such as paths)"),
+        (jpeg(SMOOTH, jpeg_segment(0xEF, b"X\0")), "the camera's own data (X)"),
+        (jpeg(SMOOTH, jpeg_segment(0xFE, b"one"), jpeg_segment(0xFE, b"two")), "further comments"),
+        (jpeg(SMOOTH, jpeg_segment(0xE2, b"ICC_PROFILE\0\1\2" + part)), "damaged colour profile"),
+    ):
+        photo = read_photo(data)
+        assert photo.dropped == (expected,)
+        assert photo.icc_profile is None
+
+
+def test_exif_and_captions_go_on_in_further_segments():
+    raw = photo_files.exif(6, maker_note=RANDOM.bytes(80_000))
+    record = b"\x1c\x02\x78\x00\x07harbour"
+    resources = b"8BIM\x04\x0c\0\0" + struct.pack(">I", 4) + b"mini"
+    resources += b"8BIM\4\4\0\0" + struct.pack(">I", len(record)) + record
+    photo = read_photo(
+        jpeg(
+            SMOOTH,
+            *[jpeg_segment(0xE1, b"Exif\0\0" + part) for part in (raw[:65_000], raw[65_000:])],
+            *[jpeg_segment(0xED, b"Photoshop 3.0\0" + part) for part in (resources[:16], resources[16:])],
+        )
+    )
+    assert photo.exif == up_to_date(raw, WIDTH, HEIGHT)
+    assert photo.iptc == record
+
+
+@pytest.mark.parametrize("ends_in_the_middle", [False, True])
+def test_pixels_that_a_jpeg_lacks_though_it_ends_are_missed(ends_in_the_middle):
+    data = bytearray(jpeg(EIGHT))
+    if ends_in_the_middle:
+        data[len(data) // 2 :] = b"\xff\xd9"
+    else:  # promises more rows
+        struct.pack_into(">H", data, data.index(b"\xff\xc0") + 5, 2 * HEIGHT)
+    with pytest.raises(UnreadableImage, match="damaged or truncated"):
+        read_photo(bytes(data))
+
+
+def test_bytes_between_the_segments_of_a_jpeg_are_harmless():
+    data = jpeg(SMOOTH)
+    end = data.rindex(b"\xff\xd9")
+    pixels = read_photo(data[:end] + b"\0\0\0\0" + data[end:]).pixels
+    np.testing.assert_array_equal(pixels, read_photo(data).pixels)
 
 
 def test_a_video_after_the_picture_is_named():
@@ -481,9 +775,10 @@ def test_pages_of_a_tiff_are_refused_unless_one_is_chosen():
     assert read_photo(data, page=2).pixels.dtype == np.uint16
 
 
+@pytest.mark.parametrize("tag", [{"t254": (LONG, [1])}, {"t255": (SHORT, [2])}])
 @pytest.mark.parametrize("thumbnail_first", [False, True])
-def test_a_page_that_is_a_thumbnail_does_not_count(thumbnail_first):
-    small = (page(8, 6, 8, 3, 2, t254=(LONG, [1])), [bytes(8 * 6 * 3)])
+def test_a_page_that_is_a_thumbnail_does_not_count(thumbnail_first, tag):
+    small = (page(8, 6, 8, 3, 2, **tag), [bytes(8 * 6 * 3)])
     whole = (page(WIDTH, HEIGHT, 8, 3, 2), [EIGHT.tobytes()])
     photo = read_photo(tiff([small, whole] if thumbnail_first else [whole, small]))
     np.testing.assert_array_equal(photo.pixels, EIGHT)
@@ -498,16 +793,25 @@ def test_a_raw_photograph_is_not_taken_for_its_thumbnail():
         read_photo(tiff([(page(WIDTH, HEIGHT, 16, 1, 32803), [bytes(4480)])]))
 
 
-@pytest.mark.parametrize("file_format", ["WEBP", "PNG"])
+@pytest.mark.parametrize("file_format", ["WEBP", "PNG", "AVIF"])
 def test_animations_are_refused_with_the_number_of_frames(file_format):
     frames = [Image.fromarray(frame) for frame in (SMOOTH, SMOOTH[::-1].copy(), SMOOTH[:, ::-1].copy())]
     data = encoded(frames[0], file_format, save_all=True, append_images=frames[1:])
     with pytest.raises(UnreadableImage, match="3 frames"):
         read_photo(data)
-    if file_format == "WEBP":
+    if file_format != "PNG":
+        assert dimensions(data) == (HEIGHT, WIDTH)
         assert np.abs(read_photo(data, page=2).pixels.astype(int) - SMOOTH[::-1]).max() < 40
         with pytest.raises(UnreadableImage, match="no page 4; the file holds 3"):
             read_photo(data, page=4)
+
+
+def test_the_profile_of_a_bitmap_is_named():
+    data = encoded(Image.fromarray(SMOOTH), "BMP")
+    header = struct.pack("<I", 124) + data[18:54] + bytes(16) + b"DEBM" + bytes(64)
+    fifth = data[:10] + struct.pack("<I", 14 + len(header)) + header + data[54:]
+    assert read_photo(fifth).dropped == ("colour profile of the BMP",)
+    assert read_photo(data).dropped == ()
 
 
 def test_a_chain_of_pages_that_leads_back_ends():

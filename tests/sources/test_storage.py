@@ -391,3 +391,32 @@ def _large_zip() -> bytes:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), dtype=np.uint8)).save(file, "BMP")
     write_zip("large.zip", {"a.png": file.getvalue()})
     return Path("large.zip").read_bytes()
+
+
+def test_folders_of_a_zip_that_windows_made_are_found_though_names_mix_both_separators() -> None:
+    with zipfile.ZipFile("a.zip", "w") as archive:
+        for name, system in (("a/b\\c.png", 0), ("d/e\\f.png", 3)):
+            member = zipfile.ZipInfo("x")
+            member.filename, member.create_system = name, system
+            archive.writestr(member, png())
+    assert set(listed("a.zip")) == {"a/b/c.png", "d/e\\f.png"}
+    assert read("a.zip!a/b/c.png") == png()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_members_of_one_name_are_named_and_the_last_is_read(kind: str) -> None:
+    contents = [png(seed) for seed in (1, 2, 3)]
+    if kind == "zip":
+        with zipfile.ZipFile("a.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+            for content in contents:
+                archive.writestr("p/a.png", content)
+    else:
+        with tarfile.open("a.tar", "w") as tar:
+            for content in contents:
+                member = tarfile.TarInfo("p/a.png")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    problems = {name: file.problem for name, file in listed(f"a.{kind}").items()}
+    reason = "replaced by a later member of the same name"
+    assert problems == {"p/a.png": None, "p/a (replaced 1).png": reason, "p/a (replaced 2).png": reason}
+    assert read(f"a.{kind}!p/a.png") == contents[2]
