@@ -396,8 +396,9 @@ def test_images_of_a_benchmark_lie_in_the_folder_that_the_environment_names(tmp_
     shared = {"colour": "rgb", "quantise": True, "crop": None, "border": 0, "self_ensemble": False}
     params = {"defaults": {"evaluate": {"protocol": shared}}, "benchmarks": {"set": content}}
     monkeypatch.delenv("DGUNET_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     found = load_benchmark(params, "set")
-    assert (found.clean, found.degraded) == ("data/sets/set/target", "data/sets/set/input")
+    assert (found.clean, found.degraded) == ("/cache/dgunet/sets/set/target", "/cache/dgunet/sets/set/input")
     assert found.protocol == Protocol("luma", quantise=True, crop=None, border=0, self_ensemble=False)
     monkeypatch.setenv("DGUNET_DATA", f"{tmp_path}/")
     assert load_benchmark(params, "set").clean == f"{tmp_path}/set/target"

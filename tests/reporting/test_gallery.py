@@ -261,7 +261,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_command_writes_the_same_report_twice_and_prints_which_benchmark_it_skipped(tmp_path, monkeypatch, capsys):
     arguments = checkout(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DGUNET_DATA", raising=False)
+    monkeypatch.setenv("DGUNET_DATA", "data/sets")
     evaluate_command.main(arguments)
     assert "denoise: benchmark Nowhere skipped: data/sets/no/such/folder is not available" in capsys.readouterr().out
     first = contents(tmp_path / "report")
