@@ -54,11 +54,6 @@ class Found:
     present: int
     unchecked: int
 
-    @property
-    def complete(self) -> bool:
-        """Whether the set is here, with all files as they should be."""
-        return not self.missing and not self.wrong
-
 
 def root() -> str:
     """Return the folder or the URL of published sets, DGUNET_DATA."""
@@ -95,16 +90,25 @@ def require(name: str) -> None:
             the message says what to put where by hand.
         OSError: the disk is full, or cannot be written.
     """
-    found = data_set(name)
+    if is_incomplete(name):
+        fetch(name)
+    elif "://" not in root() and not data_set(name).has_checksums():
+        _note(f"{name}: taken as it is: no checksum is known to compare it with")
+
+
+def is_incomplete(name: str) -> bool:
+    """Whether a file of a set is not here; False for a URL. Raises StorageError for one that is not the registry's."""
     if "://" in root():
-        return
+        return False
     status = inspect(name)
     if status.wrong:
-        raise StorageError(_wrong(found, status.wrong))
-    if status.missing:
-        fetch(name)
-    elif not found.has_checksums():
-        _note(f"{name}: taken as it is: no checksum is known to compare it with")
+        raise StorageError(_wrong(data_set(name), status.wrong))
+    return bool(status.missing)
+
+
+def folder_of(name: str) -> str:
+    """Return the folder of a set on this machine, or its URL."""
+    return f"{root()}/{data_set(name).folder}"
 
 
 def inspect(name: str) -> Found:
@@ -136,11 +140,9 @@ def fetch(name: str) -> None:
     found = data_set(name)
     if "://" in root():
         raise StorageError(f"{variable_name('data')} is the URL {root()}: sets are fetched into a folder alone")
-    status = inspect(name)
-    if status.wrong:
-        raise StorageError(_wrong(found, status.wrong))
-    if not status.missing:
+    if not is_incomplete(name):
         return
+    status = inspect(name)
     if not found.verified:
         _note(f"{name}: its address could not be checked when it was written into the registry; see {found.page}")
     if by_hand := [file for file in status.missing if file.url is None]:
