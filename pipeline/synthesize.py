@@ -5,7 +5,8 @@ Work in progress is in a folder of its own, named by a fingerprint of everything
     .cache/synthesize/FINGERPRINT/progress.jsonl    one line per finished shard
     .cache/synthesize/FINGERPRINT/shards/           train/, val/ and test/, as in the output, and published.json
 
-published.json, where there are any, lists the images of published sets in train and val: `evaluate` reports no benchmark that shows them.
+published.json, where there are any, lists the images of published sets in train and val: `evaluate` reports no
+benchmark that shows their scenes.
 
 A run that was interrupted, at any point, is continued from there: intact shards are not made again. The output folder
 is replaced in one step at the end. Where DGUNET_SHARDS names a URL the tars are stored there and the output holds the
