@@ -92,17 +92,17 @@ def require(name: str) -> None:
     """
     if is_incomplete(name):
         fetch(name)
-    elif "://" not in root() and not data_set(name).has_checksums():
-        _note(f"{name}: taken as it is: no checksum is known to compare it with")
 
 
 def is_incomplete(name: str) -> bool:
     """Whether a file of a set is not here; False for a URL. Raises StorageError for one that is not the registry's."""
     if "://" in root():
         return False
-    status = inspect(name)
+    found, status = data_set(name), inspect(name)
     if status.wrong:
-        raise StorageError(_wrong(data_set(name), status.wrong))
+        raise StorageError(_wrong(found, status.wrong))
+    if status.unchecked and not status.missing:
+        _note(f"{name}: taken as it is: no checksum is known of {status.unchecked} of its files (see {found.page})")
     return bool(status.missing)
 
 
@@ -192,22 +192,25 @@ def _fetch_file(found: DataSet, file: DataFile, target: Path, progress: Callable
             pooch.retrieve(url, file.checksum, target.name, target.parent, downloader=downloader)
             break
         except NotFetched as error:
-            raise StorageError(f"{found.name}: {error}. {_other_ways(found, file)}") from error
+            raise StorageError(f"{found.name}: {error}. {_other_ways(found)}") from error
         except ValueError as error:  # of pooch, which has deleted the file
             if downloader.resumed:  # its beginning may be of another version
                 continue
             raise StorageError(
                 f"{found.name}: {url} is not the file of the registry: its checksum is not {file.checksum}. "
-                f"It was deleted. {_other_ways(found, file)}"
+                f"It was deleted. {_other_ways(found)}"
             ) from error
     if is_archive(file.path):
         _refuse_hostile(found, target)
 
 
-def _other_ways(found: DataSet, file: DataFile) -> str:
+def _other_ways(found: DataSet) -> str:
+    """Say what else can be done where a file cannot be fetched, for all files that are missing."""
+    folder = Path(root(), found.folder)
+    missing = [file for file in found.all_files() if not (folder / file.path).exists()]
     variable = variable_name("data_mirror")
     unset = f"Is {variable} right? " if read_environment().data_mirror else ""
-    return f"{unset}{how_by_hand(found, [file])}" + (
+    return f"{unset}{how_by_hand(found, missing)}" + (
         "" if unset else f"; or name a copy of the addresses in {variable}"
     )
 

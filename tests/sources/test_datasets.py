@@ -326,6 +326,17 @@ def test_without_a_network_the_message_says_what_to_do_by_hand(
         datasets.require("tiny")
 
 
+def test_all_files_that_are_still_missing_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: type[Server]
+) -> None:
+    files = [entry(f"{n}.png", NOISE, f"{address(server)}/{n}.png") for n in range(9)]
+    use_registry(tmp_path / "r", monkeypatch, tiny={"files": files})
+    server.files.update({f"/{n}.png": NOISE for n in range(9) if n != 1})
+    with pytest.raises(StorageError, match=r"as 1\.png, .*as 2\.png, .*as 5\.png and 3 more, alike") as error:
+        datasets.fetch("tiny")
+    assert "0.png" not in str(error.value)
+
+
 def test_a_full_disk_is_an_error_of_the_disk(tiny: type[Server], sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.sources.download._free_bytes", lambda folder: 1000)
     with pytest.raises(OSError, match=f"{os.strerror(28)} .256000 bytes are needed, 1000 are free"):
