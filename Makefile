@@ -7,14 +7,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
-export TASK PAIR EPOCH RECIPE  # read by the shell, which takes them as they are
+export TASK PAIR EPOCH RECIPE NAME  # read by the shell, which takes them as they are
 export MPLBACKEND := Agg
 
 # The tests of a file share a process, and so its Ray session. Many of them wait for other processes, not for a CPU.
 SPREAD = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-all check lint preview tune apply approve rollback ui bench bench-gpu lock clean
+.PHONY: help setup repro data test test-all check lint preview tune apply approve rollback ui bench bench-gpu lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -34,6 +34,9 @@ $(READY): constraints.txt pyproject.toml
 repro: $(READY)  ## photographs -> shards -> trained, measured, promoted models; then a summary
 	@dvc repro
 	@python -m pipeline.summary
+
+data: $(READY)  ## the published image sets, and which are here; NAME=cbsd68: fetch one and compare its checksums
+	@python -m pipeline.data $(if $(NAME),--name "$$NAME")
 
 test: $(READY)  ## the tests, some with real Ray and MLflow (about four minutes on two cores)
 	@pytest $(SPREAD)

@@ -3,7 +3,7 @@
     python -m benchmarks.denoise --model models/denoise     measures the model that `make repro` trained
     python -m benchmarks.denoise --steps 10000              trains the default recipe for σ 25 on CBSD400, then measures
 
-Needs the folders CBSD68 and CBSD400 where DGUNET_DATA says (default: data/sets); docs/datasets.md says where to get
+Needs the folders CBSD68 and CBSD400 where DGUNET_DATA says; docs/datasets.md says where to get
 them. Adds a line to benchmarks/results/denoise.md. Published: CBM3D 30.71 dB, DnCNN 31.24 dB, Restormer 31.75 dB.
 """
 
@@ -26,9 +26,10 @@ from dgunet.images import MAX_GREY_LEVEL, read_image
 from dgunet.metrics import psnr
 from dgunet.network import DGUNet
 from dgunet.tensors import to_tensor
+from pipeline.runtime.environment import read_environment
 
 PROJECT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("DGUNET_DATA") or PROJECT / "data" / "sets").absolute()
+DATA = Path(read_environment().data).absolute()
 SIGMA = 25.0
 RESULT = PROJECT / "benchmarks" / "results" / "denoise.md"
 

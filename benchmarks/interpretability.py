@@ -3,7 +3,7 @@
     python -m benchmarks.interpretability [--tasks blur rain] [--variants published operators] [--seeds 1 2 3]
 
 Trains networks of width 8 and 3 stages for 600 steps on patches of CBSD400/train, and measures them on 10 images of
-CBSD68, 320×320 pixels. Needs both folders where DGUNET_DATA says (default: data/sets; docs/datasets.md). Each row is
+CBSD68, 320×320 pixels. Needs both folders where DGUNET_DATA says (docs/datasets.md). Each row is
 added to benchmarks/results/interpretability.jsonl when it is there; an interrupted run goes on, and the table in
 interpretability.md is written from all rows. One network takes some three minutes on one core.
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,11 +35,12 @@ from dgunet.tensors import to_tensor
 from pipeline.dataloader.loader import Batch
 from pipeline.degradations import degrade
 from pipeline.degradations.parsing import parse_degradation
+from pipeline.runtime.environment import read_environment
 from pipeline.training.settings import Train
 from pipeline.training.trainer import Trainer
 
 PROJECT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("DGUNET_DATA") or PROJECT / "data" / "sets").absolute()
+DATA = Path(read_environment().data).absolute()
 ROWS = PROJECT / "benchmarks" / "results" / "interpretability.jsonl"
 TABLE = ROWS.with_suffix(".md")
 VARIANTS = {"published": (0.0, 0.0), "degradation": (0.1, 0.0), "operators": (0.1, 0.02)}

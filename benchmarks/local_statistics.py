@@ -2,7 +2,7 @@
 
     python -m benchmarks.local_statistics --task derain --model models/derain --benchmark Rain100L [--images 10]
 
-Takes images evenly from the benchmark. Needs its folder where DGUNET_DATA says (default: data/sets; docs/datasets.md).
+Takes images evenly from the benchmark. Needs its folder where DGUNET_DATA says (docs/datasets.md).
 Adds its rows to benchmarks/results/local_statistics.md.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dgunet.network import DGUNet
 from pipeline.config.params import load_section, load_task_section, read_params
 from pipeline.dataloader.pairs import EvaluationPair, pairs
 from pipeline.degradations.parsing import parse_degradation
-from pipeline.evaluation.benchmarks import load_benchmark
+from pipeline.evaluation.benchmarks import Benchmark, load_benchmark
 from pipeline.evaluation.local_statistics import choose as choose_windows
 from pipeline.evaluation.local_statistics import measure
 from pipeline.evaluation.scores import Evaluation, evaluate, restore_pair
@@ -26,6 +27,7 @@ from pipeline.reporting.plots import plots, png
 from pipeline.reporting.tables import read_curve, replacing, write_tables
 from pipeline.runtime.entry_point import run_command
 from pipeline.shards.format import INDEX, checksum, read_index
+from pipeline.sources.overlaps import PUBLISHED, shows_scene_of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,11 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for benchmark in (load_benchmark(params, name) for name in settings.benchmarks):
         if (missing := benchmark.absent()) is not None:
             print(
-                f"{args.task}: benchmark {benchmark.name} skipped: {missing} is not available. Put "
-                "the images there, or set DGUNET_DATA to the folder that holds them (docs/datasets.md); then run "
+                f"{args.task}: benchmark {benchmark.name} skipped: {missing} is not available. {_how_to_get(benchmark)}"
+                ", or set DGUNET_DATA to the folder that holds them (docs/datasets.md); then run "
                 f".venv/bin/dvc repro --force --single-item evaluate@{args.task}",
                 flush=True,
             )
+            continue
+        if leak := _leak(args.shards.parent / PUBLISHED, benchmark.dataset):
+            print(f"{args.task}: benchmark {benchmark.name} refused: {leak}", flush=True)
             continue
         images = _with_progress(benchmark.pairs(degradation, int(index.recipe["channels"]), seed), benchmark.name)
         benchmarks[benchmark.name] = evaluate(model, images, settings.baseline, benchmark.protocol)
@@ -98,6 +103,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             (folder / f"{name}.png").write_bytes(png(figure))
         (folder / "gallery.html").write_text(render(page), encoding="utf-8")
         (folder / "explanation.html").write_text(_explanation(model, explained, args.task), encoding="utf-8")
+
+
+def _how_to_get(benchmark: Benchmark) -> str:
+    return f"`make data NAME={benchmark.dataset}` fetches the images" if benchmark.dataset else "Put the images there"
+
+
+def _leak(record: Path, dataset: str | None) -> str:
+    """Return why a benchmark of a published set says nothing about the model, which has seen its scenes; else ""."""
+    if dataset is None or not record.is_file():
+        return ""
+    seen = [uri for uri in json.loads(record.read_text(encoding="utf-8")) if shows_scene_of(uri, dataset)]
+    if not seen:
+        return ""
+    return (
+        f"{len(seen)} images of the train and val splits show scenes of {dataset}, such as {seen[0]}. "
+        f"To measure on it, leave them out: `without: [{dataset}]` in the entry of prepare.sources, and train again"
+    )
 
 
 def _explanation(model: DGUNet, pair: EvaluationPair, task: str) -> str:

@@ -33,7 +33,8 @@ from pipeline.preparation.settings import Prepare
 from pipeline.reporting.contact_sheet import Cell, Note, Row, describe, sheet_of_kinds, sheet_of_pairs
 from pipeline.runtime.entry_point import run_command
 from pipeline.shards.format import INDEX, Shard, read_index
-from pipeline.sources.listing import Pairs, RejectedImage, list_images, read_source_image
+from pipeline.sources.listing import RejectedImage, list_images, read_source_image, source_label
+from pipeline.sources.listing import describe as describe_source
 from pipeline.synthesis.reproduce import reproduce_pair
 from pipeline.synthesis.settings import Synthesize
 from pipeline.synthesis.tiles import read_channels
@@ -193,7 +194,7 @@ def measured_row(clean: Float32[np.ndarray, "H W 1"], model: DGUNet) -> Row:
 def photographs(settings: Synthesize) -> Iterator[SourcePhoto]:
     """Yield the centres of the task's photographs, with their real partners; skip images that cannot be read."""
     for source in load_section("prepare", Prepare).sources:
-        real = isinstance(source, Pairs) and source.clean in settings.real_pairs
+        real = describe_source(source) in {source_label(name) for name in settings.real_pairs}
         if settings.real_pairs and not real:
             continue
         for candidate in list_images(source):

@@ -3,7 +3,10 @@
 Work in progress is in a folder of its own, named by a fingerprint of everything that decides the result:
 
     .cache/synthesize/FINGERPRINT/progress.jsonl    one line per finished shard
-    .cache/synthesize/FINGERPRINT/shards/           train/, val/ and test/, as in the output
+    .cache/synthesize/FINGERPRINT/shards/           train/, val/ and test/, as in the output, and published.json
+
+published.json, where there are any, lists the images of published sets in train and val: `evaluate` reports no
+benchmark that shows their scenes.
 
 A run that was interrupted, at any point, is continued from there: intact shards are not made again. The output folder
 is replaced in one step at the end. Where DGUNET_SHARDS names a URL the tars are stored there and the output holds the
@@ -31,10 +34,12 @@ from tqdm import tqdm
 from pipeline.cluster import session, tasks
 from pipeline.config.params import load_section, load_task_section, merged_section, read_params
 from pipeline.runtime.entry_point import run_command
+from pipeline.runtime.files import write_atomically
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.shards import store
 from pipeline.shards.format import PARTIAL, Index, ShardEntry, checksum, write_index, write_shard
 from pipeline.sources.manifest import SPLITS, Entry, read_manifest
+from pipeline.sources.overlaps import PUBLISHED, published
 from pipeline.synthesis.settings import Synthesize
 from pipeline.synthesis.tiles import ShardPlan, make_pairs, num_tiles, plan_shards, select_images
 
@@ -89,6 +94,9 @@ def main() -> None:
             bar.update()
     for split in SPLITS:
         write_index(work_dir / SHARDS / split, Index(recipe, [entries[name] for name in names[split]]))
+    seen = [image.uri for split in ("train", "val") for image in by_split[split]]  # val chooses weights and windows
+    if images_of_sets := published(seen):
+        write_atomically(work_dir / SHARDS / PUBLISHED, json.dumps(images_of_sets, indent=0) + "\n")
     for abandoned in work_dir.rglob(f"*{PARTIAL}"):  # of a worker that was killed
         abandoned.unlink()
     _replace_folder(work_dir / SHARDS, args.out)

@@ -28,6 +28,7 @@ from pipeline.config.params import (
 from pipeline.evaluation.settings import BENCHMARKS, Evaluate, benchmark_settings
 from pipeline.preparation.settings import Prepare
 from pipeline.runtime.entry_point import run_command
+from pipeline.sources.registry import data_set
 from pipeline.synthesis.settings import Synthesize
 from pipeline.tracking.settings import Promote
 from pipeline.training.settings import Train
@@ -72,11 +73,12 @@ def _mistakes(params: Mapping[str, Any]) -> Iterator[str]:
     if len(set(map(str, listed))) != len(listed):
         yield "tasks: a task is named twice"
     yield from _mistakes_in_defaults(params)
-    benchmarks = params.get(BENCHMARKS)
+    benchmarks = params.get(BENCHMARKS, {})
     names = list(benchmarks) if isinstance(benchmarks, dict) else []
     yield from _mistakes_in_names(tasks)
     for name in names:
         yield from _errors(benchmark_settings, params, name)
+        yield from _mistakes_in_dataset(name, benchmarks.get(name))
     for task, section in tasks.items():
         if not isinstance(task, str):
             continue
@@ -84,6 +86,19 @@ def _mistakes(params: Mapping[str, Any]) -> Iterator[str]:
         for name in _named_benchmarks(params, section):
             if name not in names:
                 yield f"{task}.evaluate.benchmarks: there is no benchmark `{name}`; there is: {', '.join(names)}"
+
+
+def _mistakes_in_dataset(name: str, benchmark: Any) -> Iterator[str]:
+    """Yield what is wrong where a benchmark names a published set: no such set or split, or pairs to be degraded."""
+    if not isinstance(benchmark, dict) or not isinstance(benchmark.get("dataset"), str):
+        return
+    try:
+        layouts = data_set(benchmark["dataset"]).layouts(benchmark.get("split"))
+    except ValueError as error:
+        yield f"{BENCHMARKS}.{name}: {error}"
+        return
+    if benchmark.get("degradation") is not None and any(layout.degraded for layout in layouts.values()):
+        yield f"{BENCHMARKS}.{name}: {benchmark['dataset']} has its own degraded images: remove degradation"
 
 
 def _mistakes_in_names(tasks: Iterable[object]) -> Iterator[str]:

@@ -13,12 +13,13 @@ import yaml
 from PIL import Image
 
 from pipeline.config.params import is_same_kind, task_names
+from pipeline.runtime.environment import read_environment
 from pipeline.shards.format import Index, Pair, write_index, write_shard
 from pipeline.training.context import WorkerContext
 from pipeline.training.settings import Train
 
 PROJECT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("DGUNET_DATA") or PROJECT / "data" / "sets")  # published images
+DATA = Path(read_environment().data).absolute()  # published images
 PARITY = Path(os.environ.get("DGUNET_TEST_PARITY") or DATA / "parity")  # weights and outputs of the published code
 RECIPE: dict[str, Any] = {
     "network": {

@@ -17,7 +17,7 @@ from pipeline.runtime.fingerprint import stage_code
 from pipeline.validate import check
 
 STAGES: dict[str, Any] = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
-TOOLS = ("approve", "rollback", "tune", "preview", "apply_recipe", "validate", "summary")
+TOOLS = ("approve", "rollback", "tune", "preview", "apply_recipe", "validate", "summary", "data")
 # Code that decides where and how a stage runs, not what it writes; training and resuming are tested to show that.
 NO_DEPENDENCY = {"pipeline/cluster", "pipeline/tracking", "pipeline/runtime"}
 # load_model asks the hub, which needs the console, for models from elsewhere; no stage but promote does, and lists it.

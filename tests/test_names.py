@@ -13,7 +13,7 @@ FORMER = {
     "house", "room", "rooms", "door", "doors", "road", "ears", "mouth", "heard", "hear", "farewell", "told",
     "tells", "telling", "wish", "wishes", "peers", "gathered", "agreed", "patience", "patiently", "seal", "mend",
     "heart", "course", "stretch", "workshop", "journal", "ports", "looks", "looked", "findings",
-    "halving", "served", "mirror", "adopt", "adopted", "crown", "verdict", "challenge", "exhibit", "exhibits",
+    "halving", "served", "adopt", "adopted", "crown", "verdict", "challenge", "exhibit", "exhibits",
     "ink", "postman", "knock", "begun", "moved", "handed", "stamp", "drawn", "relay", "reigning", "rival", "theirs",
     "ours", "wound", "wounds", "lay",
 }  # fmt: skip

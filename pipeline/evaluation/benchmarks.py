@@ -16,13 +16,14 @@ from jaxtyping import Float32
 
 from dgunet.images import UnreadableImage, in_channels, read_photo, to_float
 from dgunet.images.names import is_hidden
+from pipeline.config.params import ParamsError
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.degradations import degrade
 from pipeline.degradations.compose import Degradation
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.settings import benchmark_settings
 from pipeline.runtime.environment import read_environment
-from pipeline.sources import listing, patterns, places, storage
+from pipeline.sources import datasets, listing, overlaps, patterns, places, storage
 
 Image = Float32[np.ndarray, "H W C"]
 
@@ -32,6 +33,7 @@ class Benchmark:
     """A test set of the field.
 
     name: as in params.yaml.
+    dataset: the published set that the images are of, None for others.
     clean, degraded: folders, archives, URLs, or patterns of names, as `sources.listing.Pairs` takes them. Without
         `degraded`, the clean images are degraded by `degradation`, with a seed that depends only on the image's name;
         without both, by the task's own degradation.
@@ -43,12 +45,15 @@ class Benchmark:
     degraded: str | None
     degradation: Degradation | None
     protocol: Protocol
+    dataset: str | None = None
 
     def absent(self) -> str | None:
         """Return the folder, archive or URL that is missing or empty (an unmounted disk), None if all is there.
 
-        Raises StorageError if an archive is damaged.
+        Raises StorageError if an archive is damaged, or a file of a published set is not the one of the registry.
         """
+        if self.dataset and datasets.is_incomplete(self.dataset):
+            return datasets.folder_of(self.dataset)
         sides = (patterns.place_of(side) for side in (self.clean, self.degraded) if side)
         return next((missing for place in dict.fromkeys(sides) if (missing := _missing(place))), None)
 
@@ -90,8 +95,29 @@ class Benchmark:
 def load_benchmark(params: Mapping[str, Any], name: str) -> Benchmark:
     """Return a benchmark of params.yaml; ParamsError if there is none of that name, or it is not valid."""
     settings = benchmark_settings(params, name)
-    degraded = settings.degraded and _located(settings.degraded)
-    return Benchmark(name, _located(settings.clean), degraded, settings.degradation, settings.protocol)
+    if settings.dataset is None:
+        assert settings.clean is not None
+        clean, degraded = _located(settings.clean), settings.degraded and _located(settings.degraded)
+        published = overlaps.set_of(patterns.place_of(clean))
+        dataset = published.name if published else None
+    else:
+        clean, degraded = _layout(name, settings.dataset, settings.split)
+        dataset = settings.dataset
+        if degraded and settings.degradation:
+            raise ParamsError(f"benchmarks.{name}: {dataset} has its own degraded images: remove degradation")
+    return Benchmark(name, clean, degraded, settings.degradation, settings.protocol, dataset)
+
+
+def _layout(name: str, dataset: str, split: str | None) -> tuple[str, str | None]:
+    """Return where the clean and the degraded images of a split are."""
+    try:
+        found = datasets.layouts(dataset, split)
+    except ValueError as error:
+        raise ParamsError(f"benchmarks.{name}: {error}") from error
+    if len(found) > 1:
+        raise ParamsError(f"benchmarks.{name}: give a split of {dataset}: {', '.join(found)}")
+    (layout,) = found.values()
+    return layout.clean, layout.degraded
 
 
 def _located(place: str) -> str:

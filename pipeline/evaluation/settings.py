@@ -56,15 +56,29 @@ class Evaluate(Section):
 class BenchmarkSettings(Section):
     """One benchmark of the section `benchmarks`; its `protocol` is merged with `defaults.evaluate.protocol`.
 
-    clean, degraded: folders or archives below DGUNET_DATA, absolute paths, URLs, or patterns of names as a source of
-    kind `pairs` takes them. Without `degraded` the clean images are degraded by `degradation`; without both, by the
-    task's own degradation.
+    dataset, split: a published set of pipeline/sources/datasets.yaml; its split may be omitted where it has one.
+    clean, degraded: in place of `dataset`, folders or archives below DGUNET_DATA, absolute paths, URLs, or patterns of
+    names as a source of kind `pairs` takes them.
+
+    Clean images without partners are degraded by `degradation`; without that, by the task's own degradation.
     """
 
-    clean: str
+    dataset: str | None = None
+    split: str | None = None
+    clean: str | None = None
     degraded: str | None = None
     degradation: Degradation | None = None
     protocol: Protocol
+
+    @model_validator(mode="after")
+    def _images_come_from_one_place(self) -> BenchmarkSettings:
+        if (self.dataset is None) == (self.clean is None):
+            raise ValueError("give dataset or clean")
+        if self.dataset is not None and self.degraded is not None:
+            raise ValueError("a dataset has its own degraded images: remove degraded")
+        if self.dataset is None and self.split is not None:
+            raise ValueError("split is that of a dataset")
+        return self
 
     @model_validator(mode="after")
     def _degraded_images_come_from_one_source(self) -> BenchmarkSettings:
@@ -81,4 +95,4 @@ def benchmark_settings(params: Mapping[str, Any], name: str) -> BenchmarkSetting
         raise ParamsError(f"there is no benchmark `{name}` in params.yaml; there is: {there}")
     defaults = default_section(params, "evaluate")
     shared = Place(defaults.name, {"protocol": defaults.value.get("protocol")})
-    return validated_merge(Place(f"{BENCHMARKS}.{name}", benchmarks[name]), shared, BenchmarkSettings, ("clean",))
+    return validated_merge(Place(f"{BENCHMARKS}.{name}", benchmarks[name]), shared, BenchmarkSettings)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import platformdirs
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -37,6 +39,20 @@ def _absolute(address: str) -> str:
     return _without_slash(address) if "://" in address else str(Path(address).absolute())
 
 
+def _parse_names(text: Any) -> tuple[str, ...]:
+    return tuple(name.strip() for name in str(text).split(",") if name.strip())
+
+
+def _parse_prefix(text: str) -> str:
+    if not re.match(r"https?://[^/]", text):
+        raise ValueError(text)
+    return _without_slash(text)
+
+
+def _user_cache() -> str:
+    return str(platformdirs.user_cache_path("dgunet") / "sets")
+
+
 class Environment(BaseSettings):
     """The values of all DGUNET_… variables; an empty variable counts as not set.
 
@@ -53,7 +69,9 @@ class Environment(BaseSettings):
         checkpoint_minutes: the longest time between two checkpoints.
         max_failures: how many failures of workers a run survives without a new checkpoint in between.
         timeout_seconds: how long a run waits for a worker or a storage that does not answer.
-        data: folder or URL of published image sets, for benchmarks and tests.
+        data: folder or URL of published image sets: sources of kind `dataset`, benchmarks, tests.
+        data_mirror: URL in place of the scheme of all addresses of published sets, without a slash at the end.
+        accept_terms: published sets whose terms the user accepts.
     """
 
     model_config = SettingsConfigDict(
@@ -77,7 +95,16 @@ class Environment(BaseSettings):
     checkpoint_minutes: Annotated[float, Field(ge=0, description="a number of minutes, 0 or more")] = 10.0
     max_failures: Annotated[int, Field(ge=0, description="a whole number, 0 or more")] = 3
     timeout_seconds: Annotated[int, Field(ge=0, description="a whole number of seconds, 0 or more")] = 600
-    data: Annotated[str, AfterValidator(_without_slash), Field(description="a folder or a URL")] = "data/sets"
+    data: Annotated[str, AfterValidator(_without_slash), Field(description="a folder or a URL")] = Field(
+        default_factory=_user_cache
+    )
+    data_mirror: Annotated[str, AfterValidator(_parse_prefix), Field(description="a URL, http:// or https://")] = ""
+    accept_terms: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        BeforeValidator(_parse_names),
+        Field(description="names of data sets, separated by commas"),
+    ] = ()
 
 
 def variable_name(field: str) -> str:

@@ -1,10 +1,10 @@
-"""Lists the images of the entries of `prepare.sources`: starter photographs, folders, archives, URLs and real pairs."""
+"""Lists the images of the entries of `prepare.sources`: starter photographs, folders, archives, URLs, pairs, sets."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
@@ -12,8 +12,10 @@ from typing import ClassVar, Literal, TypeAlias
 from dgunet.images import SUFFIXES
 from dgunet.images.names import why_no_photo
 from dgunet.images.photo import MAX_PIXELS
+from pipeline.sources import datasets, overlaps
 from pipeline.sources.patterns import Key, Pattern, without_suffix
-from pipeline.sources.places import File, StorageError
+from pipeline.sources.places import File, StorageError, portable_place
+from pipeline.sources.registry import data_set
 from pipeline.sources.storage import list_files, read
 
 STARTER_PHOTOS = {  # docs/decisions.md names the other images of the two wheels and why they are not used
@@ -75,7 +77,28 @@ class Pairs:
     kind: Literal["pairs"] = "pairs"
 
 
-Source: TypeAlias = Starter | Folder | Pairs
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A published image set of the registry (pipeline/sources/datasets.yaml), fetched into DGUNET_DATA if it is absent.
+
+    split: one split of the set; None: all.
+    without: published sets whose scenes are left out, because the model is to be measured on them.
+    """
+
+    __pydantic_config__: ClassVar = _STRICT
+
+    name: str
+    split: str | None = None
+    without: list[str] = field(default_factory=list)
+    kind: Literal["dataset"] = "dataset"
+
+    def __post_init__(self) -> None:
+        data_set(self.name).layouts(self.split)
+        for name in self.without:
+            data_set(name)
+
+
+Source: TypeAlias = Starter | Folder | Pairs | Dataset
 
 
 @dataclass(frozen=True)
@@ -110,10 +133,20 @@ def describe(source: Source) -> str:
             return f"folder:{source.path}"
         case Pairs():
             return f"pairs:{source.clean}"
+        case Dataset():
+            return f"dataset:{source.name}" + (f"/{source.split}" if source.split else "")
+
+
+def source_label(name: str) -> str:
+    """Return what `describe` returns for a source of pairs that `synthesize.real_pairs` names."""
+    return name if name.startswith("dataset:") else f"pairs:{name}"
 
 
 def list_images(source: Source) -> Iterator[Candidate | RejectedImage]:
-    """List the images of a source in a fixed order, and what there is besides. Raises as storage.list_files."""
+    """List the images of a source in a fixed order, and what there is besides; a published set is fetched if absent.
+
+    Raises as storage.list_files, and as datasets.require.
+    """
     match source:
         case Starter():
             return _list_starter(source)
@@ -121,6 +154,8 @@ def list_images(source: Source) -> Iterator[Candidate | RejectedImage]:
             return _list_folder(source)
         case Pairs():
             return _list_pairs(source)
+        case Dataset():
+            return _list_dataset(source)
 
 
 def require_images(source: Source) -> tuple[list[Candidate], list[RejectedImage]]:
@@ -146,7 +181,8 @@ def rejection_summary(left_out: Sequence[RejectedImage]) -> str:
 def read_source_image(uri: str, *, max_pixels: int = MAX_PIXELS) -> bytes:
     """Return the bytes of an image named in the manifest. `max_pixels` and what it raises as storage.read."""
     package, _, name = uri.removeprefix("starter:").partition("/")
-    return read(str(_starter_path(package, name)) if uri.startswith("starter:") else uri, max_pixels=max_pixels)
+    place = str(_starter_path(package, name)) if uri.startswith("starter:") else datasets.located(uri)
+    return read(place, max_pixels=max_pixels)
 
 
 def _list_starter(source: Starter) -> Iterator[Candidate | RejectedImage]:
@@ -178,6 +214,23 @@ def _list_folder(source: Folder) -> Iterator[Candidate | RejectedImage]:
             yield RejectedImage(file.uri, "does not match the pattern", ignored=True)
         else:
             yield Candidate(file.uri, file.version, describe(source), name=without_suffix(file.name))
+
+
+def _list_dataset(source: Dataset) -> Iterator[Candidate | RejectedImage]:
+    """List the images with URIs that are the same wherever DGUNET_DATA is."""
+    datasets.require(source.name)
+    base = portable_place(datasets.root())
+    for layout in datasets.layouts(source.name, source.split).values():
+        inner = Pairs(clean=layout.clean, degraded=layout.degraded) if layout.degraded else Folder(path=layout.clean)
+        for item in list_images(inner):
+            uri = datasets.portable_uri(item.uri, base)
+            if isinstance(item, RejectedImage):
+                yield replace(item, uri=uri)
+            elif other := next((name for name in source.without if overlaps.shows_scene_of(uri, name)), None):
+                yield RejectedImage(uri, f"shows a scene of {other}", ignored=True)
+            else:
+                degraded = item.degraded and datasets.portable_uri(item.degraded, base)
+                yield replace(item, uri=uri, degraded=degraded, source=describe(source))
 
 
 _Keyed: TypeAlias = dict[str, tuple[File, list[Key]]]

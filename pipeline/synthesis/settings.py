@@ -18,8 +18,9 @@ class Synthesize(Section):
 
     online: shards hold the clean tile alone and the loader degrades it anew each epoch (needed where the
     degradation must not be quantised, such as Gaussian noise). `copies` is then 1.
-    real_pairs: which of the `prepare.sources` of kind `pairs` this task is made of, each by its `clean`, the degraded
-    images as they came; `degradation` is then `none`. Empty: every clean image there is, degraded by `degradation`.
+    real_pairs: which of the `prepare.sources` this task is made of, the degraded images as they came: those of kind
+    `pairs` by their `clean`, those of kind `dataset` as "dataset:NAME" or "dataset:NAME/SPLIT". `degradation` is then
+    `none`. Empty: every clean image there is, degraded by `degradation`.
     """
 
     degradation: Annotated[Degradation, Field(discriminator="kind")]

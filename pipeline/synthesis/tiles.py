@@ -21,7 +21,7 @@ from dgunet.images import UnreadableImage, in_channels, quantise, read_photo, to
 from pipeline.degradations import degrade
 from pipeline.shards.format import Pair
 from pipeline.sources.hashing import pixel_hash
-from pipeline.sources.listing import read_source_image
+from pipeline.sources.listing import read_source_image, source_label
 from pipeline.sources.manifest import Entry
 from pipeline.sources.places import UnreadableFile
 from pipeline.synthesis.settings import Synthesize
@@ -81,12 +81,13 @@ def select_images(images: Sequence[Entry], settings: Synthesize) -> list[Entry]:
         for image in images:
             clean.setdefault(image.sha256, replace(image, degraded=None, degraded_sha256=None))
         return list(clean.values())
-    named = {f"pairs:{clean}" for clean in settings.real_pairs}
+    named = {source_label(name) for name in settings.real_pairs}
     available = {image.source for image in images if image.degraded is not None}
     if missing := sorted(named - available):
         raise ValueError(
             f"synthesize.real_pairs: the manifest has no pair from {', '.join(missing)}; it has pairs from "
-            f"{', '.join(sorted(available)) or 'no source'}. Name the `clean` of a pairs source of prepare.sources"
+            f"{', '.join(sorted(available)) or 'no source'}. "
+            "Name the `clean` of a pairs source of prepare.sources, or dataset:NAME"
         )
     return [image for image in images if image.degraded is not None and image.source in named]
 

@@ -396,8 +396,9 @@ def test_images_of_a_benchmark_lie_in_the_folder_that_the_environment_names(tmp_
     shared = {"colour": "rgb", "quantise": True, "crop": None, "border": 0, "self_ensemble": False}
     params = {"defaults": {"evaluate": {"protocol": shared}}, "benchmarks": {"set": content}}
     monkeypatch.delenv("DGUNET_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     found = load_benchmark(params, "set")
-    assert (found.clean, found.degraded) == ("data/sets/set/target", "data/sets/set/input")
+    assert (found.clean, found.degraded) == ("/cache/dgunet/sets/set/target", "/cache/dgunet/sets/set/input")
     assert found.protocol == Protocol("luma", quantise=True, crop=None, border=0, self_ensemble=False)
     monkeypatch.setenv("DGUNET_DATA", f"{tmp_path}/")
     assert load_benchmark(params, "set").clean == f"{tmp_path}/set/target"
@@ -430,3 +431,35 @@ def test_the_input_of_rain100l_measures_as_published(crop, psnr, ssim):
     assert np.mean([quality.psnr for quality in found]) == pytest.approx(psnr, abs=5e-4)
     if ssim is not None:
         assert np.mean([quality.ssim for quality in found]) == pytest.approx(ssim, abs=5e-5)
+
+
+def test_a_benchmark_may_name_a_published_set(monkeypatch):
+    shared = {"colour": "rgb", "quantise": True, "crop": None, "border": 0, "self_ensemble": False}
+    content = {"dataset": "rain100l"}
+    params = {"defaults": {"evaluate": {"protocol": shared}}, "benchmarks": {"set": content}}
+    monkeypatch.setenv("DGUNET_DATA", "/sets")
+    found = load_benchmark(params, "set")
+    assert (found.clean, found.degraded, found.dataset) == (
+        "/sets/Rain100L/target", "/sets/Rain100L/input", "rain100l",
+    )  # fmt: skip
+    assert found.absent() == "/sets/Rain100L"
+    for dataset, message in (
+        ("bsds500", "benchmarks.set: give a split of bsds500: train, test"),
+        ("rain", "benchmarks.set: there is no data set `rain`; there is: "),
+    ):
+        content["dataset"] = dataset
+        with pytest.raises(ValueError, match=message):
+            load_benchmark(params, "set")
+    content.update(dataset="bsds500", split="test")
+    found = load_benchmark(params, "set")
+    assert (found.clean, found.degraded) == ("/sets/CBSD400/test", None)
+
+
+def test_a_published_set_with_a_changed_image_is_no_benchmark(tmp_path, monkeypatch):
+    monkeypatch.setenv("DGUNET_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "Set5").mkdir()
+    (tmp_path / "Set5" / "bird_GT.bmp").write_bytes(b"x")
+    found = Benchmark("set", str(tmp_path / "Set5"), None, NOISE, RGB, "set5")
+    with pytest.raises(ValueError, match=r"bird_GT\.bmp: 1 bytes, not \d+"):
+        found.absent()

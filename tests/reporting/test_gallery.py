@@ -19,6 +19,7 @@ from dgunet.network import DGUNet, DGUNetConfig
 from pipeline import evaluate as evaluate_command
 from pipeline.config.params import ParamsError, merged_section, validated
 from pipeline.dataloader.pairs import EvaluationPair
+from pipeline.dataloader.pairs import pairs as read_pairs
 from pipeline.evaluation.baselines import NonLocalMeans
 from pipeline.evaluation.local_statistics import Candidate
 from pipeline.evaluation.protocol import Protocol
@@ -254,6 +255,42 @@ def checkout(folder: Path) -> list[str]:
     return ["--task", "denoise", *(word for name, path in paths.items() for word in (f"--{name}", path))]
 
 
+@pytest.fixture
+def in_a_checkout(tmp_path, monkeypatch):
+    """The arguments of the command in a checkout where every benchmark has the images of the test split."""
+    arguments = checkout(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DGUNET_DATA", "sets")
+    monkeypatch.setattr("pipeline.evaluation.benchmarks.Benchmark.absent", lambda self: None)
+    monkeypatch.setattr("pipeline.evaluation.benchmarks.Benchmark.pairs", lambda *_: read_pairs(Path("test")))
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "seen", "refused"),
+    [
+        ({"dataset": "rain100l"}, ["dataset:CBSD400/train/100075.jpg"], True),
+        ({"dataset": "rain100l"}, ["dataset:CBSD400/train/100080.jpg", "dataset:CBSD400/test/100007.jpg"], False),
+        ({"dataset": "bsd68"}, ["dataset:CBSD68/101085.png"], True),
+        ({"clean": "CBSD68"}, ["dataset:BSD68/test001.png"], True),
+        ({"dataset": "set5"}, ["dataset:Set5/bird_GT.bmp"], True),
+        ({"dataset": "set5"}, ["dataset:Set12/01.png", "dataset:mine/a.png"], False),
+        ({"clean": "mine"}, ["dataset:mine/a.png"], False),
+    ],
+)
+def test_a_benchmark_whose_scenes_the_model_has_seen_is_refused(in_a_checkout, capsys, benchmark, seen, refused):
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["benchmarks"]["Nowhere"] = {"protocol": BENCHMARKS["Nowhere"]["protocol"], **benchmark}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    Path("published.json").write_text(json.dumps(seen))
+    evaluate_command.main(in_a_checkout)
+    said = capsys.readouterr().out
+    assert ("benchmark Nowhere refused: 1 images of the train and val splits show scenes of" in said) == refused
+    assert ("Nowhere" in json.loads(Path("report/metrics.json").read_text())["benchmarks"]) != refused
+    if refused:
+        assert f"such as {seen[0]}" in said
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -261,7 +298,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_command_writes_the_same_report_twice_and_prints_which_benchmark_it_skipped(tmp_path, monkeypatch, capsys):
     arguments = checkout(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DGUNET_DATA", raising=False)
+    monkeypatch.setenv("DGUNET_DATA", "data/sets")
     evaluate_command.main(arguments)
     assert "denoise: benchmark Nowhere skipped: data/sets/no/such/folder is not available" in capsys.readouterr().out
     first = contents(tmp_path / "report")

@@ -34,6 +34,9 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DGUNET_SHARD_CACHE_GB", "0.5", "shard_cache_gb", 0.5),
         ("DGUNET_LOADER_PROCESSES", "0", "loader_processes", 0),
         ("DGUNET_DATA", "sets/", "data", "sets"),
+        ("XDG_CACHE_HOME", "/cache", "data", "/cache/dgunet/sets"),
+        ("DGUNET_DATA_MIRROR", "https://host/copy/", "data_mirror", "https://host/copy"),
+        ("DGUNET_ACCEPT_TERMS", "polyu, bsds500", "accept_terms", ("polyu", "bsds500")),
     ],
 )
 def test_a_variable_is_read_when_it_is_used(
@@ -50,6 +53,7 @@ def test_a_variable_is_read_when_it_is_used(
         ("DGUNET_WORKERS", "8:2", """DGUNET_WORKERS must be a number of workers, or "least:most", not '8:2'"""),
         ("DGUNET_MAX_FAILURES", "2.5", "DGUNET_MAX_FAILURES must be a whole number, 0 or more, not '2.5'"),
         ("DGUNET_CPUS_PER_WORKER", "-1", "DGUNET_CPUS_PER_WORKER must be a number, 0 or more, not '-1'"),
+        ("DGUNET_DATA_MIRROR", "host", "DGUNET_DATA_MIRROR must be a URL, http:// or https://, not 'host'"),
         ("DGUNET_CPUS_PER_WORKER", "inf", "DGUNET_CPUS_PER_WORKER must be a number, 0 or more, not 'inf'"),
         (
             "DGUNET_WORKER",

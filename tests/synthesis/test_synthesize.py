@@ -96,6 +96,17 @@ def test_the_pairs_of_a_gray_task_are_the_gray_of_colour_files(synthesis_checkou
         assert pair.degraded.shape == pair.clean.shape
 
 
+def test_shards_name_the_published_images_that_train_and_val_saw(
+    synthesis_checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DGUNET_DATA", ".")
+    synthesize.main()
+    assert json.loads((OUT / "published.json").read_text()) == [f"dataset:{number}.png" for number in range(4)]
+    monkeypatch.setenv("DGUNET_DATA", "elsewhere")
+    synthesize.main()
+    assert not (OUT / "published.json").exists()
+
+
 def test_an_interrupted_run_goes_on_with_what_is_missing_or_damaged(
     synthesis_checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
