@@ -53,6 +53,8 @@ class Environment(BaseSettings):
         checkpoint_minutes: the longest time between two checkpoints.
         max_failures: how many failures of workers a run survives without a new checkpoint in between.
         timeout_seconds: how long a run waits for a worker or a storage that does not answer.
+        driver_wait_seconds: how long a run waits for another driver of the same run to end, before it is refused.
+        remote: URL of the DVC remote that infra/run.sh pushes results to, or empty: the one of .dvc/config, if any.
         data: folder or URL of published image sets, for benchmarks and tests.
     """
 
@@ -77,6 +79,8 @@ class Environment(BaseSettings):
     checkpoint_minutes: Annotated[float, Field(ge=0, description="a number of minutes, 0 or more")] = 10.0
     max_failures: Annotated[int, Field(ge=0, description="a whole number, 0 or more")] = 3
     timeout_seconds: Annotated[int, Field(ge=0, description="a whole number of seconds, 0 or more")] = 600
+    driver_wait_seconds: Annotated[int, Field(ge=0, description="a whole number of seconds, 0 or more")] = 0
+    remote: Annotated[str, AfterValidator(_without_slash), Field(description="a folder or a URL")] = ""
     data: Annotated[str, AfterValidator(_without_slash), Field(description="a folder or a URL")] = "data/sets"
 
 
