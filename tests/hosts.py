@@ -80,6 +80,7 @@ class Host:
         ip("-n", self.namespace, "link", "set", "eth0", "up")
         ip("-n", self.namespace, "link", "set", "lo", "up")
         self.machine: subprocess.Popen[str] | None = None
+        self.entered: list[subprocess.Popen[bytes]] = []
 
     @property
     def namespace(self) -> str:
@@ -104,6 +105,7 @@ class Host:
         enter += ["env", f"--chdir={folder}", "-i", *(f"{name}={value}" for name, value in environment.items())]
         with log.open("a") as output:
             entered = subprocess.Popen([*enter, *command], start_new_session=True, stdout=output, stderr=output)
+        self.entered.append(entered)
         return Started(entered)
 
     def power_off(self) -> None:
@@ -111,8 +113,9 @@ class Host:
         if self.machine is not None:
             with suppress(psutil.NoSuchProcess):
                 self.init.kill()
-            self.machine.wait()
-            self.machine = None
+            for process in [*self.entered, self.machine]:
+                process.wait(60)
+            self.entered, self.machine = [], None
 
     def cut(self) -> None:
         """Take the host off the network."""
