@@ -29,7 +29,7 @@ run() {
   [ "$status" -eq 0 ] || { echo "$* ended with status $status; the same command continues" >&2; exit "$status"; }
 }
 
-run python -m pipeline.doctor
+run python -m pipeline.doctor --wait 180
 run python -m pipeline.results prepare
 if [ $# -gt 0 ]; then stages=("$@"); else mapfile -t stages < <(dvc stage list --name-only); fi
 for stage in "${stages[@]}"; do

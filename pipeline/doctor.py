@@ -10,13 +10,14 @@ import os
 import queue
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from pipeline.cluster.resources import plan_resources
-from pipeline.cluster.session import check_cluster, nodes_without
+from pipeline.cluster.session import NotANode, check_cluster, nodes_without
 from pipeline.cluster.storage_check import check_storage
 from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.environment import Environment, read_environment
@@ -27,12 +28,21 @@ RAY, FOLDERS = "Ray cluster", "shared folders"
 Check = Callable[[], str]
 
 
+class NoRoom(ValueError):
+    """The workers do not fit on the nodes that have joined so far."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the result of each check; exit with 1 if one has failed."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.doctor", description=__doc__)
-    parser.parse_args(arguments)
+    parser.add_argument(
+        "--wait", type=float, default=0, metavar="SECONDS", help="how long nodes of the cluster may take to join"
+    )
+    wait = parser.parse_args(arguments).wait
     environment = read_environment()
     failed: list[str] = []
+    if address := os.environ.get("RAY_ADDRESS"):
+        _wait_for_nodes(address, environment, wait)
     for name, check in _checks(environment).items():
         if name == FOLDERS and RAY in failed:
             continue
@@ -85,9 +95,22 @@ def _check_ray(address: str, environment: Environment) -> str:
         try:
             plan_resources(list(state.nodes.values()))
         except ValueError as error:
-            raise ValueError(f"RAY_ADDRESS={address}: {error}") from None
+            raise NoRoom(f"RAY_ADDRESS={address}: {error}") from None
     total = {name: sum(node.get(name, 0) for node in state.nodes.values()) for name in ("CPU", "GPU")}
     return f"{address}, {len(state.nodes)} nodes, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
+
+
+def _wait_for_nodes(address: str, environment: Environment, seconds: float) -> None:
+    """Wait for up to `seconds` until this machine is a node of the cluster, and the workers have room."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            _check_ray(address, environment)
+            return
+        except (NotANode, NoRoom):
+            time.sleep(1)
+        except ValueError:
+            return
 
 
 def _check_mlflow() -> str:

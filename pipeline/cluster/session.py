@@ -33,6 +33,10 @@ RAY_DEFAULTS = {
 FORWARDED = ("MLFLOW_", "AWS_", "DGUNET_", "GLOO_", "NCCL_", "RAY_TRAIN_", *VARIABLES)
 
 
+class NotANode(ValueError):
+    """This machine is no node of the cluster, or not yet."""
+
+
 @contextmanager
 def session(*, dashboard: bool = False) -> Iterator[None]:
     """Join the Ray cluster of RAY_ADDRESS, or start Ray on this machine; leave it at the end.
@@ -83,7 +87,7 @@ def check_cluster(address: str) -> ClusterState | None:
 
     Raises:
         ValueError: no Ray head answers there, it refuses the token, its versions are others, or this machine is no
-            node of its cluster.
+            node of its cluster; the last as NotANode.
     """
     _check_head(address)
     if address == "auto" or "://" in address:
@@ -105,7 +109,7 @@ def check_cluster(address: str) -> ClusterState | None:
         )
     own = {each.address for interface in psutil.net_if_addrs().values() for each in interface}
     if not any(node in own and Path(socket).exists() for node, socket in state.sockets.items()):
-        raise ValueError(
+        raise NotANode(
             f"RAY_ADDRESS={address}: this machine is no node of that cluster, and a driver must run on one: start "
             f"infra/run.sh on a node, or let this machine join with `ray start --address={address} --num-cpus=0`"
         )
