@@ -1,7 +1,8 @@
 # The training image: head, workers and driver. It holds the commit that is checked out, with .git, by which DVC and
 # MLflow name it. BASE is Debian 12 by its digest, which has no default that would grow old:
 #   docker buildx imagetools inspect debian:bookworm-slim --format '{{.Manifest.Digest}}'
-#   docker build --build-arg BASE=debian@sha256:… -f infra/images/train.Dockerfile -t registry.example.org/dgunet-train:0.1.0 .
+#   docker build --build-arg BASE=debian@sha256:… -f infra/images/train.Dockerfile \
+#       -t registry.example.org/dgunet-train:0.1.0 .
 # torch's wheel brings CUDA. For CPUs: --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 ARG BASE
 FROM ${BASE}
@@ -22,8 +23,8 @@ COPY constraints.txt pyproject.toml ./
 ARG PIP_EXTRA_INDEX_URL
 RUN python3 -m venv /opt/venv \
     && pip install --no-cache-dir --constraint constraints.txt "pip>=25.1" "setuptools>=77" \
-    && python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-        > /tmp/requirements.txt \
+    && python -c 'import sys, tomllib; print(*tomllib.load(sys.stdin.buffer)["project"]["dependencies"], sep="\n")' \
+        < pyproject.toml > /tmp/requirements.txt \
     && pip install --no-cache-dir --constraint constraints.txt --group pipeline --requirement /tmp/requirements.txt
 COPY --chown=10001:10001 . .
 RUN pip install --no-cache-dir --no-deps --no-build-isolation --config-settings editable_mode=compat --editable . \
