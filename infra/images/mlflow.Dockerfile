@@ -16,7 +16,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 COPY constraints.txt /tmp/constraints.txt
 RUN python3 -m venv /opt/venv \
     && pip install --no-cache-dir --constraint /tmp/constraints.txt \
-        "mlflow[auth]" boto3 s3fs "Flask-WTF==1.3.0" "psycopg[binary]==3.3.9"
+        "mlflow[auth]" boto3 s3fs "Flask-WTF==1.3.0" "WTForms==3.3.2" "psycopg[binary]==3.3.9"
 COPY infra/mlflow/backup.sh /usr/local/bin/backup.sh
 USER 10001
 WORKDIR /tmp

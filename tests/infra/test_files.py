@@ -8,12 +8,13 @@ DGUNET_TEST_TOOLS; those by KubeRay's definitions where DGUNET_TEST_SCHEMAS name
 import configparser
 import copy
 import json
+import operator
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -103,32 +104,29 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(part, (*path, name))
 
 
-def container(value: Any, path: tuple[Any, ...]) -> Any:
-    for name in path[:-1]:
-        value = value[name]
-    return value
-
-
 @pytest.mark.parametrize("name", OURS)
-def test_a_typo_in_any_field_is_found(name: str) -> None:
-    content = json.loads(json.dumps(load(name)))  # without YAML's shared parts
+def test_a_typo_in_any_field_and_any_missing_field_is_found(name: str) -> None:
+    content, fields = json.loads(json.dumps(load(name))), FIELDS[OURS[name]]  # JSON: without YAML's shared parts
     missed = []
-    for path in places(content):
-        changed = copy.deepcopy(content)
-        around = container(changed, path)
-        if isinstance(around, dict) and not is_map(FIELDS[OURS[name]], path):
-            around[f"{path[-1]}x"] = around.pop(path[-1])
-            missed += [] if list(wrong_fields(changed, FIELDS[OURS[name]])) else [path]
+    for *path, field in places(content):
+        known = fields_at(fields, path)
+        if not isinstance(known, dict):
+            continue  # an item of a list, or a name that is the user's own
+        for typo in (True, False) if field in known else (True,):
+            changed = copy.deepcopy(content)
+            around = reduce(operator.getitem, path, changed)
+            around.update({f"{field}x": around.pop(field)} if typo else {})
+            around.pop(field, None)
+            missed += [] if list(wrong_fields(changed, fields)) else [(*path, field)]
     assert missed == []
 
 
-def is_map(fields: Any, path: tuple[Any, ...]) -> bool:
-    """Whether the names at the end of `path` are the user's own."""
-    for name in path[:-1]:
-        if not isinstance(fields, dict | list):
-            return True
+def fields_at(fields: Any, path: list[Any]) -> Any:
+    for name in path:
+        if isinstance(fields, str):
+            return None
         fields = fields[0] if isinstance(fields, list) else fields.get(name, fields.get(f"{name}~"))
-    return not isinstance(fields, dict)
+    return fields
 
 
 def test_every_file_of_infra_is_checked() -> None:
@@ -659,6 +657,7 @@ def test_skypilot_takes_the_task_and_refuses_a_typo(tmp_path: Path) -> None:
     file = INFRA / "sky/dgunet.yaml"
     status, output = run(*check, file)
     assert (status, output.split()[-1]) == (0, "2"), output
+    assert load("sky/dgunet.yaml")["envs"]["DGUNET_WORKERS"] == "2"
     planted = tmp_path / "task.yaml"
     planted.write_text(file.read_text().replace("num_nodes", "num_node"))
     status, output = run(*check, planted)
