@@ -212,10 +212,6 @@ REFUSED: dict[str, Edit] = {
 }
 
 
-def test_the_operator_takes_the_job() -> None:
-    assert refused_by_the_operator(job()) == []
-
-
 @pytest.mark.parametrize("fault", REFUSED)
 def test_what_the_operator_refuses_is_refused(fault: str) -> None:
     rayjob = job()
@@ -257,9 +253,28 @@ def unsound(rayjob: Any, settings: dict[str, str]) -> list[str]:
     return [name for name, fault in faults.items() if fault]
 
 
-def settings_of(kustomization: str) -> dict[str, str]:
-    (generator,) = load(kustomization)["configMapGenerator"]
-    return dict(literal.split("=", 1) for literal in generator["literals"])
+def settings_of(overlay: str) -> dict[str, str]:
+    generators = [each for name in {"base", overlay} for each in kustomization(name).get("configMapGenerator", [])]
+    generators.sort(key=lambda each: "behavior" in each)  # what an overlay merges comes last
+    return dict(literal.split("=", 1) for each in generators for literal in each["literals"])
+
+
+def kustomization(overlay: str) -> Any:
+    return load(f"kuberay/{overlay}/kustomization.yaml")
+
+
+def patched(overlay: str) -> Any:
+    """The RayJob of an overlay, without kubectl."""
+    rayjob = json.loads(json.dumps(job()))
+    for patch in kustomization(overlay).get("patches", []):
+        for step in yaml.safe_load(patch["patch"]):
+            *path, last = [part.replace("~1", "/") for part in step["path"].split("/")[1:]]
+            around = reduce(lambda value, name: value[int(name) if isinstance(value, list) else name], path, rayjob)
+            if step["op"] != "add":
+                del around[last]
+            if step["op"] != "remove":
+                around[last] = step["value"]
+    return rayjob
 
 
 UNSOUND: dict[str, Edit] = {
@@ -276,15 +291,18 @@ UNSOUND: dict[str, Edit] = {
 }
 
 
-def test_the_job_is_sound() -> None:
-    assert unsound(job(), settings_of("kuberay/base/kustomization.yaml")) == []
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_job_is_sound(overlay: str) -> None:
+    assert list(wrong_fields(patched(overlay), FIELDS["rayjob"])) == []
+    assert refused_by_the_operator(patched(overlay)) == []
+    assert unsound(patched(overlay), settings_of(overlay)) == []
 
 
 @pytest.mark.parametrize("fault", UNSOUND)
 def test_an_unsound_job_is_refused(fault: str) -> None:
     rayjob = copy.deepcopy(json.loads(json.dumps(job())))
     UNSOUND[fault](cluster_of(rayjob))
-    assert unsound(rayjob, settings_of("kuberay/base/kustomization.yaml")) == [fault]
+    assert unsound(rayjob, settings_of("base")) == [fault]
 
 
 # All files: secrets, versions, variables
@@ -342,7 +360,7 @@ def loose_versions(text: str, pinned: tuple[str, ...] = ()) -> list[str]:
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(INFRA).as_posix())
 def test_versions_are_pinned(path: Path) -> None:
-    images = load("kuberay/base/kustomization.yaml")["images"]
+    images = kustomization("base")["images"]
     assert loose_versions(path.read_text(), tuple(image["name"] for image in images)) == []
 
 
@@ -436,6 +454,7 @@ def test_what_kustomize_renders_is_valid(overlay: str) -> None:
     assert list(wrong_fields(objects["NetworkPolicy"], FIELDS["networkpolicy"])) == []
     assert refused_by_the_operator(objects["RayJob"]) == []
     assert unsound(objects["RayJob"], objects["ConfigMap"]["data"]) == []
+    assert {*places(objects["RayJob"])} - {("metadata", "namespace")} == {*places(patched(overlay))}
     assert loose_versions(yaml.safe_dump(objects)) == []
     assert {each["metadata"]["namespace"] for each in objects.values()} == {"dgunet"}
 
