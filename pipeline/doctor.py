@@ -28,7 +28,7 @@ RAY, FOLDERS = "Ray cluster", "shared folders"
 Check = Callable[[], str]
 
 
-class NoRoom(ValueError):
+class TooFewNodes(ValueError):
     """The workers do not fit on the nodes that have joined so far."""
 
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the result of each check; exit with 1 if one has failed."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.doctor", description=__doc__)
     parser.add_argument(
-        "--wait", type=float, default=0, metavar="SECONDS", help="how long nodes of the cluster may take to join"
+        "--wait", type=float, default=0.0, metavar="SECONDS", help="how long nodes of the cluster may take to join"
     )
     wait = parser.parse_args(arguments).wait
     environment = read_environment()
@@ -95,7 +95,7 @@ def _check_ray(address: str, environment: Environment) -> str:
         try:
             plan_resources(list(state.nodes.values()))
         except ValueError as error:
-            raise NoRoom(f"RAY_ADDRESS={address}: {error}") from None
+            raise TooFewNodes(f"RAY_ADDRESS={address}: {error}") from None
     total = {name: sum(node.get(name, 0) for node in state.nodes.values()) for name in ("CPU", "GPU")}
     return f"{address}, {len(state.nodes)} nodes, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
 
@@ -107,7 +107,7 @@ def _wait_for_nodes(address: str, environment: Environment, seconds: float) -> N
         try:
             _check_ray(address, environment)
             return
-        except (NotANode, NoRoom):
+        except (NotANode, TooFewNodes):
             time.sleep(1)
         except ValueError:
             return

@@ -7,7 +7,10 @@ import uuid
 import fsspec
 
 # A run waits for a storage that is away for a moment; a check does not.
-S3_OPTIONS = {"config_kwargs": {"connect_timeout": 3, "read_timeout": 4, "retries": {"max_attempts": 1}}}
+S3_OPTIONS = {
+    "skip_instance_cache": True,
+    "config_kwargs": {"connect_timeout": 3, "read_timeout": 4, "retries": {"max_attempts": 1}},
+}
 CONTENT = b"written to see that this storage can be used; it may be deleted\n"
 
 
