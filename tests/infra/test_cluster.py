@@ -60,6 +60,36 @@ def test_the_pipeline_survives_what_happens_to_a_cluster(cluster: Site) -> None:
     assert "Running stage 'train@denoise'" in output
 
 
+@pytest.mark.parametrize(
+    ("host", "variables", "message"),
+    [
+        (0, {"RAY_AUTH_TOKEN": "of-another-cluster-0123456789abcdef"}, "the head refuses the token"),
+        (0, {"RAY_ADDRESS": "n1:6380"}, "RAY_ADDRESS=n1:6380: cannot be reached"),
+        (0, {"DGUNET_WORKERS": "40"}, "40 workers do not fit on the cluster"),
+        (0, {"MLFLOW_TRACKING_URI": "http://10.77.0.254:1"}, "MLflow at http://10.77.0.254:1 does not answer"),
+        (0, {"DGUNET_STORAGE": "/dev/shm/runs"}, "the nodes 10.77.0.2, 10.77.0.3 do not see this folder"),
+        (None, {"RAY_ADDRESS": "10.77.0.1:6379"}, "this machine is no node of that cluster"),
+    ],
+)
+def test_faults_are_found_before_the_first_work(
+    cluster: Site, host: int | None, variables: dict[str, str], message: str
+) -> None:
+    command = [sys.executable, "-m", "pipeline.doctor"]
+    if host is None:
+        environment = cluster.environment | variables
+        done = subprocess.run(
+            command, cwd=cluster.checkout, env=environment, capture_output=True, text=True, check=False
+        )
+        status, output = done.returncode, done.stderr
+    else:
+        log = f"doctor-{message[:20].replace('/', '-')}"
+        status = cluster.start(cluster.hosts[host], *command, log=log, **variables).wait(60)
+        output = cluster.log(log).read_text()
+    assert status == 1
+    assert [line for line in output.splitlines() if line.startswith("failed") and message in line], output
+    assert "Traceback" not in output
+
+
 def test_results_come_to_another_clone(cluster: Site) -> None:
     made = cluster.checkout
     cluster.clone("clone")

@@ -28,7 +28,7 @@ def test_this_machine_alone_needs_a_folder_that_can_be_written(
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_every_fault_is_told_in_one_line(
+def test_every_fault_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()

@@ -29,7 +29,7 @@ from pipeline.runtime.environment import Environment, variable_name
 INFRA = PROJECT / "infra"
 FIELDS = yaml.safe_load(Path(__file__).with_name("fields.yaml").read_text())
 OVERLAYS = ["base", "overlays/gpu-spot", "overlays/kueue"]
-OURS = {  # files, and their kind in fields.yaml
+CHECKED = {  # files, and their kind in fields.yaml
     "kuberay/base/rayjob.yaml": "rayjob",
     "kuberay/base/networkpolicy.yaml": "networkpolicy",
     **{f"kuberay/{overlay}/kustomization.yaml": "kustomization" for overlay in OVERLAYS},
@@ -91,9 +91,9 @@ def wrong_fields(value: Any, fields: Any, path: str = "") -> Iterator[str]:
         yield f"{path} must be {fields}, not {value!r}"
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", CHECKED)
 def test_fields_are_known_and_complete(name: str) -> None:
-    assert list(wrong_fields(load(name), FIELDS[OURS[name]])) == []
+    assert list(wrong_fields(load(name), FIELDS[CHECKED[name]])) == []
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -104,9 +104,9 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(part, (*path, name))
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", CHECKED)
 def test_a_typo_in_any_field_and_any_missing_field_is_found(name: str) -> None:
-    content, fields = json.loads(json.dumps(load(name))), FIELDS[OURS[name]]  # JSON: without YAML's shared parts
+    content, fields = json.loads(json.dumps(load(name))), FIELDS[CHECKED[name]]  # JSON: without YAML's shared parts
     missed = []
     for *path, field in places(content):
         known = fields_at(fields, path)
@@ -131,7 +131,7 @@ def fields_at(fields: Any, path: list[Any]) -> Any:
 
 def test_every_file_of_infra_is_checked() -> None:
     written = {path.relative_to(INFRA).as_posix() for path in TEXTS if path.suffix in (".yaml", ".json")}
-    assert {name for name in written if not name.startswith(("recipes/", "degradations"))} == set(OURS)
+    assert {name for name in written if not name.startswith(("recipes/", "degradations"))} == set(CHECKED)
 
 
 # The RayJob: rules of the operator (v1.7.0, validation.go), which its definitions do not hold
@@ -386,6 +386,15 @@ def unknown_variables(text: str) -> set[str]:
     return set(re.findall(r"\bDGUNET_[A-Z_]*[A-Z]\b", text)) - known
 
 
+def test_the_example_of_an_environment_has_every_variable_and_no_value() -> None:
+    lines = [line for line in (INFRA / ".env.example").read_text().splitlines() if line[:1] != "#"]
+    settings = dict(line.split("=", 1) for line in lines)
+    assert {name for name in settings if name.startswith("DGUNET_")} == set(
+        map(variable_name, Environment.model_fields)
+    )
+    assert {name for name, value in settings.items() if value} == {"RAY_AUTH_MODE"}
+
+
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(INFRA).as_posix())
 def test_variables_are_those_of_the_environment_class(path: Path) -> None:
     assert unknown_variables(path.read_text()) == set()
@@ -425,9 +434,11 @@ def test_compose_has_no_default_for_a_key_and_opens_no_port_to_others() -> None:
     text = (INFRA / "mlflow/compose.yaml").read_text()
     keys = re.findall(r"\$\{(\w+)(:\?)?", text)
     assert {name for name, refuses in keys if not refuses} == {"S3_LISTEN", "MLFLOW_LISTEN", "MLFLOW_ALLOWED_HOSTS"}
-    ports = [port for service in load("mlflow/compose.yaml")["services"].values() for port in service.get("ports", [])]
-    assert ports
-    assert all(re.match(r"\$\{\w+_LISTEN:-127\.0\.0\.1\}:", port) for port in ports)
+    listening = [
+        port for service in load("mlflow/compose.yaml")["services"].values() for port in service.get("ports", [])
+    ]
+    assert listening
+    assert all(re.match(r"\$\{\w+_LISTEN:-127\.0\.0\.1\}:", port) for port in listening)
 
 
 # The engines' own tools
