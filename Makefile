@@ -14,7 +14,7 @@ export MPLBACKEND := Agg
 SPREAD = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro data test test-all check lint preview tune apply approve rollback ui bench bench-gpu lock clean
+.PHONY: help setup repro data test test-all check lint preview tune apply approve rollback doctor fetch ui bench bench-gpu lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -31,7 +31,9 @@ $(READY): constraints.txt pyproject.toml
 	@test -f .dvc/config || $(BIN)/dvc init --quiet
 	@touch $(READY)
 
+# What lies elsewhere is checked before the first work.
 repro: $(READY)  ## photographs -> shards -> trained, measured, promoted models; then a summary
+	@[ -z "$$RAY_ADDRESS$$DGUNET_STORAGE$$DGUNET_SHARDS$$DGUNET_REMOTE$$MLFLOW_TRACKING_URI" ] || python -m pipeline.doctor
 	@dvc repro
 	@python -m pipeline.summary
 
@@ -63,6 +65,12 @@ approve: $(READY)  ## TASK=derain VERSION=3: make a registered version the champ
 
 rollback: $(READY)  ## TASK=derain: make the previous champion the champion again
 	@python -m pipeline.rollback --task "$$TASK"
+
+doctor: $(READY)  ## check cluster, MLflow, storage, DVC remote and shared folders, as every run does before it starts
+	@python -m pipeline.doctor
+
+fetch: $(READY)  ## get the results that a cluster made of this commit (DGUNET_STORAGE, DGUNET_REMOTE as there)
+	@python -m pipeline.results fetch
 
 ui: $(READY)  ## browse runs and models in MLflow on http://127.0.0.1:5000
 	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port 5000

@@ -49,9 +49,9 @@ class S3Server:
 
     bucket = "bucket"
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, address: str = "127.0.0.1") -> None:
         self.log = log
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+        command = [sys.executable, "-m", "moto.server", "-H", address, "-p", "0"]
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file)
         self.port = int(until(self.port_in_log).group(1))
@@ -60,7 +60,7 @@ class S3Server:
         """The line of the log that names the port; None until the server listens."""
         log = self.log.read_text()
         assert self.process.poll() is None, log
-        return re.search(r"Running on http://127\.0\.0\.1:(\d+)", log)
+        return re.search(r"Running on http://[\d.]+:(\d+)", log)
 
     def stop(self) -> None:
         self.process.kill()

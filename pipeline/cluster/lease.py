@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster import checkpoints
+from pipeline.runtime.environment import read_environment
 
 FILE = "driver.json"
 SECONDS_BETWEEN_HEARTBEATS = 10.0
@@ -94,8 +95,10 @@ class Lease:
 def hold_lease(address: str) -> Iterator[Lease]:
     """Hold the lease of the run whose folder is `address`.
 
-    The lease of a driver that was killed is taken at once on the same machine, elsewhere after SECONDS_TO_WATCH.
-    Raises ValueError where another driver has it, OSError where the storage cannot be used.
+    The lease of a driver that was killed is taken at once on the same machine, elsewhere after SECONDS_TO_WATCH. While
+    another driver has it, wait for up to DGUNET_DRIVER_WAIT_SECONDS: a cluster that starts a run again may do so before
+    the former driver has ended. Raises ValueError where another driver still has it then, OSError where the storage
+    cannot be used.
     """
     lease = Lease(address)
     _held.add(lease.id)
@@ -108,19 +111,25 @@ def hold_lease(address: str) -> Iterator[Lease]:
 
 
 def _wait_until_free(address: str) -> float:
-    """Wait until there is no lease or its driver is gone; return when that was read. ValueError if it is alive."""
-    read = started = time.monotonic()
+    """Wait until there is no lease or its driver is gone; return when that was read.
+
+    Raises ValueError if the driver is alive after DGUNET_DRIVER_WAIT_SECONDS.
+    """
+    read = watched_since = time.monotonic()
+    deadline = read + read_environment().driver_wait_seconds
     first = _read(address)
     if first is None or _is_gone(first):
         return read
-    while time.monotonic() - started < SECONDS_TO_WATCH:
+    while time.monotonic() - watched_since < SECONDS_TO_WATCH:
         time.sleep(SECONDS_BETWEEN_HEARTBEATS / 10)
         read = time.monotonic()
         found = _read(address)
         if found is None:
             return read
         if found != first:
-            raise _taken(address, found)
+            if read > deadline:
+                raise _taken(address, found)
+            first, watched_since = found, read
     return read
 
 

@@ -5,8 +5,11 @@ Written for and tried with the versions of Ray in TRIED_WITH; another version is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -21,12 +24,76 @@ if not ray.__version__.startswith(tuple(f"{version}." for version in TRIED_WITH)
         "version and add it to TRIED_WITH"
     )
 
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # noqa: E402
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME as SNAPSHOT  # noqa: E402
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError  # noqa: E402
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback  # noqa: E402
 from ray.train.v2._internal.execution.context import get_train_context  # noqa: E402
 
-__all__ = ["SNAPSHOT", "RunTrainer", "WorkerGroupCleanup", "preemption_notice", "refresh_tuner"]
+__all__ = [
+    "SNAPSHOT", "ClusterState", "RunTrainer", "WorkerGroupCleanup", "cluster_state", "preemption_notice",
+    "refresh_tuner",
+]  # fmt: skip
+ALIVE = 0  # state of a node
+
+
+@dataclass(frozen=True)
+class ClusterState:
+    """What the head of a cluster says before one joins it.
+
+    Attributes:
+        nodes: resources of each node that is alive, by its address.
+        sockets: path of each node's local socket, by its address; a driver needs the one of its own machine.
+        ray_version: version of Ray on the head.
+        python_version: version of Python on the head.
+    """
+
+    nodes: Mapping[str, Mapping[str, float]]
+    sockets: Mapping[str, str]
+    ray_version: str
+    python_version: str
+
+
+def cluster_state(address: str, timeout_seconds: float) -> ClusterState:
+    """Return the state of the cluster whose head is at HOST:PORT.
+
+    `ray.init` checks the same, but ends the process with a stack trace of C++ where this machine is no node.
+
+    Raises:
+        PermissionError: the head refuses the token.
+        OSError: the head does not answer.
+    """
+    with _without_stderr():
+        try:
+            client = GcsClient(address=address)
+            found = client.get_all_node_info(timeout=timeout_seconds).values()
+            stored = client.internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=timeout_seconds)
+        except ray.exceptions.AuthenticationError as error:
+            raise PermissionError(str(error).splitlines()[0]) from None
+        except ray.exceptions.RayError as error:
+            raise OSError(str(error).splitlines()[0]) from None
+    versions = json.loads(stored) if stored else {}
+    alive = [node for node in found if node.state == ALIVE]
+    return ClusterState(
+        {node.node_manager_address: dict(node.resources_total) for node in alive},
+        {node.node_manager_address: node.raylet_socket_name for node in alive},
+        versions.get("ray_version", "of unknown version"),
+        versions.get("python_version", "of unknown version"),
+    )
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Discard what C++ code writes to stderr meanwhile: warnings that repeat the exception."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def preemption_notice() -> Any:

@@ -29,8 +29,10 @@ class WorkerResources:
 
 def requested_workers() -> tuple[int, int]:
     """Return the least and the most training workers: DGUNET_WORKERS ("4", "2:8"), else one per GPU, else one."""
+    if workers := read_environment().workers:
+        return workers
     default = int(ray.cluster_resources().get("GPU", 0)) or 1
-    return read_environment().workers or (default, default)
+    return default, default
 
 
 def plan_resources(nodes: Sequence[Mapping[str, float]], most_workers: int | None = None) -> WorkerResources:

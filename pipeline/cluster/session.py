@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import socket
 import sys
@@ -11,8 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.cluster.ray_internals import ClusterState, cluster_state
 from pipeline.runtime.environment import read_environment, restored_environ
 from pipeline.runtime.files import PROJECT
 from pipeline.runtime.threads import VARIABLES, thread_settings
@@ -26,7 +30,11 @@ RAY_DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports wait for the controller's next poll; Ray's own: 2 s
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it forwards printed lines twice
 }
-FORWARDED = ("MLFLOW_", "AWS_", "DGUNET_", "RAY_TRAIN_", *VARIABLES)
+FORWARDED = ("MLFLOW_", "AWS_", "DGUNET_", "GLOO_", "NCCL_", "RAY_TRAIN_", *VARIABLES)
+
+
+class NotANode(ValueError):
+    """This machine is no node of the cluster, or not yet."""
 
 
 @contextmanager
@@ -40,7 +48,7 @@ def session(*, dashboard: bool = False) -> Iterator[None]:
         dashboard: whether Ray's dashboard is needed, as by a search. It takes about 1 GB of memory.
 
     Raises:
-        ValueError: no Ray head answers at RAY_ADDRESS; the cluster has no dashboard, but needs one.
+        ValueError: this process cannot join the cluster at RAY_ADDRESS; it has no dashboard, but needs one.
     """
     with restored_environ():
         environment = read_environment()
@@ -59,7 +67,7 @@ def session(*, dashboard: bool = False) -> Iterator[None]:
 
 
 def _join(address: str, *, dashboard: bool) -> None:
-    _check_head(address)
+    check_cluster(address)
     forwarded = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED)}
     # On a node the checkout is a copy, another one after each change of the code: no place for a cache.
     forwarded.setdefault("DGUNET_SHARD_CACHE", f"{tempfile.gettempdir()}/dgunet-shards-{os.getuid()}")
@@ -69,6 +77,61 @@ def _join(address: str, *, dashboard: bool) -> None:
     joined = ray.init(address, log_to_driver=False, runtime_env=runtime)
     if dashboard and not joined.dashboard_url:
         raise ValueError(f"the Ray cluster {address} has no dashboard: start its head with --include-dashboard=true")
+
+
+def check_cluster(address: str) -> ClusterState | None:
+    """Return the state of the cluster at an address, if a process of this machine can join it.
+
+    Args:
+        address: HOST:PORT; for the addresses ray://HOST:PORT and auto there is no state to return.
+
+    Raises:
+        ValueError: no Ray head answers there, it refuses the token, its versions are others, or this machine is no
+            node of its cluster; the last as NotANode.
+    """
+    _check_head(address)
+    if address == "auto" or "://" in address:
+        return None
+    try:
+        state = cluster_state(address, SECONDS_TO_ANSWER)
+    except PermissionError:
+        raise ValueError(
+            f"RAY_ADDRESS={address}: the head refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH to what the head was started with"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"RAY_ADDRESS={address}: the head does not answer ({error})") from None
+    here, there = (ray.__version__, platform.python_version()), (state.ray_version, state.python_version)
+    if here != there:
+        raise ValueError(
+            f"RAY_ADDRESS={address}: the cluster has Ray {there[0]} and Python {there[1]}, this machine Ray {here[0]} "
+            f"and Python {here[1]}: install the same on all nodes"
+        )
+    own = {each.address for interface in psutil.net_if_addrs().values() for each in interface}
+    if not any(node in own and Path(socket).exists() for node, socket in state.sockets.items()):
+        raise NotANode(
+            f"RAY_ADDRESS={address}: this machine is no node of that cluster, and a driver must run on one: start "
+            f"infra/run.sh on a node, or let this machine join with `ray start --address={address} --num-cpus=0`"
+        )
+    return state
+
+
+def nodes_without(address: str, file: Path) -> list[str]:
+    """Return the addresses of the nodes of a cluster that do not see a file of this machine."""
+
+    def sees(path: str) -> bool:  # local, so that Ray sends it to nodes that do not have this code
+        return Path(path).exists()
+
+    ray.init(address, log_to_driver=False, logging_level="ERROR")
+    try:
+        found = {}
+        for node in (node for node in ray.nodes() if node["Alive"]):
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(num_cpus=0, scheduling_strategy=here, max_retries=0)(sees)
+            found[node["NodeManagerAddress"]] = task.remote(str(file))
+        return sorted(node for node, seen in found.items() if not ray.get(seen))
+    finally:
+        ray.shutdown()
 
 
 def _check_head(address: str) -> None:

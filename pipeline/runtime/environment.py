@@ -72,6 +72,8 @@ class Environment(BaseSettings):
         data: folder or URL of published image sets: sources of kind `dataset`, benchmarks, tests.
         data_mirror: URL in place of the scheme of all addresses of published sets, without a slash at the end.
         accept_terms: published sets whose terms the user accepts.
+        driver_wait_seconds: how long a run waits for another driver of the same run to end, before it is refused.
+        remote: URL of the DVC remote that infra/run.sh pushes results to, or empty: the one of .dvc/config, if any.
     """
 
     model_config = SettingsConfigDict(
@@ -105,6 +107,8 @@ class Environment(BaseSettings):
         BeforeValidator(_parse_names),
         Field(description="names of data sets, separated by commas"),
     ] = ()
+    driver_wait_seconds: Annotated[int, Field(ge=0, description="a whole number of seconds, 0 or more")] = 0
+    remote: Annotated[str, AfterValidator(_without_slash), Field(description="a folder or a URL")] = ""
 
 
 def variable_name(field: str) -> str:

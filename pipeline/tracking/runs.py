@@ -139,6 +139,11 @@ class _Monitor(SystemMetricsMonitor):  # type: ignore[misc]
             self._shutdown_event.wait(SECONDS_BETWEEN_TRIES)
 
 
+def tracking_address() -> str:
+    """Return the address of the store of runs and models: MLFLOW_TRACKING_URI, else a database in the checkout."""
+    return os.environ.get(ADDRESS) or sqlite_address(DEFAULT_DATABASE)
+
+
 @contextmanager
 def connected() -> Iterator[None]:
     """Connect MLflow to the store of runs and models; the environment is as before afterwards.
@@ -146,7 +151,7 @@ def connected() -> Iterator[None]:
     Raises:
         ValueError: the store does not answer, or MLflow refuses a request of the body; the message has one line.
     """
-    address = os.environ.get(ADDRESS) or sqlite_address(DEFAULT_DATABASE)
+    address = tracking_address()
     with _environment():
         mlflow.set_tracking_uri(address)  # sets the variable, too
         try:
@@ -154,6 +159,10 @@ def connected() -> Iterator[None]:
                 _check_server(f"{address.rstrip('/')}/health")
             mlflow.MlflowClient().search_experiments(max_results=1)
         except (MlflowException, OSError) as error:
+            if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
+                raise ValueError(
+                    f"MLflow at {address} refuses the login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+                ) from None
             raise ValueError(
                 f"MLflow at {address} does not answer ({_first_line(error)}): start it, or set {ADDRESS}"
             ) from error

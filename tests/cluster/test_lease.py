@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,6 +115,31 @@ def test_a_run_that_another_machine_drives_is_refused(tmp_path: Path) -> None:
     ):
         pass
     assert content(tmp_path)["host"] == "elsewhere"
+
+
+def test_a_run_that_is_started_again_waits_for_the_former_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DGUNET_DRIVER_WAIT_SECONDS", "60")
+    other = heartbeat(tmp_path, host="elsewhere", pid=7)
+    other.__enter__()
+    end = threading.Timer(1.5, other.__exit__, (None, None, None))  # longer than a stopped heartbeat is watched
+    end.start()
+    with lease.hold_lease(str(tmp_path)):
+        assert content(tmp_path)["pid"] == os.getpid()
+    end.join()
+
+
+def test_a_run_whose_driver_goes_on_is_refused_after_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DGUNET_DRIVER_WAIT_SECONDS", "2")
+    started_at = time.monotonic()
+    with (
+        heartbeat(tmp_path, host="elsewhere", pid=7),
+        pytest.raises(ValueError, match="number 7 on elsewhere"),
+        lease.hold_lease(str(tmp_path)),
+    ):
+        pass
+    assert time.monotonic() - started_at >= 2
 
 
 @pytest.mark.parametrize("other", [{"pid_namespace": "pid:[1]"}, {"boot": "of another machine"}, {"boot": ""}])

@@ -1,12 +1,14 @@
 """A Ray session: what its processes read from the environment, and that os.environ is as before afterwards."""
 
 import os
+import re
 import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from factories import pythonpath
 
 from pipeline.cluster import session as session_module
 from pipeline.cluster import tasks
+from pipeline.cluster.ray_internals import ClusterState
 from pipeline.cluster.session import SETTINGS_FRAME, session
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
@@ -72,10 +75,12 @@ def test_a_session_that_cannot_start_restores_os_environ_too(monkeypatch: pytest
         return Joined()
 
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(session_module, "_check_head", lambda address: None)
+    monkeypatch.setattr(session_module, "check_cluster", lambda address: None)
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio:9000")
     monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    monkeypatch.setenv("NCCL_DEBUG", "WARN")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv("DGUNET_SHARD_CACHE", raising=False)
     before = dict(os.environ)
@@ -84,6 +89,8 @@ def test_a_session_that_cannot_start_restores_os_environ_too(monkeypatch: pytest
     assert dict(os.environ) == before
     forwarded: Mapping[str, str] = options["runtime_env"]["env_vars"]
     assert forwarded["RAY_ADDRESS"] == "head:6379"
+    assert forwarded["NCCL_DEBUG"] == "WARN"
+    assert forwarded["GLOO_SOCKET_IFNAME"] == "eth1"
     assert forwarded["AWS_ENDPOINT_URL"] == "http://minio:9000"
     assert forwarded["GOMP_SPINCOUNT"] == "1000"
     assert forwarded["RAY_TRAIN_ENABLE_PRINT_PATCH"] == "0"
@@ -107,13 +114,51 @@ def test_an_address_where_no_head_answers_is_refused_soon(monkeypatch: pytest.Mo
             assert "\n" not in str(error.value)
 
 
+def state(**differing: Any) -> ClusterState:
+    """The state of a cluster that this process can join, but for what differs."""
+    here = {"sockets": {"127.0.0.1": __file__}, "ray_version": ray.__version__, "python_version": python_version()}
+    return ClusterState(**{"nodes": {"127.0.0.1": {"CPU": 2.0}}, **here, **differing})
+
+
+def raising(error: Exception) -> Any:
+    def raise_it(*_: Any) -> None:
+        raise error
+
+    return raise_it
+
+
 def test_an_address_that_speaks_grpc_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     joined: list[str] = []
     monkeypatch.setattr(ray, "init", lambda address, **_: joined.append(address))
+    monkeypatch.setattr(session_module, "cluster_state", lambda *_: state())
     with listening(SETTINGS_FRAME) as head:
         monkeypatch.setenv("RAY_ADDRESS", head)
         with session():
             assert joined == [head]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda *_: state(sockets={"127.0.0.1": "/no/such/socket"}), "this machine is no node of that cluster"),
+        (lambda *_: state(sockets={"192.0.2.1": __file__}), "this machine is no node of that cluster"),
+        (lambda *_: state(ray_version="2.59.0"), "the cluster has Ray 2.59.0 and Python"),
+        (lambda *_: state(python_version="3.12.1"), "and Python 3.12.1, this machine Ray"),
+        (raising(PermissionError("no")), "the head refuses the token: set RAY_AUTH_MODE=token"),
+        (raising(OSError("timed out")), "the head does not answer (timed out)"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_refused_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, answer: Any, message: str
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was asked"))
+    monkeypatch.setattr(session_module, "cluster_state", answer)
+    with listening(SETTINGS_FRAME) as head:
+        monkeypatch.setenv("RAY_ADDRESS", head)
+        with pytest.raises(ValueError, match=re.escape(message)) as error, session():
+            pass
+        assert str(error.value).startswith(f"RAY_ADDRESS={head}: ")
+        assert "\n" not in str(error.value)
 
 
 def test_a_folder_that_is_too_deep_for_sockets_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""Bring results from a cluster to another clone: what DVC stores, and the dvc.lock that belongs to a commit.
+
+dvc.lock is not in git. The driver on a cluster stores it beside the checkpoints, under the commit of the checkout, and
+pushes what it names to the DVC remote after each stage. In a clone of that commit `make fetch` gets both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.cluster.checkpoints import filesystem
+from pipeline.runtime.entry_point import run_command
+from pipeline.runtime.environment import read_environment
+from pipeline.runtime.files import write_atomically
+from pipeline.runtime.provenance import commit
+
+LOCK = Path("dvc.lock")
+FORMER = Path(".cache/dvc.lock.former")
+FOLDER = "locks"  # beside the checkpoints; the names of runs contain a task and a fingerprint
+CHANGED = "+changes"  # as `commit` says it
+REMOTE = "cluster"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Store the results of a stage, fetch all, or prepare a new driver."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.results", description=__doc__)
+    actions = parser.add_subparsers(required=True, dest="action")
+    actions.add_parser("prepare", help="set the DVC remote of DGUNET_REMOTE, and get the results of earlier runs")
+    actions.add_parser("store", help="push outputs and run cache, and store dvc.lock under the commit")
+    actions.add_parser("fetch", help="get dvc.lock of this commit, and all outputs that it names")
+    action = parser.parse_args(arguments).action
+    _set_remote()
+    {"prepare": _prepare, "store": _store, "fetch": _fetch}[action]()
+
+
+def _set_remote() -> None:
+    """Make DGUNET_REMOTE the default remote of this clone; ValueError if there is no remote at all."""
+    if remote := read_environment().remote:
+        _dvc("remote", "add", "--local", "--quiet", "--force", "--default", REMOTE, remote)
+    elif not _dvc("remote", "list", output=True).strip():
+        raise ValueError("there is no DVC remote: set DGUNET_REMOTE to a URL, such as s3://bucket/dvc")
+
+
+def _prepare() -> None:
+    # The run cache says for which inputs a stage has run, so that `dvc repro --pull` takes its outputs.
+    _dvc("fetch", "--run-cache", "--quiet", allow_failure=True)
+
+
+def _store() -> None:
+    _dvc("push", "--run-cache", "--quiet")
+    address = _lock_address(commit())
+    files, path = filesystem(address)
+    files.create_dir(path.rpartition("/")[0])
+    with files.open_output_stream(f"{path}.new") as file:
+        file.write(LOCK.read_bytes())
+    files.move(f"{path}.new", path)
+
+
+def _fetch() -> None:
+    found = commit().removesuffix(CHANGED)
+    if found == "unknown":
+        raise ValueError("results are stored by commit, and git does not say which one this checkout has")
+    content, of = _read(found), found
+    if content is None:
+        of = found + CHANGED
+        content = _read(of)
+    if content is None:
+        raise ValueError(
+            f"{read_environment().storage} has no results of commit {found[:10]}: check out the commit that the "
+            "cluster has run, or set DGUNET_STORAGE to what it was there"
+        )
+    if of != found:
+        print(f"the cluster ran commit {found[:10]} with changes that were not committed", file=sys.stderr)
+    if LOCK.exists() and LOCK.read_bytes() != content:
+        FORMER.parent.mkdir(exist_ok=True)
+        LOCK.replace(FORMER)
+        print(f"the former dvc.lock is {FORMER}", file=sys.stderr)
+    write_atomically(LOCK, content.decode())
+    _dvc("pull", "--quiet")
+    print(f"results of commit {of[:10]}: models/ and reports/ are here")
+
+
+def _lock_address(commit: str) -> str:
+    return f"{read_environment().storage}/{FOLDER}/{commit}/{LOCK.name}"
+
+
+def _read(commit: str) -> bytes | None:
+    files, path = filesystem(_lock_address(commit))
+    try:
+        with files.open_input_stream(path) as file:
+            return bytes(file.read())
+    except FileNotFoundError:
+        return None
+
+
+def _dvc(*arguments: str, output: bool = False, allow_failure: bool = False) -> str:
+    """Run a command of DVC and return what it prints, if `output`; ValueError with its message if it fails."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    variables = {**os.environ, "DVC_NO_ANALYTICS": "true"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+    if done.returncode and not allow_failure:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+        message = lines[-1].removeprefix("ERROR: ") if lines else done.stderr.strip()
+        raise ValueError(f"dvc {' '.join(arguments)}: {message}")
+    return done.stdout if output else ""
+
+
+if __name__ == "__main__":
+    run_command(main)

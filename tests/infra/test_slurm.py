@@ -1,0 +1,156 @@
+"""infra/slurm/dgunet.sbatch under a real slurmctld, with a slurmd on each host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+import pytest
+from hosts import OUTSIDE, Host, why_not
+from processes import until
+from site_of_tests import Site, site
+
+missing = [
+    name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name, path="/usr/sbin:/usr/bin")
+]
+reason = why_not() or (missing and f"needs {', '.join(missing)}: apt-get install slurmctld slurmd slurm-client munge")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.cluster,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(bool(reason), reason=str(reason)),
+]
+CONFIGURATION = """
+ClusterName=dgunet
+SlurmctldHost={name}({outside})
+SlurmUser=root
+SlurmdUser=root
+AuthInfo=socket={folder}/munge.socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+MpiDefault=none
+ReturnToService=2
+SlurmdTimeout=30
+KillWait=5
+NodeName=n[1-3] NodeAddr={network}.[1-3] CPUs=2 Sockets=1 CoresPerSocket=2 State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Slurm:
+    """A controller on this machine, and a slurmd on each host."""
+
+    def __init__(self, built: Site, stack: ExitStack) -> None:
+        self.folder = built.folder / "slurm"
+        (self.folder / "state").mkdir(parents=True)
+        self.configuration = self.folder / "slurm.conf"
+        self.configuration.write_text(
+            CONFIGURATION.format(
+                name=socket.gethostname(), outside=OUTSIDE, folder=self.folder, network=OUTSIDE.rpartition(".")[0]
+            ).lstrip()
+        )
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+        self.built, self.stack = built, stack
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        munged = ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={self.folder}/munge.socket"]
+        munged += [f"--{name}-file={self.folder}/munge.{name}" for name in ("pid", "log", "seed")]
+        self._serve(munged, "munged")
+        until((self.folder / "munge.socket").exists, 30)
+        self._serve(["slurmctld", "-D", "-f", str(self.configuration)], "slurmctld")
+        for host in built.hosts:
+            self.start(host)
+        until(lambda: self.run("sinfo", "--noheader", "--states=idle", "--format=%D").strip() == "3", 60)
+
+    def _serve(self, command: list[str], name: str) -> None:
+        with (self.folder / f"{name}.log").open("w") as log:
+            server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=self.variables)
+
+        def stop() -> None:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+        self.stack.callback(stop)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SLURM_CONF": str(self.configuration), "HOME": "/root"}
+
+    def start(self, host: Host) -> None:
+        """Start slurmd on a host."""
+        host.start(
+            "slurmd", "-D", "-N", host.name, "-f", str(self.configuration),
+            environment=self.variables, folder=self.folder, log=self.folder / f"slurmd-{host.name}.log",
+        )  # fmt: skip
+
+    def run(self, *command: str) -> str:
+        """Run a command of Slurm in the checkout; return what it prints."""
+        omitted = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
+        variables = {name: value for name, value in self.built.environment.items() if name not in omitted}
+        variables["SLURM_CONF"] = str(self.configuration)
+        done = subprocess.run(
+            command, cwd=self.built.checkout, env=variables, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def submit(self) -> str:
+        """Submit the job to two nodes; return its number."""
+        script = "infra/slurm/dgunet.sbatch"
+        return self.run("sbatch", "--parsable", "--nodes=2", "--output=slurm-%j.log", script).strip()
+
+    def output(self, job: str) -> str:
+        """What a job has printed."""
+        path = self.built.checkout / f"slurm-{job}.log"
+        return path.read_text() if path.exists() else ""
+
+    def state(self, job: str) -> str:
+        """The state of a job in Slurm's word, such as RUNNING."""
+        shown = self.run("scontrol", "show", "job", job)
+        return shown.partition("JobState=")[2].split()[0]
+
+    def wait_for_checkpoint(self, job: str) -> None:
+        """Wait until a job has stored a new checkpoint."""
+        before = self.built.checkpoints()
+        until(lambda: self.built.checkpoints() - before or self.state(job) not in ("RUNNING", "PENDING"), 300)
+        assert self.state(job) == "RUNNING", self.output(job)[-5000:]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with site(tmp_path_factory.mktemp("site")) as built, ExitStack() as stack:
+        yield Slurm(built, stack)
+
+
+def test_a_job_saves_continues_and_survives_a_node(slurm: Slurm) -> None:
+    job = slurm.submit()
+    slurm.wait_for_checkpoint(job)
+    slurm.run("scancel", "--batch", "--signal=TERM", job)
+    until(lambda: slurm.state(job) not in ("RUNNING", "COMPLETING"), 120)
+    assert "asked to stop: saving" in slurm.output(job)
+    assert "the same command continues" in slurm.output(job)
+    until(lambda: slurm.run("sinfo", "--noheader", "--states=idle", "--format=%D").strip() == "3", 60)
+
+    job = slurm.submit()
+    slurm.wait_for_checkpoint(job)
+    nodes = slurm.run("squeue", "--noheader", "--format=%N", "--job", job).strip()
+    first, last = nodes.removeprefix("n[").rstrip("]").replace("-", ",").split(",")
+    slurm.built.hosts[int(last) - 1].power_off()  # the driver is on the first node
+    assert int(first) < int(last)
+    until(lambda: slurm.state(job) not in ("RUNNING", "COMPLETING"), 900)
+    assert slurm.state(job) == "COMPLETED", slurm.output(job)[-5000:]
+    output = slurm.output(job)
+    assert "Running stage 'synthesize@denoise'" not in output
+    assert "continuing from the last checkpoint" in output

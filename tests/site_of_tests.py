@@ -1,0 +1,152 @@
+"""A site for tests of infra/: hosts, a checkout that all of them see, a storage and an MLflow server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from checkout import Checkout
+from hosts import OUTSIDE, Host, Started, hosts
+from processes import S3Server, until
+
+TOKEN = "of-tests-0123456789abcdef0123456789abcdef"
+PROGRAMS = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+
+
+def shrink(params: dict[str, Any]) -> None:
+    params["tasks"] = ["denoise"]
+    params["denoise"]["synthesize"] |= {"tile_size": 64, "stride": 256, "held_out_tile_size": 160}
+    train = params["denoise"]["train"]
+    train |= {"num_steps": 600, "warmup_steps": 2, "validate_every": 300, "patch_size": 32, "batch_size": 2}
+    train.setdefault("network", {}).update(width=8, growth=4, num_stages=2)
+    params["denoise"]["evaluate"] |= {"gallery_images": 1, "local_statistics": []}
+
+
+class Site:
+    """Hosts, a checkout that all of them see, a storage and an MLflow server."""
+
+    def __init__(self, folder: Path, machines: list[Host], s3: S3Server) -> None:
+        self.folder, self.hosts, self.s3 = folder, machines, s3
+        with socket.socket() as probe:
+            probe.bind((OUTSIDE, 0))
+            port = probe.getsockname()[1]
+        self.mlflow = f"http://{OUTSIDE}:{port}"
+        self.environment = {
+            "PATH": PROGRAMS,
+            "HOME": str(folder / "home"),
+            "SHELL": "/bin/sh",
+            "LANG": "C.UTF-8",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": TOKEN,
+            "RAY_ADDRESS": "n1:6379",
+            "MLFLOW_TRACKING_URI": self.mlflow,
+            "AWS_ENDPOINT_URL": f"http://{OUTSIDE}:{s3.port}",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "DGUNET_STORAGE": f"s3://{s3.bucket}/runs",
+            "DGUNET_SHARDS": f"s3://{s3.bucket}/shards",
+            "DGUNET_REMOTE": f"s3://{s3.bucket}/dvc",
+            "DGUNET_WORKERS": "1:2",
+            "DGUNET_CPUS_PER_WORKER": "1",
+            "DGUNET_CHECKPOINT_MINUTES": "0.05",
+            "DGUNET_TIMEOUT_SECONDS": "120",
+            "DGUNET_DRIVER_WAIT_SECONDS": "120",
+        }
+        (folder / "home").mkdir()
+        self.origin = Checkout(folder / "checkout", shrink, {}).folder
+        self.checkout = self.origin  # where commands run
+        self.nodes: dict[str, Started] = {}
+        server = [sys.executable, "-m", "mlflow", "server", "--host", OUTSIDE, "--port", str(port), "--workers", "1"]
+        server += [
+            "--backend-store-uri",
+            f"sqlite:///{folder}/mlflow.db",
+            "--artifacts-destination",
+            str(folder / "files"),
+        ]
+        server += ["--allowed-hosts", f"{OUTSIDE}:*"]
+        with (folder / "mlflow.log").open("w") as log:
+            self.server = subprocess.Popen(server, stdout=log, stderr=log, start_new_session=True)
+
+    def clone(self, name: str) -> None:
+        """Run what follows in a new clone of the checkout, in which nothing has run."""
+        self.checkout = self.folder / name
+        subprocess.run(["git", "clone", "--quiet", str(self.origin), str(self.checkout)], check=True)
+
+    def start_node(self, host: Host) -> None:
+        """Run infra/node.sh on a host; n1 is the head."""
+        role = ["head", "--include-dashboard=false"] if host.number == 1 else ["worker", "n1:6379", "--num-cpus=1"]
+        script = str(self.checkout / "infra" / "node.sh")
+        self.nodes[host.name] = self.start(host, script, *role, f"--node-ip-address={host.address}", log=host.name)
+
+    def start(self, host: Host, *command: str, log: str, **variables: str) -> Started:
+        """Run a command in the checkout on a host."""
+        return host.start(*command, environment=self.environment | variables, folder=self.checkout, log=self.log(log))
+
+    def log(self, name: str) -> Path:
+        """The file of what a command has printed."""
+        return self.folder / f"{name}.log"
+
+    def nodes_alive(self) -> int:
+        """How many nodes the head counts; 0 without a head."""
+        program = (
+            "from pipeline.cluster.ray_internals import cluster_state;"
+            "print('alive', len(cluster_state('n1:6379', 5).nodes))"
+        )
+        log = self.log("alive")
+        log.write_text("")
+        if self.start(self.hosts[0], sys.executable, "-c", program, log="alive").wait(60):
+            return 0
+        return int(log.read_text().split()[-1])
+
+    def mlflow_answers(self) -> bool:
+        """Whether the MLflow server has started."""
+        assert self.server.poll() is None, self.log("mlflow").read_text()
+        with suppress(OSError), urlopen(f"{self.mlflow}/health", timeout=5):
+            return True
+        return False
+
+    def wait_for_nodes(self, count: int) -> None:
+        """Wait until the cluster has this number of nodes."""
+        until(lambda: self.nodes_alive() == count, 240)
+
+    def checkpoints(self) -> set[str]:
+        """The names of all complete checkpoints."""
+        listed = self.s3.client().list_objects_v2(Bucket=self.s3.bucket, Prefix="runs/denoise")
+        keys = [entry["Key"] for entry in listed.get("Contents", [])]
+        return {key.split("/")[2] for key in keys if key.endswith("checksums.json")}
+
+    def wait_for_checkpoint(self, driver: Started) -> None:
+        """Wait until the run of a driver has a new checkpoint."""
+        before = self.checkpoints()
+        until(lambda: self.checkpoints() - before or not driver.running(), 300)
+        assert driver.running(), self.log("driver").read_text()[-5000:]
+
+
+@contextmanager
+def site(folder: Path) -> Iterator[Site]:
+    """A site of three hosts, on which no Ray runs yet."""
+    with hosts(3, folder) as machines, pytest.MonkeyPatch.context() as patch:
+        s3 = S3Server(folder / "s3.log", OUTSIDE)
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{OUTSIDE}:{s3.port}")
+        s3.client()
+        built = Site(folder, machines, s3)
+        try:
+            until(built.mlflow_answers, 120)
+            yield built
+        finally:
+            os.killpg(built.server.pid, signal.SIGKILL)
+            built.server.wait()
+            s3.stop()
