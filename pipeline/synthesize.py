@@ -33,7 +33,7 @@ from pipeline.config.params import load_section, load_task_section, merged_secti
 from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.shards import store
-from pipeline.shards.format import PARTIAL, Index, ShardEntry, checksum, write_index, write_shard
+from pipeline.shards.format import INDEX, PARTIAL, Index, ShardEntry, checksum, write_index, write_shard
 from pipeline.sources.manifest import SPLITS, Entry, read_manifest
 from pipeline.synthesis.settings import Synthesize
 from pipeline.synthesis.tiles import ShardPlan, make_pairs, num_tiles, plan_shards, select_images
@@ -89,6 +89,9 @@ def main() -> None:
             bar.update()
     for split in SPLITS:
         write_index(work_dir / SHARDS / split, Index(recipe, [entries[name] for name in names[split]]))
+    if store.in_use():
+        indices: dict[str, str] = {split: checksum(work_dir / SHARDS / split / INDEX) for split in SPLITS}
+        store.put_record(indices, {entries[name].sha256 for name in all_names})
     for abandoned in work_dir.rglob(f"*{PARTIAL}"):  # of a worker that was killed
         abandoned.unlink()
     _replace_folder(work_dir / SHARDS, args.out)
