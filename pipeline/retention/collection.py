@@ -45,10 +45,10 @@ def delete(shown: Sequence[Place], root: Path, now: float) -> int:
 
     Raises ValueError or OSError where a place cannot be read or written.
     """
-    agreed = {(place.kind, place.address): place.parts() for place in shown}
+    confirmed = {(place.kind, place.address): place.parts() for place in shown}
     freed = 0
     for place in collect(root, now):
-        parts = agreed.get((place.kind, place.address), set())
+        parts = confirmed.get((place.kind, place.address), set())
         items = [item for item in place.items if set(item.parts) <= parts]
         with runs.connected():
             for item in items:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,25 @@ def _stores(root: Path) -> list[Store]:
         def forget() -> None:
             get_index(remote).clear()  # else `dvc push` takes what was deleted for stored
 
-        found.append(_read_store("DVC remote", filesystem, remote.path, legacy.path, forget))
+        found.append(_with_own_times(_read_store("DVC remote", filesystem, remote.path, legacy.path, forget), found[0]))
     return found
+
+
+def _with_own_times(remote: Store, cache: Store) -> Store:
+    """Return a remote whose entries of the run cache are as old as those of this clone.
+
+    `dvc push --run-cache` uploads all entries again, so that their time there says nothing about those of this clone.
+    """
+    own = {_entry_name(path): file.modified for path, (file, _) in cache.run_cache.items()}
+    entries = {
+        path: (replace(file, modified=min(file.modified, own.get(_entry_name(path), file.modified))), text)
+        for path, (file, text) in remote.run_cache.items()
+    }
+    return replace(remote, run_cache=entries)
+
+
+def _entry_name(path: str) -> str:
+    return path.rpartition("/runs/")[2]
 
 
 def _read_store(kind: str, filesystem: Any, folder: str, parent: str, after_deletion: Callable[[], None]) -> Store:
@@ -148,6 +166,9 @@ def _read_objects(stores: Sequence[Store], wanted: Iterable[str]) -> dict[str, b
 def _place(store: Store, named: set[str], kept: set[str], names: Mapping[str, str], oldest: float) -> Place:
     def delete(paths: Sequence[str]) -> None:
         delete_files(store.filesystem, paths)
+        for path in store.run_cache.keys() & set(paths):
+            with suppress(OSError):  # it has other entries, or is in an object store, which has no folders
+                Path(path).parent.rmdir()  # `dvc repro` fails where it finds an empty one
         store.after_deletion()
 
     place = Place(store.kind, store.address, delete)

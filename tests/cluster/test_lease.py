@@ -214,7 +214,7 @@ def test_a_storage_that_is_unavailable_does_not_end_the_lease(tmp_path: Path) ->
         folder.rename(tmp_path / "away")
 
 
-def test_runs_whose_driver_is_alive_are_told_from_those_whose_driver_is_gone(tmp_path: Path) -> None:
+def test_runs_whose_driver_is_alive_are_separated_from_the_others(tmp_path: Path) -> None:
     names = ("driven", "elsewhere", "silent", "dead", "without")
     folders = {name: tmp_path / name for name in names}
     for folder in folders.values():

@@ -87,7 +87,7 @@ def test_of_two_clones_on_one_remote_gc_in_one_deletes_nothing_of_the_other(
     left = everything(world)
     assert left[str(world.remote)] >= {b"weights 1", b"card 3", b"weights 2"}
     assert b"card 1" not in left[str(world.remote)]
-    assert not left[str(world.first.folder / ".dvc/cache")] & {b"weights 1", b"card 1"}
+    assert b"card 1" not in left[str(world.first.folder / ".dvc/cache")]
     shards = {content for content in left[str(world.shards)] if content.startswith(b"shard")}
     assert shards == {b"shard 2", b"shard 3"}
     shutil.rmtree(world.second.folder / ".dvc/cache")
@@ -245,7 +245,7 @@ def test_runs_are_kept_while_a_commit_a_version_a_driver_or_a_week_keeps_them(
     ids = {}
     tags = {
         "committed": {"commit": commit}, "with changes": {"commit": f"{commit}+changes"},
-        "another clone's": {"commit": "f" * 40}, "never ended": {}, "unknown": {"commit": "unknown"},
+        "elsewhere": {"commit": "f" * 40}, "never ended": {}, "unknown": {"commit": "unknown"},
         "candidate": {"commit": "e" * 40, "data": "d" * 64},
     }  # fmt: skip
     for name, values in tags.items():
@@ -255,8 +255,8 @@ def test_runs_are_kept_while_a_commit_a_version_a_driver_or_a_week_keeps_them(
     with runs.connected():
         client = mlflow.MlflowClient()
         foreign = client.create_run("0", run_name="of another project").info.run_id
-        client.log_text(ids["another clone's"], "x" * 1000, "report/big.txt")
-        artifacts = Path(client.get_run(ids["another clone's"]).info.artifact_uri.removeprefix("file://"))
+        client.log_text(ids["elsewhere"], "x" * 1000, "report/big.txt")
+        artifacts = Path(client.get_run(ids["elsewhere"]).info.artifact_uri.removeprefix("file://"))
     ids["version"] = register(world, {"commit": "e" * 40, "data": "d" * 64})
     assert (artifacts / "report/big.txt").exists()
 
@@ -272,7 +272,7 @@ def test_runs_are_kept_while_a_commit_a_version_a_driver_or_a_week_keeps_them(
     (tracked,) = [place for place in shown if place.kind == "runs"]
     assert max(item.size for item in tracked.items) == 1000
     collection.delete(shown, world.first.folder, later)
-    assert active() == set(ids) - {"another clone's", "never ended"}
+    assert active() == set(ids) - {"elsewhere", "never ended"}
     assert not (artifacts / "report").exists()
     with runs.connected():
         assert mlflow.MlflowClient().get_run(foreign).info.lifecycle_stage == "active"
@@ -337,8 +337,8 @@ def test_nothing_is_deleted_where_references_cannot_be_known(
     elif fault == "storage":
         monkeypatch.setenv("DGUNET_STORAGE", str(aside))
     elif fault == "remote":
-        world.first.dvc("remote", "modify", "shared", "url", "s3://bucket/dvc")
-        world.first.dvc("remote", "modify", "shared", "endpointurl", "http://127.0.0.1:9")
+        world.first.dvc("remote", "modify", "cluster", "url", "s3://bucket/dvc")
+        world.first.dvc("remote", "modify", "cluster", "endpointurl", "http://127.0.0.1:9")
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     else:
         monkeypatch.setenv("DGUNET_SHARDS", "nonsense://shards")
