@@ -84,8 +84,9 @@ def draw(shown: dict[str, Any], path: Path) -> None:
     """Write the picture, with `shown` in its metadata."""
     plt.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK})
     rows = sum(len(names) for names in shown["layers"].values())
-    figure, axes = plt.subplots(figsize=(13, 8.4))
-    axes.set_xlim(-4.0, len(shown["uses"]) + 0.05)
+    columns = len(shown["uses"]) + 4.05
+    figure, axes = plt.subplots(figsize=(0.81 * columns, 8.4))
+    axes.set_xlim(-4.0, columns - 4.0)
     axes.set_ylim(rows + 1.1, -3.6)
     axes.axis("off")
     _draw_flow(axes, shown)

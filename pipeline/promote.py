@@ -205,6 +205,8 @@ def _registered(args: argparse.Namespace, model: Path, metrics: Mapping[str, Any
     with runs.run(task, f"{task} {content[:8]}", key, {}, system_metrics=False) as run:
         run.log(numbers, 0)
         run.log_files(report, "report")
+        if (lock := Path(runs.LOCK_FILE)).exists():
+            run.log_lock_file(lock)
         return registry.register(task, model, content, tags, card)
 
 

@@ -37,7 +37,7 @@ from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.files import write_atomically
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.shards import store
-from pipeline.shards.format import PARTIAL, Index, ShardEntry, checksum, write_index, write_shard
+from pipeline.shards.format import INDEX, PARTIAL, Index, ShardEntry, checksum, write_index, write_shard
 from pipeline.sources.manifest import SPLITS, Entry, read_manifest
 from pipeline.sources.overlaps import PUBLISHED, published
 from pipeline.synthesis.settings import Synthesize
@@ -97,6 +97,9 @@ def main() -> None:
     seen = [image.uri for split in ("train", "val") for image in by_split[split]]  # val chooses weights and windows
     if images_of_sets := published(seen):
         write_atomically(work_dir / SHARDS / PUBLISHED, json.dumps(images_of_sets, indent=0) + "\n")
+    if store.in_use():
+        indices: dict[str, str] = {split: checksum(work_dir / SHARDS / split / INDEX) for split in SPLITS}
+        store.put_record(indices, {entries[name].sha256 for name in all_names})
     for abandoned in work_dir.rglob(f"*{PARTIAL}"):  # of a worker that was killed
         abandoned.unlink()
     _replace_folder(work_dir / SHARDS, args.out)

@@ -16,17 +16,16 @@ from tqdm import tqdm
 
 from pipeline.cluster import training_run
 from pipeline.cluster.channel import RunListener
-from pipeline.cluster.checkpoints import delete_checkpoints
+from pipeline.cluster.checkpoints import delete_checkpoints, write_origin
 from pipeline.cluster.run_lock import hold_run_lock
 from pipeline.cluster.session import session
 from pipeline.config.params import load_section, load_task_section, merged_task, read_params
 from pipeline.runtime.entry_point import run_command
-from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.provenance import commit, digest
 from pipeline.shards.format import INDEX, checksum, read_index
 from pipeline.tracking import runs
 from pipeline.training import trainer
-from pipeline.training.job import TrainingJob
+from pipeline.training.job import TrainingJob, run_name
 from pipeline.training.settings import Train
 
 SECONDS_BETWEEN_LINES = 20
@@ -47,7 +46,7 @@ def main() -> None:
     indices = {split: read_index(args.shards / split) for split in ("train", "val")}
     job = TrainingJob(recipe, int(indices["train"].recipe["channels"]), args.shards.resolve(), indices, seed)
     card = {"task": args.task, "provenance": {"commit": commit(), "data": data["train"]}}
-    name = f"{args.task}-{fingerprint('train', recipe.model_dump(), data, seed)}"
+    name = run_name(args.task, recipe, data, seed)
     params = {**merged_task(read_params(), args.task), "seed": seed}
 
     with (
@@ -56,6 +55,10 @@ def main() -> None:
         runs.run(args.task, name, {"fingerprint": name}, params, system_metrics=True) as run,
         tempfile.TemporaryDirectory() as folder,
     ):
+        run.tag({"commit": card["provenance"]["commit"], "data": data["train"]})
+        write_origin(
+            name, card["provenance"]["commit"], {shard.sha256 for index in indices.values() for shard in index.shards}
+        )
         with closing(_Display(args.task, recipe.num_steps)) as display:
             listener = RunListener(lambda metrics: run.log(metrics, int(metrics["step"])), display.show, display.notice)
             training_run.fit(job, name=name, into=Path(folder), listener=listener, most_workers=recipe.batch_size)
@@ -63,7 +66,7 @@ def main() -> None:
         run.log_history(history)
         trainer.export(Path(folder), args.model, card)
         _write_curve(args.curve, history)
-        run.tag({"model": digest(args.model.iterdir()), "commit": card["provenance"]["commit"], "data": data["train"]})
+        run.tag({"model": digest(args.model.iterdir())})
         delete_checkpoints(name)
 
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.checkpoints import write_origin
 from pipeline.cluster.run_lock import hold_run_lock
 from pipeline.cluster.session import session
 from pipeline.config.params import load_section, load_task_section
 from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.fingerprint import fingerprint
+from pipeline.runtime.provenance import commit
 from pipeline.shards.format import INDEX, checksum, read_index
 from pipeline.tracking import runs
 from pipeline.tracking.trials import TrialRun
@@ -67,6 +69,8 @@ def main() -> None:
         session(dashboard=True),
         runs.run(args.task, name, {"fingerprint": name}, params, system_metrics=False) as run,
     ):
+        run.tag({"commit": commit(), "data": data["train"]})
+        write_origin(name, commit(), {shard.sha256 for index in indices.values() for shard in index.shards})
         progress = TrialProgress(args.task, problem, run.id)
         try:
             trials = search(problem, progress.add_report)

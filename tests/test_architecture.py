@@ -17,7 +17,20 @@ from pipeline.runtime.fingerprint import stage_code
 from pipeline.validate import check
 
 STAGES: dict[str, Any] = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
-TOOLS = ("approve", "rollback", "tune", "preview", "apply_recipe", "validate", "summary", "data")
+TOOLS = (
+    "approve",
+    "rollback",
+    "tune",
+    "preview",
+    "apply_recipe",
+    "validate",
+    "summary",
+    "data",
+    "doctor",
+    "results",
+    "collect",
+    "plan",
+)
 # Code that decides where and how a stage runs, not what it writes; training and resuming are tested to show that.
 NO_DEPENDENCY = {"pipeline/cluster", "pipeline/tracking", "pipeline/runtime"}
 # load_model asks the hub, which needs the console, for models from elsewhere; no stage but promote does, and lists it.
@@ -100,6 +113,7 @@ EDITED = {  # an edit of one file of each package -> the stages of a task that a
     "pipeline/evaluation/protocol.py": {"evaluate", "promote"},
     "pipeline/preparation/splits.py": set(),
     "pipeline/reporting/gallery.html": {"evaluate"},
+    "pipeline/retention/items.py": set(),
     "pipeline/runtime/entry_point.py": set(),
     "pipeline/shards/format.py": {"synthesize", "train", "evaluate", "promote"},
     "pipeline/sources/listing.py": {"synthesize", "evaluate"},
@@ -180,9 +194,9 @@ def test_params_yaml_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("ray", {"pipeline.cluster", "pipeline.tuning"}),
         ("webdataset", {"pipeline.shards"}),
-        ("mlflow", {"pipeline.tracking", "dgunet.hub"}),
+        ("mlflow", {"pipeline.tracking", "pipeline.retention", "dgunet.hub"}),
         ("huggingface_hub", {"dgunet.hub"}),
-        ("dvc", set()),
+        ("dvc", {"pipeline.retention"}),
     ],
 )
 def test_a_foreign_system_is_known_by_its_packages_alone(

@@ -38,7 +38,13 @@ def test_values_of_variables_reach_commands_as_they_are(tmp_path: Path) -> None:
         (tmp_path / ".venv" / "bin" / name).chmod(0o755)
     (tmp_path / ".venv" / ".ready").touch()
     value = "a b; touch injected; $(touch injected) ' \" `touch injected`"
-    for target, variable in (("preview", "TASK"), ("preview", "PAIR"), ("tune", "TASK"), ("apply", "RECIPE")):
+    for target, variable in (
+        ("preview", "TASK"),
+        ("preview", "PAIR"),
+        ("tune", "TASK"),
+        ("apply", "RECIPE"),
+        ("plan", "GPUS"),
+    ):
         written = value.replace("$", "$$")  # make's own escape
         said = subprocess.run(
             ["make", target, f"{variable}={written}"], cwd=tmp_path, capture_output=True, text=True, check=True

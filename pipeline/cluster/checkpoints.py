@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.runtime.environment import read_environment
 
 SNAPSHOT_BACKUP = f"{SNAPSHOT}.copy"
 CHECKSUMS = "checksums.json"
+ORIGIN = "origin.json"
 
 
 def run_dir(name: str) -> str:
@@ -36,6 +38,24 @@ def create_run_dir(address: str) -> None:
     """Create the run's folder. Raises OSError where it cannot."""
     files, folder = filesystem(address)
     files.create_dir(folder)
+
+
+def write_origin(name: str, commit: str, shards: Iterable[str]) -> None:
+    """Write into the folder of the run `name` what it is made from: `make gc` keeps what an unfinished run needs.
+
+    Args:
+        name: name of the run.
+        commit: commit of the code, as `pipeline.runtime.provenance.commit` gives it.
+        shards: sha256 of each shard that it reads.
+
+    Raises:
+        OSError: the storage cannot be used.
+    """
+    address = run_dir(name)
+    create_run_dir(address)
+    files, folder = filesystem(address)
+    with files.open_output_stream(f"{folder}/{ORIGIN}") as file:
+        file.write(json.dumps({"commit": commit, "shards": sorted(shards)}).encode())
 
 
 def delete_checkpoints(name: str) -> None:

@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,20 @@ def hold_lease(address: str) -> Iterator[Lease]:
     finally:
         lease.release()
         _held.discard(lease.id)
+
+
+def driven(addresses: Iterable[str]) -> set[str]:
+    """Return those of the folders of runs whose driver is alive; takes SECONDS_TO_WATCH where that is not certain.
+
+    Raises OSError where the storage cannot be read.
+    """
+    first = {address: _read(address) for address in addresses}
+    watched = {address: found for address, found in first.items() if found is not None and not _is_gone(found)}
+    alive, started = set[str](), time.monotonic()
+    while watched.keys() - alive and time.monotonic() - started < SECONDS_TO_WATCH:
+        time.sleep(SECONDS_BETWEEN_HEARTBEATS / 10)
+        alive |= {address for address in watched.keys() - alive if _read(address) not in (None, watched[address])}
+    return alive
 
 
 def _wait_until_free(address: str) -> float:

@@ -1,10 +1,11 @@
-"""Where the checkout lies, and how files are written: complete or not at all."""
+"""Where the checkout lies, and how files are written (complete or not at all) and their sizes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
+UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -16,3 +17,11 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def readable_size(num_bytes: float | int) -> str:
+    """Return a number of bytes as people read it, in powers of 1000."""
+    unit = 0
+    while num_bytes >= 999.95 and unit < len(UNITS) - 1:
+        num_bytes, unit = num_bytes / 1000, unit + 1
+    return f"{num_bytes:.1f} {UNITS[unit]}" if unit else f"{num_bytes:.0f} B"

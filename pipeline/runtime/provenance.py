@@ -26,7 +26,7 @@ def commit() -> str:
     except FileNotFoundError:
         _warn("git is not installed")
     except subprocess.CalledProcessError as error:
-        _warn(_reason(error.stderr))
+        _warn(reason_of_git(error.stderr))
     except OSError as error:
         _warn(str(error))
     return "unknown"
@@ -37,7 +37,7 @@ def _warn(reason: str) -> None:
     print(f"the commit of this checkout is recorded as unknown: {reason}", file=sys.stderr)
 
 
-def _reason(message: str) -> str:
+def reason_of_git(message: str) -> str:
     """Return what git says in one line, with what helps."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     remedy = next((line for line in lines if line.startswith("git config")), None)

@@ -1,8 +1,9 @@
 """Shards in object storage, each named by its checksum, and a local cache of limited size to read them through.
 
 DGUNET_SHARDS is an fsspec URL (s3://bucket/shards); if it is empty, shards are stored in the task's folders. A shard is
-URL/SHA256.tar. The index holds the checksums, so it needs no paths and does not depend on where the shards are stored.
-Readers never see a shard that is half written. Shards that two tasks share are stored once.
+URL/SHA256.tar, and URL/records/ says which shards belong together. The index holds the checksums, so it needs no paths
+and does not depend on where the shards are stored. Readers never see a shard that is half written. Shards that two
+tasks share are stored once.
 
 DGUNET_SHARD_CACHE (default .cache/shards; on a cluster dgunet-shards-UID in each node's temporary folder) is a folder
 that all processes of a machine share. It holds the most recently opened shards, up to DGUNET_SHARD_CACHE_GB (default
@@ -13,10 +14,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -29,6 +31,7 @@ from pipeline.runtime.environment import read_environment
 WAITS = (1.0, 4.0, 16.0)  # seconds between attempts to reach the URL
 ABANDONED_SECONDS = 3600  # a download as old as this belongs to a process that was killed
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # a file appears there whole or not at all
+RECORDS = "records"  # folder below the URL
 Result = TypeVar("Result")
 
 
@@ -57,6 +60,24 @@ def put(path: Path, sha256: str) -> None:
         filesystem.makedirs(place.rpartition("/")[0], exist_ok=True)
         filesystem.put_file(str(path), partial)
         filesystem.mv(partial, place)
+
+    _persist(attempt, sha256)
+
+
+def put_record(indices: Mapping[str, str], shards: Iterable[str]) -> None:
+    """Upload a record of which shards belong together, URL/records/SHA256.json, for `make gc`. Raises OutOfReach.
+
+    Args:
+        indices: sha256 of the index of each split; registered models name their shards by it.
+        shards: sha256 of each shard of all splits.
+    """
+    content = json.dumps({"indices": indices, "shards": sorted(shards)}, sort_keys=True).encode()
+    sha256 = hashlib.sha256(content).hexdigest()
+    filesystem, place = url_to_fs(f"{read_environment().shards.rstrip('/')}/{RECORDS}/{sha256}.json")
+
+    def attempt() -> None:
+        filesystem.makedirs(place.rpartition("/")[0], exist_ok=True)
+        filesystem.pipe_file(place, content)  # also where it exists: its time says when it was last needed
 
     _persist(attempt, sha256)
 
@@ -175,9 +196,17 @@ def _url(sha256: str) -> str:
 
 
 def _place(sha256: str) -> tuple[Any, str]:
+    return url_to_fs(_url(sha256))
+
+
+def url_to_fs(url: str) -> tuple[Any, str]:
+    """Return the file system (of fsspec) of a URL below DGUNET_SHARDS, and the path on it.
+
+    Raises ValueError where a package is not installed or the protocol is unknown.
+    """
     try:
-        filesystem, place = fsspec.core.url_to_fs(_url(sha256))
-    except (ImportError, ValueError) as error:  # a package that is not installed, an unknown protocol
+        filesystem, place = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
         raise ValueError(f"DGUNET_SHARDS={read_environment().shards}: {error}") from error
     return filesystem, str(place)
 

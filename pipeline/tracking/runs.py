@@ -39,6 +39,7 @@ DEFAULT_DATABASE = PROJECT / "mlflow.db"
 LONGEST_VALUE = 500  # MLflow refuses longer parameters
 METRICS_PER_REQUEST, PARAMS_PER_REQUEST = 1000, 100  # MLflow refuses more
 SYSTEM_METRICS = "system/"
+LOCK_FILE = "dvc.lock"
 SECONDS_TO_ANSWER = 10.0  # until a server must answer the first request
 SECONDS_TO_WAIT = 2.0  # for a delivery, which then goes on in the background
 SECONDS_BETWEEN_TRIES = 10.0
@@ -83,6 +84,10 @@ class Run:
         """Set tags."""
         self._tags |= tags
         self._start_sending()
+
+    def log_lock_file(self, path: Path) -> None:
+        """Log a dvc.lock as an artifact, so that `make gc` keeps what it names as long as the run."""
+        self._client.log_artifact(self.id, str(path))
 
     def log_files(self, folder: Path, name: str) -> None:
         """Log the files of `folder`, without its subfolders, as artifacts under `name`."""

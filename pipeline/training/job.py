@@ -9,12 +9,25 @@ from pathlib import Path
 from dgunet.network import DGUNet, DGUNetConfig
 from pipeline.dataloader import dataset, loader, pairs
 from pipeline.runtime.environment import read_environment
+from pipeline.runtime.fingerprint import fingerprint
 from pipeline.shards.format import Index
 from pipeline.training import loop
 from pipeline.training.context import WorkerContext
 from pipeline.training.settings import Train
 
 LOADER_PROCESSES_ON_GPU = 4
+
+
+def run_name(task: str, recipe: Train, data: Mapping[str, str], seed: int) -> str:
+    """Return the name of a training run: the task and a fingerprint of all that decides its result.
+
+    Args:
+        task: a task of params.yaml.
+        recipe: its section `train`.
+        data: sha256 of the index of the train and of the val split.
+        seed: seed of the run.
+    """
+    return f"{task}-{fingerprint('train', recipe.model_dump(), data, seed)}"
 
 
 @dataclass(frozen=True)

@@ -238,3 +238,15 @@ def test_a_storage_that_is_unavailable_does_not_end_the_lease(tmp_path: Path) ->
         (tmp_path / "away").rename(folder)
         until(lambda: content(folder)["heartbeat"] > first + 1)
         folder.rename(tmp_path / "away")
+
+
+def test_runs_whose_driver_is_alive_are_separated_from_the_others(tmp_path: Path) -> None:
+    names = ("driven", "elsewhere", "silent", "dead", "without")
+    folders = {name: tmp_path / name for name in names}
+    for folder in folders.values():
+        folder.mkdir()
+    write(folders["silent"], host="elsewhere", pid=7)
+    write(folders["dead"], pid=10**7, started=1)
+    with lease.hold_lease(str(folders["driven"])), heartbeat(folders["elsewhere"], host="elsewhere", pid=7):
+        found = lease.driven(map(str, folders.values()))
+    assert found == {str(folders[name]) for name in ("driven", "elsewhere")}

@@ -1,5 +1,6 @@
 """Shards at a URL: a local S3 server that loses, damages and refuses them; and a cache with little room."""
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipeline.cluster import tasks
 from pipeline.dataloader.dataset import PatchDataset
 from pipeline.dataloader.pairs import pairs
 from pipeline.shards import store
-from pipeline.shards.format import DamagedShard, Index, Shard, read_index
+from pipeline.shards.format import INDEX, DamagedShard, Index, Shard, checksum, read_index
 from pipeline.sources.manifest import SPLITS
 
 
@@ -142,7 +143,11 @@ def test_an_interrupted_synthesis_goes_on_with_what_is_missing_at_the_url(
     synthesize.main()
     entries = [entry for split in SPLITS for entry in read_index(OUT / split).shards]
     assert len(made) == len(entries) - 3
-    assert sorted(path.name for path in place.iterdir()) == sorted(f"{entry.sha256}.tar" for entry in entries)
+    assert sorted(path.name for path in place.glob("*.tar")) == sorted(f"{entry.sha256}.tar" for entry in entries)
+    (record,) = (place / "records").iterdir()
+    known = json.loads(record.read_text())
+    assert set(known["shards"]) == {entry.sha256 for entry in entries}
+    assert known["indices"] == {split: checksum(OUT / split / INDEX) for split in SPLITS}
     assert all(store.is_intact(entry.sha256) for entry in entries)
 
 
