@@ -81,7 +81,7 @@ class _Display:
         if step == self.shown:
             return
         self.shown = step
-        text = f"loss {stats['loss']:.4f}, {_val(stats)}{stats['images_per_second']:.0f} images/s, {_left(stats)}"
+        text = f"loss {stats['loss']:.4f}{_val(stats)}{_speed(stats)}"
         if not self.bar.disable:
             self.bar.n = step
             self.bar.set_postfix_str(text)
@@ -100,12 +100,18 @@ def _val(stats: Mapping[str, float]) -> str:
     last, best = stats["val_psnr"], stats["best_val_psnr"]
     if not math.isfinite(last):
         return ""
-    return f"val {last:.2f} dB, " if last == best else f"val {last:.2f} dB (best {best:.2f}), "
+    return f", val {last:.2f} dB" if last == best else f", val {last:.2f} dB (best {best:.2f})"
 
 
-def _left(stats: Mapping[str, float]) -> str:
-    minutes, seconds = divmod(int(stats["seconds_left"]), 60)
-    return f"{minutes}:{seconds:02d} left"
+def _speed(stats: Mapping[str, float]) -> str:
+    """Return images/s and the time left, without what is not known, as where a run was just resumed."""
+    images, left = stats["images_per_second"], stats["seconds_left"]
+    text = f", {images:.0f} images/s" if images > 0 else ""
+    if not math.isfinite(left):
+        return text
+    minutes, seconds = divmod(int(left), 60)
+    hours, rest = divmod(minutes, 60)
+    return f"{text}, {hours}:{rest:02d}:{seconds:02d} left" if hours else f"{text}, {minutes}:{seconds:02d} left"
 
 
 def _write_curve(path: Path, history: Sequence[Mapping[str, float | int]]) -> None:
