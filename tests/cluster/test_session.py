@@ -109,11 +109,19 @@ def test_an_address_where_no_head_answers_is_refused_soon(monkeypatch: pytest.Mo
 
 def test_an_address_that_speaks_grpc_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     joined: list[str] = []
-    monkeypatch.setattr(ray, "init", lambda address, **_: joined.append(address))
+
+    def init(address: str, **_: Any) -> Joined:
+        joined.append(address)
+        return Joined()
+
+    monkeypatch.setattr(ray, "init", init)
     with listening(SETTINGS_FRAME) as head:
         monkeypatch.setenv("RAY_ADDRESS", head)
-        with session():
-            assert joined == [head]
+        with session() as dashboard:
+            assert (joined, dashboard) == ([head], "")
+        monkeypatch.setattr(Joined, "dashboard_url", "10.77.0.1:8265")
+        with session() as dashboard:
+            assert dashboard == "http://10.77.0.1:8265"
 
 
 def test_a_folder_that_is_too_deep_for_sockets_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
