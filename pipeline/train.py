@@ -51,7 +51,7 @@ def main() -> None:
 
     with (
         hold_run_lock(name),
-        session(),
+        session() as dashboard,
         runs.run(args.task, name, {"fingerprint": name}, params, system_metrics=True) as run,
         tempfile.TemporaryDirectory() as folder,
     ):
@@ -60,6 +60,7 @@ def main() -> None:
             name, card["provenance"]["commit"], {shard.sha256 for index in indices.values() for shard in index.shards}
         )
         with closing(_Display(args.task, recipe.num_steps)) as display:
+            display.show_places(run.where(), dashboard)
             listener = RunListener(lambda metrics: run.log(metrics, int(metrics["step"])), display.show, display.notice)
             training_run.fit(job, name=name, into=Path(folder), listener=listener, most_workers=recipe.batch_size)
         history = trainer.history(Path(folder))
@@ -84,13 +85,19 @@ class _Display:
         if step == self.shown:
             return
         self.shown = step
-        text = f"loss {stats['loss']:.4f}, {_val(stats)}{stats['images_per_second']:.0f} images/s, {_left(stats)}"
+        text = f"loss {stats['loss']:.4f}{_val(stats)}{_speed(stats)}"
         if not self.bar.disable:
             self.bar.n = step
             self.bar.set_postfix_str(text)
         elif time.monotonic() >= self.next_line or step == self.num_steps:
             self.next_line = time.monotonic() + SECONDS_BETWEEN_LINES
             print(f"train {self.task}: step {step}/{self.num_steps}, {text}", file=sys.stderr, flush=True)
+
+    def show_places(self, mlflow_run: str, dashboard: str) -> None:
+        """Print where people see the run in MLflow and on Ray's dashboard; nothing for an empty one."""
+        places = [f"MLflow run: {mlflow_run}"] * bool(mlflow_run) + [f"Ray's dashboard: {dashboard}"] * bool(dashboard)
+        if places:
+            self.notice("; ".join(places))
 
     def notice(self, text: str) -> None:
         self.bar.write(f"train {self.task}: {text}", file=sys.stderr)
@@ -103,12 +110,18 @@ def _val(stats: Mapping[str, float]) -> str:
     last, best = stats["val_psnr"], stats["best_val_psnr"]
     if not math.isfinite(last):
         return ""
-    return f"val {last:.2f} dB, " if last == best else f"val {last:.2f} dB (best {best:.2f}), "
+    return f", val {last:.2f} dB" if last == best else f", val {last:.2f} dB (best {best:.2f})"
 
 
-def _left(stats: Mapping[str, float]) -> str:
-    minutes, seconds = divmod(int(stats["seconds_left"]), 60)
-    return f"{minutes}:{seconds:02d} left"
+def _speed(stats: Mapping[str, float]) -> str:
+    """Return images/s and the time left, without what is not known, as where a run was just resumed."""
+    images, left = stats["images_per_second"], stats["seconds_left"]
+    text = f", {images:.0f} images/s" if images > 0 else ""
+    if not math.isfinite(left):
+        return text
+    minutes, seconds = divmod(int(left), 60)
+    hours, rest = divmod(minutes, 60)
+    return f"{text}, {hours}:{rest:02d}:{seconds:02d} left" if hours else f"{text}, {minutes}:{seconds:02d} left"
 
 
 def _write_curve(path: Path, history: Sequence[Mapping[str, float | int]]) -> None:

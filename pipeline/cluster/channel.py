@@ -13,7 +13,7 @@ import ray
 import ray.train
 
 from pipeline.cluster import checkpoints, ray_internals
-from pipeline.cluster.failures import describe_worker_failures
+from pipeline.cluster.failures import describe_worker_failures, num_lost_workers
 
 SECONDS_BETWEEN_REQUESTS = 0.5
 MAX_SECONDS_FOR_ANSWER = 0.1
@@ -49,7 +49,7 @@ class ReportCallback(ray.train.UserCallback):  # type: ignore[misc]
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Forward which workers failed."""
         text = f"{describe_worker_failures(worker_exceptions)}; continuing from the last checkpoint"
-        self.channel.workers_gone.remote(text)
+        self.channel.workers_gone.remote(text, num_lost_workers(worker_exceptions))
 
 
 class WorkerChannel:

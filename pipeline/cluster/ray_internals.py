@@ -1,4 +1,5 @@
-"""The only file that uses internals of Ray: callbacks of the Train controller, and state without public access.
+"""Internals of Ray that other files use through this one: callbacks of the Train controller, and state without public
+access. Only `pipeline.cluster.ray_output` uses internals, too: it is imported where Ray Train would take seconds.
 
 Written for and tried with the versions of Ray in TRIED_WITH; another version is refused when this file is imported.
 """
@@ -29,6 +30,8 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError  # noqa: E402
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback  # noqa: E402
 from ray.train.v2._internal.execution.context import get_train_context  # noqa: E402
+
+from pipeline.cluster.failures import describe_start_failure  # noqa: E402
 
 __all__ = [
     "SNAPSHOT", "ClusterState", "RunTrainer", "WorkerGroupCleanup", "cluster_state", "preemption_notice",
@@ -134,7 +137,8 @@ class WorkerGroupCleanup(WorkerGroupCallback):  # type: ignore[misc]
             if self.starting is not None:
                 self.starting._clear_state()  # frees the resources
             if isinstance(error, WorkerGroupStartupFailedError):
-                self.channel.workers_gone.remote("workers died as they started; trying again")
+                text = f"{describe_start_failure(error.__cause__ or error)}; trying again"
+                self.channel.workers_gone.remote(text, 1)
             raise
 
     def after_worker_group_start(self, worker_group: Any) -> None:

@@ -1,18 +1,25 @@
-"""A Ray actor that stores reports, progress, notices and stop requests of a training run.
+"""A Ray actor that stores reports, progress, notices and stop requests of a training run, and exports its metrics.
 
-It has a module of its own, which imports nothing but the standard library: Ray starts a process for it in each run, and
-importing ray.train and torch there would take seconds.
+It has a module of its own, which imports little: Ray starts a process for it in each run, and importing ray.train and
+torch there would take seconds.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from pipeline.cluster.run_metrics import RunMetrics
+
 
 class RunChannel:
-    """Actor that stores messages until the driver polls them. It calls nobody."""
+    """Actor that stores messages until the driver polls them. It calls nobody.
 
-    def __init__(self) -> None:
+    Args:
+        run: name of the run, the label of its metrics.
+    """
+
+    def __init__(self, run: str = "") -> None:
+        self.metrics = RunMetrics(run)
         self.latest: tuple[int, dict[str, float]] | None = None
         self.reports: list[dict[str, float]] = []
         self.notices: list[str] = []
@@ -24,12 +31,14 @@ class RunChannel:
     def progress(self, step: int, stats: dict[str, float]) -> None:
         """Store the latest stats."""
         self.latest, self.working = (step, stats), True
+        self.metrics.add_progress(stats)
 
     def report(self, metrics: dict[str, float]) -> None:
         """Count a report whose checkpoint is in the storage, and store its metrics if it has any."""
         if metrics:
             self.reports.append(metrics)
         self.reported += 1
+        self.metrics.add_checkpoint()
 
     def num_reports(self) -> int:
         """Return the number of reports since the actor started."""
@@ -43,8 +52,13 @@ class RunChannel:
         """Record that a worker has started."""
         self.working = True
 
-    def workers_gone(self, text: str = "") -> None:
-        """Record that all workers have stopped. Repeated notices about the same workers are dropped."""
+    def workers_gone(self, text: str = "", num_lost: int = 0) -> None:
+        """Record that all workers have stopped, `num_lost` of them for no reason of their own.
+
+        Repeated notices about the same workers are dropped.
+        """
+        self.metrics.add_lost_workers(num_lost)
+        self.metrics.stop_workers()
         if text and (self.working or text != self.last_notice):
             self.notices.append(text)
         self.working, self.last_notice = False, text or self.last_notice
@@ -67,5 +81,6 @@ class RunChannel:
             "latest": self.latest, "reports": self.reports, "notices": self.notices, "failure": self.failure,
             "working": self.working,
         }  # fmt: skip
+        self.metrics.refresh()
         self.reports, self.notices = [], []
         return messages

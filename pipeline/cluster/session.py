@@ -11,12 +11,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster.ray_internals import ClusterState, cluster_state
+from pipeline.cluster.ray_output import without_lines_of_nodes
 from pipeline.runtime.environment import read_environment, restored_environ
 from pipeline.runtime.files import PROJECT
 from pipeline.runtime.threads import VARIABLES, thread_settings
@@ -38,8 +40,10 @@ class NotANode(ValueError):
 
 
 @contextmanager
-def session(*, dashboard: bool = False) -> Iterator[None]:
+def session(*, dashboard: bool = False) -> Iterator[str]:
     """Join the Ray cluster of RAY_ADDRESS, or start Ray on this machine; leave it at the end.
+
+    Yields the URL of Ray's dashboard, "" where there is none.
 
     Inside, os.environ has what Ray and its processes read from it; afterwards it is as before. What the user has set
     stays.
@@ -50,23 +54,22 @@ def session(*, dashboard: bool = False) -> Iterator[None]:
     Raises:
         ValueError: this process cannot join the cluster at RAY_ADDRESS; it has no dashboard, but needs one.
     """
-    with restored_environ():
+    with restored_environ(), without_lines_of_nodes():
         environment = read_environment()
         os.environ["DGUNET_STORAGE"] = environment.storage  # other processes have other working directories
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(environment.timeout_seconds)
         for name, value in {**RAY_DEFAULTS, **thread_settings(os.environ)}.items():
             os.environ.setdefault(name, value)
         try:
-            if address := os.environ.get("RAY_ADDRESS"):
-                _join(address, dashboard=dashboard)
-            else:
-                _start(dashboard=dashboard)
-            yield
+            address = os.environ.get("RAY_ADDRESS")
+            started = _join(address, dashboard=dashboard) if address else _start(dashboard=dashboard)
+            yield f"http://{started.dashboard_url}" if started.dashboard_url else ""
         finally:
             ray.shutdown()
 
 
-def _join(address: str, *, dashboard: bool) -> None:
+def _join(address: str, *, dashboard: bool) -> Any:
+    """Join a cluster and return Ray's context."""
     check_cluster(address)
     forwarded = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED)}
     # On a node the checkout is a copy, another one after each change of the code: no place for a cache.
@@ -74,9 +77,10 @@ def _join(address: str, *, dashboard: bool) -> None:
     if "://" not in address:
         forwarded["RAY_ADDRESS"] = address
     runtime = {"working_dir": str(PROJECT), "env_vars": forwarded}
-    joined = ray.init(address, log_to_driver=False, runtime_env=runtime)
+    joined = ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=runtime)
     if dashboard and not joined.dashboard_url:
         raise ValueError(f"the Ray cluster {address} has no dashboard: start its head with --include-dashboard=true")
+    return joined
 
 
 def check_cluster(address: str) -> ClusterState | None:
@@ -181,7 +185,8 @@ def _short_folder() -> str | None:
     raise ValueError(f"{own} is too deep for Ray's sockets: set RAY_TMPDIR to a folder with a short path, such as /tmp")
 
 
-def _start(*, dashboard: bool) -> None:
+def _start(*, dashboard: bool) -> Any:
+    """Start Ray on this machine and return its context."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray listens on this machine alone, and HOME may be read-only
     # It watches for nodes that will be taken away, in a process of its own; here is one node.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -201,7 +206,7 @@ def _start(*, dashboard: bool) -> None:
             runtime["env_vars"] = {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
             # Ray prints a warning when four times as many processes start at once; a search starts eight.
             options["_system_config"] = {"worker_maximum_startup_concurrency": 8}
-        ray.init(
+        return ray.init(
             "local", include_dashboard=dashboard, log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES,
             logging_level="ERROR", runtime_env=runtime or None, **options,
         )  # fmt: skip

@@ -85,7 +85,7 @@ def fit(
 def _drive(job: Job, name: str, into: Path, *, listener: RunListener, resources: WorkerResources, lease: Lease) -> None:
     this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     start = ray.remote(num_cpus=0, scheduling_strategy=this_node, max_restarts=-1, max_task_retries=-1)
-    channel = start(RunChannel).remote()  # on another node it would be lost with that node
+    channel = start(RunChannel).remote(name)  # on another node it would be lost with that node
     outcome: list[ray.train.Result | BaseException] = []
     with _stop_signals() as stop:
 

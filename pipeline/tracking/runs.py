@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ class Run:
     def __init__(self, run_id: str) -> None:
         self.id = run_id
         self._client = mlflow.MlflowClient()
-        self._logged = self._logged_points()
+        found = self._client.get_run(run_id)
+        self._experiment_id = found.info.experiment_id
+        self._logged = self._logged_points(found.data.metrics)
         self._metrics: list[Metric] = []
         self._tags: dict[str, str] = {}
         self._unreachable = False
@@ -111,6 +114,18 @@ class Run:
             self._report("answers again; all metrics are sent", unreachable=False)
             return True
 
+    def where(self) -> str:
+        """Return where people see this run: its URL on a server, else how to open the store; "" where neither is known.
+
+        User and password in the server's address are left out.
+        """
+        address = mlflow.get_tracking_uri()
+        parts = urllib.parse.urlsplit(address)
+        if parts.scheme in ("http", "https"):
+            server = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+            return f"{server}/#/experiments/{self._experiment_id}/runs/{self.id}"
+        return "`make ui`" if sqlite_path(address) else ""
+
     def _start_sending(self) -> None:
         if not self._sender.is_alive():
             self._sender = threading.Thread(target=self._send_until_done, daemon=True)
@@ -128,9 +143,8 @@ class Run:
             self._unreachable = unreachable
             print(f"MLflow {message}", file=sys.stderr, flush=True)
 
-    def _logged_points(self) -> set[tuple[str, int]]:
-        """Return name and step of each metric that the run has already."""
-        names = self._client.get_run(self.id).data.metrics
+    def _logged_points(self, names: Iterable[str]) -> set[tuple[str, int]]:
+        """Return name and step of each point that the run has already of the metrics `names`."""
         own = [name for name in names if not name.startswith(SYSTEM_METRICS)]
         return {(name, point.step) for name in own for point in self._client.get_metric_history(self.id, name)}
 

@@ -189,7 +189,8 @@ def _validate_and_report(
     }
     progress.history.append(entry)
     losses.clear()
-    speed = {name: stats[name] for name in ("images_per_second", "waiting_for_data")}
+    # A run that is resumed where a validation is due has made no step yet: it has no speed to log.
+    speed = {name: stats[name] for name in ("images_per_second", "waiting_for_data") if stats["images_per_second"] > 0}
     _report(entry | speed, trainer, meter, context)
     if context.rank == 0:
         context.progress(progress.step, {**stats, "val_psnr": val_psnr, "best_val_psnr": progress.best_psnr})

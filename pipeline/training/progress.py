@@ -20,6 +20,7 @@ class ProgressMeter:
         self.first_step, self.shown, self.waited = first_step, 0.0, 0.0
         self.started = self.saved = self.synced = time.monotonic()
         self.last_sync = first_step
+        self.steady_since: tuple[float, int] | None = None  # time and step after which steps take their usual time
 
     def waiting(self) -> AbstractContextManager[None]:
         """Return a context manager that measures time spent waiting for data."""
@@ -36,6 +37,8 @@ class ProgressMeter:
     def steps_to_next_sync(self, step: int, most: int) -> int:
         """Return how many steps take SECONDS_BETWEEN_SYNCS at the speed since the last sync, between 1 and `most`."""
         now = time.monotonic()
+        if self.steady_since is None:
+            self.steady_since = now, step
         speed = (step - self.last_sync) / max(now - self.synced, 1e-9)
         self.synced, self.last_sync = now, step
         return max(1, min(most, int(speed * SECONDS_BETWEEN_SYNCS)))
@@ -48,7 +51,8 @@ class ProgressMeter:
         """Return what is shown of a run.
 
         Keys: `loss` of the last step; `val_psnr` and `best_val_psnr` in dB, of the last validation and of the best
-        (not a number before the first); `images_per_second`; `seconds_left`; `waiting_for_data`, a share of the time.
+        (not a number before the first); `images_per_second`; `seconds_left` (not a number while it is not known, see
+        `_seconds_left`); `waiting_for_data`, a share of the time.
         """
         step, seconds = progress.step, max(time.monotonic() - self.started, 1e-9)
         steps_per_second = (step - self.first_step) / seconds
@@ -57,9 +61,20 @@ class ProgressMeter:
             "val_psnr": progress.history[-1]["val_psnr"] if progress.history else math.nan,
             "best_val_psnr": progress.best_psnr if progress.history else math.nan,
             "images_per_second": steps_per_second * recipe.batch_size,
-            "seconds_left": (recipe.num_steps - step) / max(steps_per_second, 1e-9),
+            "seconds_left": self._seconds_left(step, recipe.num_steps),
             "waiting_for_data": self.waited / seconds,
         }
+
+    def _seconds_left(self, step: int, num_steps: int) -> float:
+        """Return the time that the steps left take at the speed since the first sync, not a number before a step then.
+
+        The first step compiles the network and starts the processes of the loader, which no later step does. A run may
+        be resumed at a step where a validation is due: no step was made then.
+        """
+        if self.steady_since is None or step <= self.steady_since[1]:
+            return 0.0 if step >= num_steps else math.nan
+        since, first = self.steady_since
+        return (num_steps - step) * (time.monotonic() - since) / (step - first)
 
 
 class _Stopwatch(AbstractContextManager[None]):

@@ -129,12 +129,20 @@ def raising(error: Exception) -> Any:
 
 def test_an_address_that_speaks_grpc_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     joined: list[str] = []
-    monkeypatch.setattr(ray, "init", lambda address, **_: joined.append(address))
     monkeypatch.setattr(session_module, "cluster_state", lambda *_: state())
+
+    def init(address: str, **_: Any) -> Joined:
+        joined.append(address)
+        return Joined()
+
+    monkeypatch.setattr(ray, "init", init)
     with listening(SETTINGS_FRAME) as head:
         monkeypatch.setenv("RAY_ADDRESS", head)
-        with session():
-            assert joined == [head]
+        with session() as dashboard:
+            assert (joined, dashboard) == ([head], "")
+        monkeypatch.setattr(Joined, "dashboard_url", "10.77.0.1:8265")
+        with session() as dashboard:
+            assert dashboard == "http://10.77.0.1:8265"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from pipeline.training.context import WorkerContext
 from pipeline.training.job import TrainingJob
 from pipeline.training.loop import TrainingFailed
 from pipeline.training.settings import Train
-from pipeline.training.trainer import Trainer, learning_rate
+from pipeline.training.trainer import Progress, Trainer, learning_rate
 
 CARD = {"task": "test", "provenance": {"commit": "none", "data": "none"}}
 CPU = torch.device("cpu")
@@ -251,6 +251,43 @@ def test_the_host_waits_for_the_device_about_every_second(monkeypatch: pytest.Mo
         now[0] += seconds
         assert meter.steps_to_next_sync(meter.last_sync + steps, most=20) == expected
     assert meter.steps_to_next_sync(meter.last_sync + 1, most=1) == 1
+
+
+def test_the_time_left_after_a_resume_is_unknown_until_a_step_took_its_usual_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    settings, meter = recipe(num_steps=1000), progress.ProgressMeter(first_step=400)
+
+    def left_after(steps: int, seconds: float) -> float:
+        now[0] += seconds
+        step = meter.last_sync + steps
+        left = meter.stats(Progress(step), settings)["seconds_left"]
+        meter.steps_to_next_sync(step, most=1)
+        return left
+
+    now[0] += 50.0
+    assert math.isnan(meter.stats(Progress(400), settings)["seconds_left"]), "a validation was due at the resume"
+    assert math.isnan(left_after(1, 300.0)), "the first step compiles the network"
+    assert left_after(1, 2.0) == pytest.approx(598 * 2.0)
+    assert left_after(98, 98.0) == pytest.approx(500 * 100 / 99)
+    assert left_after(500, 500.0) == 0.0
+
+
+def test_a_run_that_is_resumed_where_a_validation_is_due_reports_no_speed(shards: Path, tmp_path: Path) -> None:
+    settings, stopped, resumed = recipe(num_steps=6, validate_every=3), Log(tmp_path / "a"), Log(tmp_path / "b")
+    calls, shown = iter(range(100)), []
+    trained(shards, settings, stopped, stop_requested=lambda: next(calls) >= 2)  # after step 3, before its validation
+    trained(
+        shards, settings, resumed, stopped.checkpoints[-1], progress=lambda step, stats: shown.append((step, stats))
+    )
+    first, last = resumed.lines
+    assert (first["step"], "images_per_second" in first) == (3, False)
+    assert (last["step"], last["images_per_second"] > 0) == (6, True)
+    assert shown[0][0] == 3
+    assert math.isnan(shown[0][1]["seconds_left"])
+    assert all(math.isnan(stats["seconds_left"]) or stats["seconds_left"] < 1000 for _, stats in shown)
 
 
 def test_an_error_for_too_little_memory_says_what_to_change(

@@ -1,0 +1,74 @@
+"""Metrics of a training run for Prometheus: Ray exports them on each node as ray_dgunet_…, with the label `run`.
+
+It imports nothing of the pipeline, as the actor that uses it starts in each run; see `run_channel`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+from ray.util.metrics import Gauge
+
+LEAST_SECONDS_UNTIL_STANDING = 60.0  # without progress; a step, or its report, may take long
+DESCRIPTIONS = {
+    "dgunet_images_per_second": "Images of all workers together, since they started; 0 while they stand.",
+    "dgunet_waiting_share": "Share of the time that worker 0 waits for its batches, since it started.",
+    "dgunet_loss": "Loss of the last step, not a number where it was skipped.",
+    "dgunet_val_psnr": "PSNR of the last validation in dB.",
+    "dgunet_lost_workers": "Workers that died, hung or went away with their node, since the driver started.",
+    "dgunet_checkpoint_age_seconds": "Seconds since the last checkpoint was stored, or since the driver started.",
+}
+STATS = {  # of `ProgressMeter.stats`
+    "loss": "dgunet_loss",
+    "val_psnr": "dgunet_val_psnr",
+    "images_per_second": "dgunet_images_per_second",
+    "waiting_for_data": "dgunet_waiting_share",
+}
+
+
+class RunMetrics:
+    """The gauges of one run, which is the value of their label `run`.
+
+    Ray exports a gauge only where it was set since the last export, about every ten seconds, and forgets it a little
+    later: `refresh` sets all of them. `dgunet_lost_workers` is a gauge, too: a counter would outlive the run.
+    """
+
+    def __init__(self, run: str) -> None:
+        self.gauges = {name: Gauge(name, text, tag_keys=("run",)) for name, text in DESCRIPTIONS.items()}
+        for gauge in self.gauges.values():
+            gauge.set_default_tags({"run": run})
+        self.values = {"dgunet_lost_workers": 0.0}
+        self.stored = self.moved = time.monotonic()
+        self.seconds_until_standing = LEAST_SECONDS_UNTIL_STANDING
+
+    def add_progress(self, stats: Mapping[str, float]) -> None:
+        """Take over what `stats` has; a validation PSNR that is not a number is not known yet."""
+        now = time.monotonic()
+        # Three times the last pause: the speed is not to fall to 0 in each step that takes minutes.
+        self.seconds_until_standing = max(LEAST_SECONDS_UNTIL_STANDING, 3 * (now - self.moved))
+        self.moved = now
+        known = {name for name in STATS.keys() & stats.keys() if name != "val_psnr" or not math.isnan(stats[name])}
+        self.values |= {STATS[name]: float(stats[name]) for name in known}
+
+    def add_checkpoint(self) -> None:
+        """Record that a checkpoint was stored."""
+        self.stored = time.monotonic()
+
+    def add_lost_workers(self, number: int) -> None:
+        """Count workers that were lost."""
+        self.values["dgunet_lost_workers"] += number
+
+    def stop_workers(self) -> None:
+        """Record that no worker runs: the speed is 0."""
+        self.values["dgunet_images_per_second"] = 0.0
+
+    def refresh(self) -> None:
+        """Set all gauges; to be called about every second."""
+        now = time.monotonic()
+        if now - self.moved > self.seconds_until_standing:
+            self.stop_workers()
+        self.values["dgunet_checkpoint_age_seconds"] = now - self.stored
+        for name, value in self.values.items():
+            self.gauges[name].set(value)
