@@ -64,9 +64,10 @@ def main() -> None:
 
     with (
         hold_run_lock(name),
-        session(dashboard=True),
+        session(dashboard=True) as dashboard,
         runs.run(args.task, name, {"fingerprint": name}, params, system_metrics=False) as run,
     ):
+        print(f"tune {args.task}: {run.places(dashboard)}", file=sys.stderr, flush=True)
         progress = TrialProgress(args.task, problem, run.id)
         try:
             trials = search(problem, progress.add_report)

@@ -1,5 +1,4 @@
-"""Internals of Ray that other files use through this one: callbacks of the Train controller, and state without public
-access. Only `pipeline.cluster.ray_output` uses internals, too: it is imported where Ray Train would take seconds.
+"""The only file that uses internals of Ray: callbacks of the Train controller, and state without public access.
 
 Written for and tried with the versions of Ray in TRIED_WITH; another version is refused when this file is imported.
 """
@@ -29,7 +28,24 @@ from ray.train.v2._internal.execution.context import get_train_context  # noqa: 
 
 from pipeline.cluster.failures import describe_start_failure  # noqa: E402
 
-__all__ = ["SNAPSHOT", "RunTrainer", "WorkerGroupCleanup", "preemption_notice", "refresh_tuner"]
+__all__ = [
+    "SNAPSHOT", "RunTrainer", "WorkerGroupCleanup", "preemption_notice", "refresh_tuner", "without_lines_of_nodes",
+]  # fmt: skip
+
+
+@contextmanager
+def without_lines_of_nodes() -> Iterator[None]:
+    """Discard the lines that Ray prints in the driver about nodes and processes that have died.
+
+    Ray prints them also with log_to_driver=False, with the end of the log of the node; they stay in Ray's own logs. A
+    run reports in a line what they mean for it, see `pipeline.cluster.failures`.
+    """
+    printed = ray._private.worker.print_to_stdstream
+    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
+    try:
+        yield
+    finally:
+        ray._private.worker.print_to_stdstream = printed
 
 
 def preemption_notice() -> Any:

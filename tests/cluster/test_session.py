@@ -137,3 +137,27 @@ def test_a_folder_that_is_too_deep_for_sockets_is_replaced(monkeypatch: pytest.M
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ValueError, match="too deep for Ray's sockets: set RAY_TMPDIR"), session():
         pass
+
+
+def test_what_ray_prints_about_dead_nodes_is_discarded_in_a_session(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def print_as_ray(text: str) -> None:  # as Ray's thread does that listens to the cluster
+        ray._private.worker.print_to_stdstream({"lines": [text], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+
+    options: dict[str, Any] = {}
+
+    def init(*_: Any, **arguments: Any) -> Joined:
+        options.update(arguments)
+        print_as_ray("Raylet is terminated, inside")
+        return Joined()
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(session_module, "_check_head", lambda address: None)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    with session():
+        print_as_ray("Raylet is terminated, too")
+    assert (options["log_to_driver"], options["logging_level"]) == (False, "ERROR")
+    assert capsys.readouterr().out == ""
+    print_as_ray("Raylet is terminated, afterwards")
+    assert "Raylet is terminated, afterwards" in capsys.readouterr().out
