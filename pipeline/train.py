@@ -60,7 +60,7 @@ def main() -> None:
             name, card["provenance"]["commit"], {shard.sha256 for index in indices.values() for shard in index.shards}
         )
         with closing(_Display(args.task, recipe.num_steps)) as display:
-            display.show_places(run.where(), dashboard)
+            display.notice(run.places(dashboard))
             listener = RunListener(lambda metrics: run.log(metrics, int(metrics["step"])), display.show, display.notice)
             training_run.fit(job, name=name, into=Path(folder), listener=listener, most_workers=recipe.batch_size)
         history = trainer.history(Path(folder))
@@ -92,12 +92,6 @@ class _Display:
         elif time.monotonic() >= self.next_line or step == self.num_steps:
             self.next_line = time.monotonic() + SECONDS_BETWEEN_LINES
             print(f"train {self.task}: step {step}/{self.num_steps}, {text}", file=sys.stderr, flush=True)
-
-    def show_places(self, mlflow_run: str, dashboard: str) -> None:
-        """Print where people see the run in MLflow and on Ray's dashboard; nothing for an empty one."""
-        places = [f"MLflow run: {mlflow_run}"] * bool(mlflow_run) + [f"Ray's dashboard: {dashboard}"] * bool(dashboard)
-        if places:
-            self.notice("; ".join(places))
 
     def notice(self, text: str) -> None:
         self.bar.write(f"train {self.task}: {text}", file=sys.stderr)

@@ -66,11 +66,12 @@ def main() -> None:
 
     with (
         hold_run_lock(name),
-        session(dashboard=True),
+        session(dashboard=True) as dashboard,
         runs.run(args.task, name, {"fingerprint": name}, params, system_metrics=False) as run,
     ):
         run.tag({"commit": commit(), "data": data["train"]})
         write_origin(name, commit(), {shard.sha256 for index in indices.values() for shard in index.shards})
+        print(f"tune {args.task}: {run.places(dashboard)}", file=sys.stderr, flush=True)
         progress = TrialProgress(args.task, problem, run.id)
         try:
             trials = search(problem, progress.add_report)

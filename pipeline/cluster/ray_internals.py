@@ -1,5 +1,4 @@
-"""Internals of Ray that other files use through this one: callbacks of the Train controller, and state without public
-access. Only `pipeline.cluster.ray_output` uses internals, too: it is imported where Ray Train would take seconds.
+"""The only file that uses internals of Ray: callbacks of the Train controller, and state without public access.
 
 Written for and tried with the versions of Ray in TRIED_WITH; another version is refused when this file is imported.
 """
@@ -8,9 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -32,29 +30,13 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback  # noq
 from ray.train.v2._internal.execution.context import get_train_context  # noqa: E402
 
 from pipeline.cluster.failures import describe_start_failure  # noqa: E402
+from pipeline.cluster.resources import ClusterState  # noqa: E402
 
 __all__ = [
-    "SNAPSHOT", "ClusterState", "RunTrainer", "WorkerGroupCleanup", "cluster_state", "preemption_notice",
-    "refresh_tuner",
+    "SNAPSHOT", "RunTrainer", "WorkerGroupCleanup", "cluster_state", "preemption_notice",
+    "refresh_tuner", "without_lines_of_nodes",
 ]  # fmt: skip
 ALIVE = 0  # state of a node
-
-
-@dataclass(frozen=True)
-class ClusterState:
-    """What the head of a cluster says before one joins it.
-
-    Attributes:
-        nodes: resources of each node that is alive, by its address.
-        sockets: path of each node's local socket, by its address; a driver needs the one of its own machine.
-        ray_version: version of Ray on the head.
-        python_version: version of Python on the head.
-    """
-
-    nodes: Mapping[str, Mapping[str, float]]
-    sockets: Mapping[str, str]
-    ray_version: str
-    python_version: str
 
 
 def cluster_state(address: str, timeout_seconds: float) -> ClusterState:
@@ -97,6 +79,21 @@ def _without_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextmanager
+def without_lines_of_nodes() -> Iterator[None]:
+    """Discard the lines that Ray prints in the driver about nodes and processes that have died.
+
+    Ray prints them also with log_to_driver=False, with the end of the log of the node; they stay in Ray's own logs. A
+    run reports in a line what they mean for it, see `pipeline.cluster.failures`.
+    """
+    printed = ray._private.worker.print_to_stdstream
+    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
+    try:
+        yield
+    finally:
+        ray._private.worker.print_to_stdstream = printed
 
 
 def preemption_notice() -> Any:

@@ -27,6 +27,23 @@ class WorkerResources:
     max_workers: int = 0
 
 
+@dataclass(frozen=True)
+class ClusterState:
+    """What the head of a cluster says before one joins it.
+
+    Attributes:
+        nodes: resources of each node that is alive, by its address.
+        sockets: path of each node's local socket, by its address; a driver needs the one of its own machine.
+        ray_version: version of Ray on the head.
+        python_version: version of Python on the head.
+    """
+
+    nodes: Mapping[str, Mapping[str, float]]
+    sockets: Mapping[str, str]
+    ray_version: str
+    python_version: str
+
+
 def requested_workers() -> tuple[int, int]:
     """Return the least and the most training workers: DGUNET_WORKERS ("4", "2:8"), else one per GPU, else one."""
     if workers := read_environment().workers:

@@ -40,21 +40,21 @@ class RunMetrics:
         for gauge in self.gauges.values():
             gauge.set_default_tags({"run": run})
         self.values = {"dgunet_lost_workers": 0.0}
-        self.stored = self.moved = time.monotonic()
+        self.last_checkpoint = self.last_progress = time.monotonic()
         self.seconds_until_standing = LEAST_SECONDS_UNTIL_STANDING
 
     def add_progress(self, stats: Mapping[str, float]) -> None:
         """Take over what `stats` has; a validation PSNR that is not a number is not known yet."""
         now = time.monotonic()
         # Three times the last pause: the speed is not to fall to 0 in each step that takes minutes.
-        self.seconds_until_standing = max(LEAST_SECONDS_UNTIL_STANDING, 3 * (now - self.moved))
-        self.moved = now
+        self.seconds_until_standing = max(LEAST_SECONDS_UNTIL_STANDING, 3 * (now - self.last_progress))
+        self.last_progress = now
         known = {name for name in STATS.keys() & stats.keys() if name != "val_psnr" or not math.isnan(stats[name])}
         self.values |= {STATS[name]: float(stats[name]) for name in known}
 
     def add_checkpoint(self) -> None:
         """Record that a checkpoint was stored."""
-        self.stored = time.monotonic()
+        self.last_checkpoint = time.monotonic()
 
     def add_lost_workers(self, number: int) -> None:
         """Count workers that were lost."""
@@ -67,8 +67,8 @@ class RunMetrics:
     def refresh(self) -> None:
         """Set all gauges; to be called about every second."""
         now = time.monotonic()
-        if now - self.moved > self.seconds_until_standing:
+        if now - self.last_progress > self.seconds_until_standing:
             self.stop_workers()
-        self.values["dgunet_checkpoint_age_seconds"] = now - self.stored
+        self.values["dgunet_checkpoint_age_seconds"] = now - self.last_checkpoint
         for name, value in self.values.items():
             self.gauges[name].set(value)

@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.cluster.ray_internals import ClusterState, cluster_state
-from pipeline.cluster.ray_output import without_lines_of_nodes
+from pipeline.cluster.resources import ClusterState
 from pipeline.runtime.environment import read_environment, restored_environ
 from pipeline.runtime.files import PROJECT
 from pipeline.runtime.threads import VARIABLES, thread_settings
@@ -54,14 +53,18 @@ def session(*, dashboard: bool = False) -> Iterator[str]:
     Raises:
         ValueError: this process cannot join the cluster at RAY_ADDRESS; it has no dashboard, but needs one.
     """
-    with restored_environ(), without_lines_of_nodes():
+    with restored_environ(), ExitStack() as stack:
         environment = read_environment()
         os.environ["DGUNET_STORAGE"] = environment.storage  # other processes have other working directories
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(environment.timeout_seconds)
         for name, value in {**RAY_DEFAULTS, **thread_settings(os.environ)}.items():
             os.environ.setdefault(name, value)
         try:
-            address = os.environ.get("RAY_ADDRESS")
+            if address := os.environ.get("RAY_ADDRESS"):
+                # Imported here as it imports Ray Train, which takes seconds that a session on this machine need not.
+                from pipeline.cluster.ray_internals import without_lines_of_nodes
+
+                stack.enter_context(without_lines_of_nodes())
             started = _join(address, dashboard=dashboard) if address else _start(dashboard=dashboard)
             yield f"http://{started.dashboard_url}" if started.dashboard_url else ""
         finally:
@@ -96,8 +99,10 @@ def check_cluster(address: str) -> ClusterState | None:
     _check_head(address)
     if address == "auto" or "://" in address:
         return None
+    from pipeline.cluster import ray_internals  # imports Ray Train, which takes seconds
+
     try:
-        state = cluster_state(address, SECONDS_TO_ANSWER)
+        state = ray_internals.cluster_state(address, SECONDS_TO_ANSWER)
     except PermissionError:
         raise ValueError(
             f"RAY_ADDRESS={address}: the head refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "

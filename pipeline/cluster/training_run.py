@@ -27,7 +27,7 @@ from pipeline.cluster.checkpoints import run_dir
 from pipeline.cluster.errors import Interrupted, WorkersLost, storage_lost
 from pipeline.cluster.failures import describe_failure
 from pipeline.cluster.lease import Lease, hold_lease
-from pipeline.cluster.ray_internals import RunTrainer
+from pipeline.cluster.ray_internals import RunTrainer, without_lines_of_nodes
 from pipeline.cluster.resources import WorkerResources, nodes, plan_resources, requested_workers
 from pipeline.cluster.run_channel import RunChannel
 from pipeline.cluster.worker import MAX_SECONDS_BETWEEN_TRIES, run_worker
@@ -74,6 +74,7 @@ def fit(
             f"{planned.max_workers} workers, not {asked}: a batch has {most_workers} images (train.batch_size)"
         )
     with ExitStack() as stack:
+        stack.enter_context(without_lines_of_nodes())
         try:
             checkpoints.create_run_dir(run_dir(name))
             lease = stack.enter_context(hold_lease(run_dir(name)))

@@ -114,17 +114,21 @@ class Run:
             self._report("answers again; all metrics are sent", unreachable=False)
             return True
 
-    def where(self) -> str:
-        """Return where people see this run: its URL on a server, else how to open the store; "" where neither is known.
+    def places(self, dashboard: str) -> str:
+        """Return a line that says where people see this run: in MLflow, and on Ray's dashboard.
 
-        User and password in the server's address are left out.
+        User and password in the address of an MLflow server are left out.
+
+        Args:
+            dashboard: URL of Ray's dashboard; "" where there is none.
         """
         address = mlflow.get_tracking_uri()
         parts = urllib.parse.urlsplit(address)
+        place = "`make ui`" if sqlite_path(address) else f"{self.id} in {parts.scheme}"
         if parts.scheme in ("http", "https"):
             server = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
-            return f"{server}/#/experiments/{self._experiment_id}/runs/{self.id}"
-        return "`make ui`" if sqlite_path(address) else ""
+            place = f"{server}/#/experiments/{self._experiment_id}/runs/{self.id}"
+        return f"MLflow run: {place}" + (f"; Ray's dashboard: {dashboard}" if dashboard else "")
 
     def _start_sending(self) -> None:
         if not self._sender.is_alive():

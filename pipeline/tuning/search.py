@@ -29,7 +29,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from pipeline.cluster import checkpoints, errors, resources, training_run
 from pipeline.cluster.channel import RunListener
-from pipeline.cluster.ray_internals import refresh_tuner
+from pipeline.cluster.ray_internals import refresh_tuner, without_lines_of_nodes
 from pipeline.runtime.environment import read_environment, restored_environ
 from pipeline.training import loop, trainer
 from pipeline.training.context import WorkerContext
@@ -82,7 +82,7 @@ def search(problem: Search, listener: Listener) -> list[Trial]:
         scheduler.earlier = trial_reports.reports
     else:
         tuner = _tuner(problem, trainable, at_once, trial_reports)
-    with restored_environ(), _saved_on_stop() as stopped, warnings.catch_warnings():
+    with restored_environ(), without_lines_of_nodes(), _saved_on_stop() as stopped, warnings.catch_warnings():
         for name, value in TUNE_DEFAULTS.items():
             os.environ.setdefault(name, value)
         # A restarted trial counts its reports from 1 again; Optuna's sampler does not use the number.

@@ -59,13 +59,15 @@ class HealthCheckFailed(Exception):
         (EOFError(), "worker 0 failed with EOFError", 0),
     ],
 )
-def test_a_lost_worker_is_told_from_one_that_waited_for_it(error: Exception, expected: str, num_lost: int) -> None:
+def test_a_lost_worker_is_distinguished_from_one_that_waited_for_it(
+    error: Exception, expected: str, num_lost: int
+) -> None:
     assert describe_worker_failures({0: error}) == expected
     assert num_lost_workers({0: error, 1: EOFError()}) == num_lost
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.1.1", "::1"])
-def test_a_host_whose_name_resolves_to_itself_is_told_with_what_to_do(address: str) -> None:
+def test_a_host_whose_name_resolves_to_itself_is_named_with_what_to_do(address: str) -> None:
     error = ray.train.ControllerError(RuntimeError(f"ray::worker (pid=7)\nRuntimeError: {REFUSED.format(address)}"))
     line = describe_failure(error)
     assert line.startswith(f"a worker could not connect to another one, whose host's name resolves to {address}: ")
@@ -73,7 +75,7 @@ def test_a_host_whose_name_resolves_to_itself_is_told_with_what_to_do(address: s
     assert "\n" not in line
 
 
-def test_a_host_that_cannot_be_reached_is_told_by_its_address_where_it_is_known() -> None:
+def test_a_host_that_cannot_be_reached_is_named_by_its_address_where_that_is_known() -> None:
     line = describe_worker_failures({1: RuntimeError(REFUSED.format("172.17.0.1"))})
     assert line.startswith("worker 1 could not connect to another one at 172.17.0.1: on each host")
     line = describe_worker_failures({0: RuntimeError(TIMEOUT)})
@@ -89,7 +91,7 @@ def test_a_host_that_cannot_be_reached_is_told_by_its_address_where_it_is_known(
         (RuntimeError("creation failed\nno module named job"), "workers failed with no module named job"),
     ],
 )
-def test_why_workers_could_not_start_is_told(cause: Exception, expected: str) -> None:
+def test_why_workers_could_not_start_is_described(cause: Exception, expected: str) -> None:
     assert describe_start_failure(cause).startswith(expected)
 
 
@@ -107,7 +109,7 @@ class Recorder:
         self.calls.append(arguments)
 
 
-def test_a_group_that_does_not_start_tells_the_channel_why() -> None:
+def test_a_group_that_does_not_start_says_why_to_the_channel() -> None:
     channel = Recorder()
     cleanup = WorkerGroupCleanup(channel)
     with pytest.raises(WorkerGroupStartupFailedError), cleanup.on_worker_group_start():

@@ -133,7 +133,7 @@ def exporting_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[s
         ray.shutdown()
 
 
-def train_until_told(folder: str, context: WorkerContext) -> None:
+def train_until_stopped(folder: str, context: WorkerContext) -> None:
     """Is lost at step 2, then reports progress until the file `end` exists."""
     place, step = Path(folder), step_of(context)
     while not (place / "end").exists():
@@ -162,7 +162,7 @@ def scraped(address: str, run: str) -> dict[str, float]:
 @pytest.mark.filterwarnings("ignore")  # Ray's own warnings
 def test_ray_exports_the_metrics_of_a_run_and_forgets_them_after_its_end(exporting_ray: str, tmp_path: Path) -> None:
     run = ThreadPoolExecutor().submit(
-        training_run.fit, partial(train_until_told, str(tmp_path)), name="denoise-7", into=tmp_path / "out",
+        training_run.fit, partial(train_until_stopped, str(tmp_path)), name="denoise-7", into=tmp_path / "out",
         listener=RunListener(), resources=resources.WorkerResources(1, 1.0, 0.0),
     )  # fmt: skip
 

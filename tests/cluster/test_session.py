@@ -15,9 +15,9 @@ import pytest
 import ray
 from factories import pythonpath
 
+from pipeline.cluster import ray_internals, tasks
 from pipeline.cluster import session as session_module
-from pipeline.cluster import tasks
-from pipeline.cluster.ray_internals import ClusterState
+from pipeline.cluster.resources import ClusterState
 from pipeline.cluster.session import SETTINGS_FRAME, session
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
@@ -129,7 +129,7 @@ def raising(error: Exception) -> Any:
 
 def test_an_address_that_speaks_grpc_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     joined: list[str] = []
-    monkeypatch.setattr(session_module, "cluster_state", lambda *_: state())
+    monkeypatch.setattr(ray_internals, "cluster_state", lambda *_: state())
 
     def init(address: str, **_: Any) -> Joined:
         joined.append(address)
@@ -160,7 +160,7 @@ def test_a_cluster_that_cannot_be_joined_is_refused_in_a_line(
     monkeypatch: pytest.MonkeyPatch, answer: Any, message: str
 ) -> None:
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was asked"))
-    monkeypatch.setattr(session_module, "cluster_state", answer)
+    monkeypatch.setattr(ray_internals, "cluster_state", answer)
     with listening(SETTINGS_FRAME) as head:
         monkeypatch.setenv("RAY_ADDRESS", head)
         with pytest.raises(ValueError, match=re.escape(message)) as error, session():
@@ -182,3 +182,27 @@ def test_a_folder_that_is_too_deep_for_sockets_is_replaced(monkeypatch: pytest.M
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ValueError, match="too deep for Ray's sockets: set RAY_TMPDIR"), session():
         pass
+
+
+def test_what_ray_prints_about_dead_nodes_is_discarded_in_a_session(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def print_as_ray(text: str) -> None:  # as Ray's thread does that listens to the cluster
+        ray._private.worker.print_to_stdstream({"lines": [text], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+
+    options: dict[str, Any] = {}
+
+    def init(*_: Any, **arguments: Any) -> Joined:
+        options.update(arguments)
+        print_as_ray("Raylet is terminated, inside")
+        return Joined()
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(session_module, "_check_head", lambda address: None)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    with session():
+        print_as_ray("Raylet is terminated, too")
+    assert (options["log_to_driver"], options["logging_level"]) == (False, "ERROR")
+    assert capsys.readouterr().out == ""
+    print_as_ray("Raylet is terminated, afterwards")
+    assert "Raylet is terminated, afterwards" in capsys.readouterr().out

@@ -519,7 +519,8 @@ ELASTIC = """
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_shrinks_when_a_node_leaves_and_grows_when_one_joins(tmp_path: Path) -> None:
-    on_nodes(ELASTIC, tmp_path)
+    output = on_nodes(ELASTIC, tmp_path)
+    assert all(line.startswith(("worker ", "waiting for ")) for line in output.splitlines()), output
     assert (tmp_path / "2-workers-at-0").exists()
     shrunk = [int(path.name.rpartition("-")[2]) for path in tmp_path.glob("1-workers-at-*")]
     grown = [int(path.name.rpartition("-")[2]) for path in tmp_path.glob("2-workers-at-*")]

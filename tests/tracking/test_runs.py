@@ -78,6 +78,21 @@ def test_a_run_holds_its_params_curves_tags_and_files(store, tmp_path):
     assert (tmp_path / "mlartifacts").is_dir(), "files lie beside the database, not in the current directory"
 
 
+def test_a_line_says_where_a_run_is_seen(store, monkeypatch):
+    with run() as current:
+        assert current.places("") == "MLflow run: `make ui`"
+        line = current.places("http://10.77.0.1:8265")
+        assert line == "MLflow run: `make ui`; Ray's dashboard: http://10.77.0.1:8265"
+        experiment = written(current.id).info.experiment_id
+        for address in ("https://mlflow.lab:5000/", "https://ann:secret@mlflow.lab:5000"):
+            monkeypatch.setattr(runs.mlflow, "get_tracking_uri", lambda: address)  # noqa: B023
+            url = f"https://mlflow.lab:5000/#/experiments/{experiment}/runs/{current.id}"
+            assert current.places("") == f"MLflow run: {url}"
+        monkeypatch.setattr(runs.mlflow, "get_tracking_uri", lambda: "postgresql://ann:secret@db/mlflow")
+        assert current.places("") == f"MLflow run: {current.id} in postgresql"
+        monkeypatch.undo()
+
+
 def test_equal_runs_share_one_and_a_run_that_failed_is_continued(store):
     with pytest.raises(RuntimeError), run() as first:
         first.log({"loss": 0.5}, 10)
