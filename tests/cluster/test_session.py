@@ -198,7 +198,7 @@ def test_what_ray_prints_about_dead_nodes_is_discarded_in_a_session(
         return Joined()
 
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(session_module, "_check_head", lambda address: None)
+    monkeypatch.setattr(session_module, "check_cluster", lambda address: None)
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     with session():
         print_as_ray("Raylet is terminated, too")
