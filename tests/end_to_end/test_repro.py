@@ -121,6 +121,7 @@ def test_a_training_whose_dvc_is_terminated_saves_a_checkpoint_and_ends(checkout
         assert dvc.stderr
         output = dvc.stderr.read()  # until the training ends, which writes to the same pipe
         until(lambda: not any(command(each) for each in processes))
+    assert "train denoise: MLflow run: `make ui`\n" in output, output
     assert "run the same command again to continue" in output
     assert list(runs.glob("*/checkpoint_*/*"))
     shutil.rmtree(runs)
