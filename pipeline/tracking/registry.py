@@ -187,16 +187,11 @@ def store_scores(version: Version, test: str, psnrs: Mapping[str, float]) -> Non
 def scores(version: Version, test: str) -> dict[str, float] | None:
     """Return what `store_scores` stored for the same `test`, None if there is nothing."""
     run_id, file = _run_id(version), scores_file(test)
-    try:
-        files = [found.path for found in mlflow.MlflowClient().list_artifacts(run_id, TEST_SCORES)] if run_id else []
-    except MlflowException as error:
-        if error.error_code in ABSENT:  # the run was deleted
-            return None
-        raise
+    files = [found.path for found in mlflow.MlflowClient().list_artifacts(run_id, TEST_SCORES)] if run_id else []
     if file not in files:
         return None
-    content = mlflow.artifacts.load_dict(f"runs:/{run_id}/{file}")
-    return content["psnr"] if content["test"] == test else None
+    psnrs: dict[str, float] = mlflow.artifacts.load_dict(f"runs:/{run_id}/{file}")["psnr"]
+    return psnrs
 
 
 def scores_file(test: str) -> str:
@@ -204,8 +199,18 @@ def scores_file(test: str) -> str:
     return f"{TEST_SCORES}/{hashlib.sha256(test.encode()).hexdigest()[:16]}.json"
 
 
-def _run_id(version: Version) -> str:
-    return str(mlflow.MlflowClient().get_model_version(version.task, str(version.number)).run_id or "")
+def _run_id(version: Version) -> str | None:
+    """Return the id of the run that made a version; None if it was made by none, or the run is gone."""
+    client = mlflow.MlflowClient()
+    run_id: str | None = client.get_model_version(version.task, str(version.number)).run_id or None
+    try:
+        if run_id is not None:
+            client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+        return None
+    return run_id
 
 
 def set_champion(

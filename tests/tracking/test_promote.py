@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.config.params import load_task_section
 from pipeline.dataloader.pairs import pairs
 from pipeline.evaluation.scores import evaluate
 from pipeline.evaluation.settings import Evaluate
+from pipeline.reporting.tables import write_tables
 from pipeline.runtime.provenance import digest
 from pipeline.shards.format import INDEX, checksum
 from pipeline.tracking import registry
@@ -321,6 +323,18 @@ def test_a_report_without_scores_of_the_images_says_how_they_are_made(tmp_path, 
     with pytest.raises(ValueError, match=says) as error:
         promote.read_scores(path, "derain")
     assert str(error.value).endswith("run `.venv/bin/dvc repro --force --single-item evaluate@derain`")
+
+
+def test_scores_are_read_from_the_report_as_evaluate_writes_it(checkout):
+    checkout.model(0)
+    settings = load_task_section("derain", "evaluate", Evaluate)
+    found = evaluate(load_model("model"), pairs(Path("test")), settings.baseline, settings.protocol)
+    other = replace(found, images=tuple(replace(image, key=f"other_{image.key}") for image in found.images))
+    write_tables(Path("report"), found, {"Set5": other}, "0" * 64)
+    assert promote.read_scores(Path("report/per_image.csv"), "derain") == {
+        kind: {image.key: pytest.approx(getattr(image, kind).psnr, abs=1e-4) for image in found.images}
+        for kind in ("degraded", "baseline", "restored")
+    }
 
 
 def test_a_perfect_image_counts_as_in_a_mean(tmp_path):
