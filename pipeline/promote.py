@@ -1,13 +1,18 @@
-"""Register a model folder; it becomes the champion if it beats the present one on the same test set."""
+"""Register a model folder; it becomes the champion if it beats the present one on the same test set.
+
+Beating means that even the lower bound of the interval of the gain is above a margin: pipeline/tracking/decision.py.
+"""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,7 @@ import torch
 from dgunet.checkpoint import WRITTEN_KEYS, load_model, read_card, save_model
 from dgunet.config import LocalStatistics
 from dgunet.hub.registry import pull
+from dgunet.metrics import HIGHEST_PSNR
 from pipeline.config.params import load_section, load_task_section
 from pipeline.dataloader.pairs import pairs
 from pipeline.evaluation.baselines import NoBaseline
@@ -28,6 +34,7 @@ from pipeline.runtime.fingerprint import code_digest
 from pipeline.runtime.provenance import commit, digest
 from pipeline.shards.format import read_index
 from pipeline.tracking import registry, runs
+from pipeline.tracking.decision import DECIMALS, Decision, compare_with_baselines, compare_with_champion
 from pipeline.tracking.model_card import model_card
 from pipeline.tracking.registry import Version
 from pipeline.tracking.settings import Promote
@@ -40,18 +47,9 @@ MEASURING_CODE = (
 TEST, PSNR = "test", "test.restored.psnr"  # tags: test set, protocol and measuring code; mean PSNR in dB
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Whether the candidate becomes the champion, the reason, and the mean PSNR in dB of the champion then."""
-
-    set_champion: bool
-    reason: str
-    champion_psnr: float | None
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Register one task's model, set the alias where it is earned, and write the promotion record."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.promote", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.promote", description=__doc__.splitlines()[0])
     parser.add_argument("--task", required=True, help="a section of params.yaml")
     parser.add_argument("--model", required=True, type=Path, help="model folder")
     parser.add_argument("--shards", required=True, type=Path, help="folder of test shards")
@@ -62,40 +60,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     protocol = load_task_section(args.task, "evaluate", Evaluate).protocol
     metrics = json.loads((args.report / "metrics.json").read_text())
     test = f"{metrics['test_index_sha256']} {protocol} Measured by {_measuring_code()[:12]}."
-    psnr = _psnr(metrics, "restored")
+    psnr, scores = _psnr(metrics, "restored"), read_scores(args.report / "per_image.csv", args.task)
 
     with runs.connected(), _with_statistics(args.model, metrics) as model:
         version = _registered(args, model, metrics, test)
+        registry.store_scores(version, test, scores["restored"])
         with registry.exclusive(args.task):
             champion = registry.champion(args.task)
             if champion is None:
-                decision = compare_with_baselines(metrics)
+                decision = compare_with_baselines(scores, settings)
             elif champion.number == version.number:
-                reason = champion.tags.get(registry.CHAMPION_BECAUSE, "made champion by hand")
-                decision = Decision(False, reason, psnr)
+                decision = _earlier_decision(champion)
             elif champion.tags.get(registry.CONTENT) == version.tags[registry.CONTENT] and not version.was_champion:
                 decision = Decision(True, f"the weights of version {champion.number}, stored with newer code", psnr)
             else:
-                champion_psnr = measured_psnr(champion, args.shards, protocol, test)
-                decision = compare_with_champion(psnr, champion_psnr, settings.margin_db, champion.number)
+                champion_scores = measured_scores(champion, args.shards, protocol, test)
+                decision = _compared(scores["restored"], champion_scores, champion, settings)
             decision = _with_consent(decision, version, settings)
             if decision.set_champion:
-                registry.set_champion(version, decision.reason, champion)
+                registry.set_champion(version, decision.reason, champion, decision.gain)
             elif champion is None or champion.number != version.number:
                 registry.set_challenger(version)
     champion = version if decision.set_champion else champion
+    is_champion = champion is not None and champion.number == version.number
     record = {
         "task": args.task,
         "version": version.number,
         "champion_version": champion.number if champion else None,
-        "alias_moved": champion is not None and champion.number == version.number,
+        "alias_moved": is_champion,
         "reason": decision.reason,
         "psnr": psnr,
-        "champion_psnr": decision.champion_psnr,
+        "champion_psnr": psnr if is_champion else decision.champion_psnr,
+        "gain": decision.gain,
         "margin_db": settings.margin_db,
+        "min_scenes": settings.min_scenes,
     }
     write_atomically(args.record, json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    title = "is the champion" if record["alias_moved"] else "is registered, but not the champion"
+    title = "is the champion" if is_champion else "is registered, but not the champion"
     print(f"{args.task}: version {version.number} {title}: {decision.reason}")
 
 
@@ -114,64 +115,97 @@ def _with_statistics(folder: Path, metrics: Mapping[str, Any]) -> Iterator[Path]
         yield copy
 
 
+def _earlier_decision(champion: Version) -> Decision:
+    """Return what the tags of the champion say on how it became champion."""
+    reason = champion.tags.get(registry.CHAMPION_BECAUSE, "made champion by hand")
+    gain = champion.tags.get(registry.CHAMPION_GAIN, registry.NO_GAIN)
+    return Decision(False, reason, None, None if gain == registry.NO_GAIN else json.loads(gain))
+
+
+def _compared(
+    candidate: Mapping[str, float], champion_scores: Mapping[str, float], champion: Version, settings: Promote
+) -> Decision:
+    """Return the decision between a candidate and the champion; ValueError if they are of different images."""
+    try:
+        return compare_with_champion(candidate, champion_scores, champion.number, settings)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: measure the candidate again with `{_measure_again(champion.task)}`; if that does not help, "
+            f"delete the artifacts {registry.TEST_SCORES} of the run of version {champion.number} in MLflow, so that "
+            "the champion, too, is measured again"
+        ) from error
+
+
 def _with_consent(decision: Decision, version: Version, settings: Promote) -> Decision:
-    """Return the decision, or that a person must take it."""
-    if not decision.set_champion:
+    """Return the decision, or that a person must or may take it."""
+    if decision.asks_a_person:
+        reason = f"{decision.reason}; add photographs, or decide by hand"
+    elif not decision.set_champion:
         return decision
-    if registry.ROLLED_BACK in version.tags:
+    elif registry.ROLLED_BACK in version.tags:
         reason = f"{decision.reason}; but it was rolled back by hand, on {version.tags[registry.ROLLED_BACK]}"
     elif settings.require_approval:
         reason = f"{decision.reason}; it waits for approval"
     else:
         return decision
     command = f"make approve TASK={version.task} VERSION={version.number}"
-    return Decision(False, f"{reason}: {command}", decision.champion_psnr)
+    return replace(decision, set_champion=False, reason=f"{reason}: {command}")
 
 
-def compare_with_baselines(metrics: Mapping[str, Any]) -> Decision:
-    """Decide on a task without a champion: its model must beat the degraded images and the classical baseline."""
-    restored = _psnr(metrics, "restored")
-    for kind in ("degraded", "baseline"):
-        psnr = _psnr(metrics, kind)
-        if restored <= psnr:
-            reason = f"no champion yet, and {restored:.2f} dB do not beat the {kind} images with {psnr:.2f} dB"
-            return Decision(False, reason, None)
-    baseline = _psnr(metrics, "baseline")
-    return Decision(True, f"the first champion, with {restored:.2f} dB; the baseline has {baseline:.2f} dB", restored)
-
-
-def compare_with_champion(psnr: float, champion_psnr: float, margin_db: float, champion: int) -> Decision:
-    """Decide by the lead of the candidate over the champion.
+def read_scores(path: Path, task: str) -> dict[str, dict[str, float]]:
+    """Return the PSNRs in dB of the test images, of each kind of image by the key of the image.
 
     Args:
-        psnr: mean PSNR of the candidate in dB.
-        champion_psnr: that of the champion on the same test set.
-        margin_db: the lead that must be exceeded.
-        champion: number of the champion's version.
+        path: per_image.csv of a report.
+        task: its task, to say how it is made.
+
+    Raises:
+        ValueError: the file is absent, or has no number for an image.
     """
-    comparison = f"{psnr:.2f} dB against {champion_psnr:.2f} dB of version {champion}, margin {margin_db:g} dB"
-    if psnr - champion_psnr > margin_db:
-        return Decision(True, f"beats the champion: {comparison}", psnr)
-    return Decision(False, f"does not beat the champion: {comparison}", champion_psnr)
+    scores: dict[str, dict[str, float]] = {"degraded": {}, "baseline": {}, "restored": {}}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["set"] == "test":
+                    for kind, psnrs in scores.items():
+                        psnrs[row["key"]] = _finite(float(row[f"{kind}_psnr"]))
+        if not scores["restored"]:
+            raise ValueError("it has no image of the test split")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used ({error}): run `{_measure_again(task)}`") from error
+    return scores
 
 
-def measured_psnr(version: Version, shards: Path, protocol: Protocol, test: str) -> float:
-    """Return the mean PSNR of a registered version in dB: from its tags if they are of `test`, else measured now.
+def _measure_again(task: str) -> str:
+    return f".venv/bin/dvc repro --force --single-item evaluate@{task}"
+
+
+def _finite(psnr: float) -> float:
+    """Return a PSNR in dB as it counts in a mean, with the decimals of the reports; ValueError for NaN."""
+    if math.isnan(psnr):
+        raise ValueError("a PSNR is not a number")
+    return round(min(psnr, HIGHEST_PSNR), DECIMALS)
+
+
+def measured_scores(version: Version, shards: Path, protocol: Protocol, test: str) -> dict[str, float]:
+    """Return the PSNR in dB of each test image of a registered version: stored ones of `test`, else measured now.
 
     Args:
         version: the version, as a rule the champion.
         shards: folder of test shards to measure on.
         protocol: how to measure.
-        test: what `TEST` must say where the PSNR in the tags counts.
+        test: test set, protocol and measuring code of the PSNRs.
 
     Raises:
         ValueError: the version cannot be loaded or measured.
     """
-    if version.tags.get(TEST) == test and PSNR in version.tags:
-        return float(version.tags[PSNR])
+    stored = registry.scores(version, test)
+    if stored is not None:
+        return stored
     try:
         model = load_model(pull(version.uri)).to("cuda" if torch.cuda.is_available() else "cpu")
-        return evaluate(model, pairs(shards), NoBaseline("none"), protocol).restored.psnr
+        images = evaluate(model, pairs(shards), NoBaseline("none"), protocol).images
+        return {image.key: _finite(image.restored.psnr) for image in images}
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"the champion, version {version.number} of {version.task}, cannot be measured on {shards} ({error}); "

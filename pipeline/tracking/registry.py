@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -25,6 +26,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -40,8 +42,10 @@ from pipeline.runtime.fingerprint import code_digest
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"  # aliases
 CONTENT, CODE = "content", "code"  # tags: digest of the model folder, digest of what is stored with it
 CHAMPION_SINCE, CHAMPION_BECAUSE, CHAMPION_AFTER = "champion_since", "champion_because", "champion_after"  # tags
+CHAMPION_GAIN, NO_GAIN = "champion_gain", "none"  # tag: gain that made it champion, as JSON; no gain did
 ROLLED_BACK = "rolled_back"  # tag: when a person took the alias away; such a version is not promoted again by itself
 CLAIM = "promotion_by"  # tag of a registered model, while one process moves its aliases
+TEST_SCORES = "test_scores"  # folder of artifacts of a version's run: a file for each test set and way of measuring
 SECONDS_TO_SETTLE = 2.0  # longer than a registry takes to set a tag
 SECONDS_OF_A_CLAIM = 1800.0  # older ones are of processes that died elsewhere
 PYFUNC_MODEL = Path(__file__).with_name("pyfunc_model.py")
@@ -167,13 +171,65 @@ def set_tags(version: Version, tags: Mapping[str, str]) -> None:
         mlflow.MlflowClient().set_model_version_tag(version.task, str(version.number), name, value)
 
 
-def set_champion(version: Version, reason: str, previous: Version | None) -> None:
-    """Move the alias to `version`; its tags say when, why, and which version was champion before."""
+def store_scores(version: Version, test: str, psnrs: Mapping[str, float]) -> None:
+    """Store the PSNRs of a version on a test set with its run, unless they are stored there or it has no run.
+
+    Args:
+        version: the version.
+        test: test set, protocol and measuring code.
+        psnrs: PSNR in dB of each image, by the key of the image.
+    """
+    run_id = _run_id(version)
+    if run_id and scores(version, test) != psnrs:
+        mlflow.MlflowClient().log_dict(run_id, {"test": test, "psnr": dict(psnrs)}, scores_file(test))
+
+
+def scores(version: Version, test: str) -> dict[str, float] | None:
+    """Return what `store_scores` stored for the same `test`, None if there is nothing."""
+    run_id, file = _run_id(version), scores_file(test)
+    files = [found.path for found in mlflow.MlflowClient().list_artifacts(run_id, TEST_SCORES)] if run_id else []
+    if file not in files:
+        return None
+    psnrs: dict[str, float] = mlflow.artifacts.load_dict(f"runs:/{run_id}/{file}")["psnr"]
+    return psnrs
+
+
+def scores_file(test: str) -> str:
+    """Return the path of the artifact with the scores on a test set: what was measured otherwise has another path."""
+    return f"{TEST_SCORES}/{hashlib.sha256(test.encode()).hexdigest()[:16]}.json"
+
+
+def _run_id(version: Version) -> str | None:
+    """Return the id of the run that made a version; None if it was made by none, or the run is gone."""
+    client = mlflow.MlflowClient()
+    run_id: str | None = client.get_model_version(version.task, str(version.number)).run_id or None
+    try:
+        if run_id is not None:
+            client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+        return None
+    return run_id
+
+
+def set_champion(
+    version: Version, reason: str, previous: Version | None, gain: Mapping[str, Any] | None = None
+) -> None:
+    """Move the alias to `version`; its tags say when, why, and which version was champion before.
+
+    Args:
+        version: the new champion.
+        reason: why.
+        previous: the champion before it, None if there was none.
+        gain: the gain that made it champion, as JSON holds it; None where no gain did.
+    """
     set_tags(
         version,
         {
             CHAMPION_SINCE: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             CHAMPION_BECAUSE: reason,
+            CHAMPION_GAIN: NO_GAIN if gain is None else json.dumps(gain, sort_keys=True),
             CHAMPION_AFTER: str(previous.number) if previous else "none",
         },
     )

@@ -13,9 +13,11 @@ class Promote(Section):
     """When a candidate becomes the champion.
 
     Attributes:
-        margin_db: by how much it must beat the champion, in dB of mean PSNR on the test split.
+        margin_db: what the lower bound of its gain over the champion must exceed, in dB of mean PSNR on the test split.
+        min_scenes: on fewer test photographs no candidate is judged against a champion. An interval takes at least two.
         require_approval: a candidate that does waits as `challenger` until `make approve`.
     """
 
     margin_db: Annotated[float, Field(ge=0)]
+    min_scenes: Annotated[int, Field(ge=2)]
     require_approval: bool

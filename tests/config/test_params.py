@@ -73,6 +73,8 @@ def changed(place: str, value: Any, params: dict[str, Any] | None = None) -> dic
         ),
         ("prepare.sources", [{"path": "photos"}], "prepare.sources.0: needs a `kind`"),
         ("promote.margin_db", "much", "promote.margin_db: should be a valid number, not 'much'"),
+        ("promote.min_scenes", 1, "promote.min_scenes: should be greater than or equal to 2, not 1"),
+        ("promote.min_scenes", None, "promote.min_scenes: missing"),
         ("promote", None, "promote: missing"),
         ("derain.promote", {"margin_db": 0.1}, "derain.promote: no such key"),
         ("derain.train", None, "derain.train: missing; write `train: {}` to take all values from `defaults`"),

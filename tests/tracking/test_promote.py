@@ -1,5 +1,6 @@
 """The command promote against a SQLite store: which version becomes champion, and what stays unchanged."""
 
+import csv
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from pipeline.config.params import load_task_section
 from pipeline.dataloader.pairs import pairs
 from pipeline.evaluation.scores import evaluate
 from pipeline.evaluation.settings import Evaluate
-from pipeline.promote import compare_with_champion
+from pipeline.reporting.tables import write_tables
 from pipeline.runtime.provenance import digest
 from pipeline.shards.format import INDEX, checksum
 from pipeline.tracking import registry
@@ -51,7 +53,7 @@ class Checkout:
         save_model(DGUNet.with_seed(sizes, seed), Path("model"), card)
 
     def metrics(self, restored: float | None, degraded: float | None = 20.0, baseline: float | None = 22.0) -> None:
-        """Write a report with these mean PSNRs in dB."""
+        """Write a report with these mean PSNRs in dB; images differ, and differ alike for each kind and each model."""
         content = {
             **{
                 kind: {"psnr": psnr, "ssim": 0.5}
@@ -63,6 +65,24 @@ class Checkout:
         }  # fmt: skip
         Path("report/metrics.json").write_text(json.dumps(content))
         Path("report/gallery.html").write_text("before, after")
+        means = {"degraded": degraded or 0.0, "baseline": baseline or 0.0, "restored": restored or 0.0}
+        keys = [pair.key for pair in pairs(Path("test"))]
+        offsets = [0.25 * number - 0.125 * (len(keys) - 1) for number in range(len(keys))]
+        self.write_scores(
+            {
+                kind: {key: mean + offset for key, offset in zip(keys, offsets, strict=True)}
+                for kind, mean in means.items()
+            }
+        )
+
+    def write_scores(self, scores: dict[str, dict[str, float]]) -> None:
+        """Write these PSNRs in dB of each image to the report, beside those of a benchmark, which do not count."""
+        with Path("report/per_image.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["set", "key", *(f"{kind}_psnr" for kind in scores), "gain_db"])
+            for key in scores["restored"]:
+                writer.writerow(["test", key, *(f"{scores[kind][key]:.4f}" for kind in scores), "0.0"])
+            writer.writerow(["BSD68 σ 25", "elsewhere", *("99.0" for _ in scores), "0.0"])
 
     def choose_windows(self) -> None:
         """Have the report say that windows restore better, as evaluate writes it."""
@@ -113,8 +133,16 @@ def test_the_first_model_becomes_champion_if_it_beats_degraded_images_and_baseli
     record = checkout.candidate(0, 25.0)
     assert record == {
         "task": "derain", "version": 1, "champion_version": 1, "alias_moved": True,
-        "reason": "the first champion, with 25.00 dB; the baseline has 22.00 dB",
-        "psnr": 25.0, "champion_psnr": 25.0, "margin_db": 0.02,
+        "reason": "the first champion, with 25.00 dB; the baseline has 22.00 dB; "
+        "mean gain +3.000 dB, 95 % interval +3.000 to +3.000 dB over 3 photographs",
+        "psnr": 25.0, "champion_psnr": 25.0, "margin_db": 0.02, "min_scenes": 3,
+        "gain": {
+            "over": "the baseline images", "mean": 3.0, "num_photographs": 3,
+            "interval": {
+                "low": 3.0, "high": 3.0, "level": 0.95, "num_photographs": 3, "num_resamples": 10_000, "seed": 0,
+                "method": "percentile bootstrap over photographs",
+            },
+        },
     }  # fmt: skip
     assert registry.champion("derain").number == 1
     assert capsys.readouterr().out.startswith("derain: version 1 is the champion: the first champion, with")
@@ -156,13 +184,18 @@ def test_a_version_has_its_provenance_and_its_metrics_in_tags(checkout):
     assert run.info.status == "FINISHED"
     assert run.data.metrics.items() >= {"test.restored.psnr": 25.0, "test.stages.1": 21.0}.items()
     files = mlflow.MlflowClient().list_artifacts(run.info.run_id, "report")
-    assert [file.path for file in files] == ["report/gallery.html", "report/metrics.json"]
+    assert [file.path for file in files] == ["report/gallery.html", "report/metrics.json", "report/per_image.csv"]
 
 
 def test_a_better_model_becomes_champion_a_worse_one_does_not_and_a_rerun_changes_nothing(checkout):
     checkout.candidate(0, 25.0)
     better = checkout.candidate(1, 25.03)
     assert (better["version"], better["champion_version"], better["champion_psnr"]) == (2, 2, 25.03)
+    assert (better["gain"]["over"], better["gain"]["mean"], better["gain"]["interval"]["low"]) == (
+        "version 1",
+        0.03,
+        0.03,
+    )
     assert tags(2)["champion_after"] == "1"
     champion, before = Path("record.json").read_bytes(), tags(2)
     checkout.promote()
@@ -171,7 +204,11 @@ def test_a_better_model_becomes_champion_a_worse_one_does_not_and_a_rerun_change
 
     worse = checkout.candidate(2, 25.04)
     assert (worse["version"], worse["champion_version"], worse["alias_moved"]) == (3, 2, False)
-    assert worse["reason"] == ("does not beat the champion: 25.04 dB against 25.03 dB of version 2, margin 0.02 dB")
+    assert worse["champion_psnr"] == 25.03
+    assert worse["reason"] == (
+        "does not beat the champion: 25.04 dB against 25.03 dB of version 2, margin 0.02 dB; "
+        "mean gain +0.010 dB, 95 % interval +0.010 to +0.010 dB over 3 photographs"
+    )
     record = Path("record.json").read_bytes()
     checkout.promote()
     assert Path("record.json").read_bytes() == record
@@ -188,7 +225,7 @@ def test_a_champion_that_was_measured_on_another_test_set_is_measured_again(chec
     for path in Path("test").iterdir():
         path.unlink()
     Path("test").rmdir()
-    write_folder(Path("test"), [2])
+    write_folder(Path("test"), [4])
     assert checksum(Path("test") / INDEX) != before
     truth = checkout.measure()
     record = checkout.candidate(1, truth + 1)
@@ -196,15 +233,118 @@ def test_a_champion_that_was_measured_on_another_test_set_is_measured_again(chec
     assert f"against {truth:.2f} dB of version 1" in record["reason"]
 
 
-@pytest.mark.parametrize("missing", ["test", "test.restored.psnr"])
-def test_a_champion_without_its_tags_is_measured(checkout, missing):
+def forget_scores(version: int) -> None:
+    """Remove the scores of each test image from the run of a version, as an older checkout has not stored them."""
+    shutil.rmtree(stored_scores(version).parent)
+
+
+def stored_scores(version: int) -> Path:
+    run_id = mlflow.MlflowClient().get_model_version("derain", str(version)).run_id
+    artifacts = mlflow.MlflowClient().get_run(run_id).info.artifact_uri
+    (file,) = (Path(artifacts.removeprefix("file://")) / registry.TEST_SCORES).iterdir()
+    return file
+
+
+def test_a_champion_without_scores_of_the_images_is_measured(checkout):
     checkout.candidate(0, 99.0)
     truth = checkout.measure()
-    mlflow.MlflowClient().delete_model_version_tag("derain", "1", missing)
+    forget_scores(1)
     record = checkout.candidate(1, truth - 1)
     assert (record["version"], record["champion_version"]) == (2, 1)
     assert f"against {truth:.2f} dB" in record["reason"]
-    assert record["champion_psnr"] == pytest.approx(truth)
+    assert record["champion_psnr"] == pytest.approx(truth, abs=1e-4)
+
+
+def test_scores_of_other_images_are_an_error_that_says_what_to_do(checkout):
+    checkout.candidate(0, 25.0)
+    file = stored_scores(1)
+    content = json.loads(file.read_text())
+    del content["psnr"]["pair0001"]
+    file.write_text(json.dumps(content))
+    says = (
+        r"version 1 has no PSNR of the test image pair0001: measure the candidate again with `\.venv/bin/dvc repro "
+        r"--force --single-item evaluate@derain`; if that does not help, delete the artifacts test_scores of the run"
+    )
+    with pytest.raises(ValueError, match=says):
+        checkout.candidate(1, 26.0)
+    assert aliases() == {"champion": "1"}
+    assert not Path("record.json").exists()
+
+
+def test_a_better_mean_that_few_photographs_do_not_show_is_not_enough(checkout):
+    checkout.candidate(0, 25.0)
+    checkout.model(1)
+    checkout.metrics(25.5)
+    gains = {"pair0000": 2.5, "pair0001": -0.75, "pair0002": -0.25}
+    champion = json.loads(stored_scores(1).read_text())["psnr"]
+    restored = {key: champion[key] + gain for key, gain in gains.items()}
+    others = {kind: dict.fromkeys(restored, 20.0) for kind in ("degraded", "baseline")}
+    checkout.write_scores({**others, "restored": restored})
+    record = checkout.promote()
+    assert record["reason"].startswith(
+        "3 photographs cannot tell whether it beats the champion: 25.50 dB against 25.00 dB"
+    )
+    assert record["gain"]["interval"]["low"] == -0.75
+    assert aliases() == {"champion": "1", "challenger": "2"}
+
+
+def test_too_few_photographs_give_a_first_champion_but_no_second_one_unless_it_is_asked_for(checkout):
+    shutil.rmtree("test")
+    write_folder(Path("test"), [1])
+    first = checkout.candidate(0, 25.0)
+    assert first["alias_moved"]
+    assert first["reason"].endswith("1 photograph cannot tell whether it is better (promote.min_scenes: 3)")
+    record = checkout.candidate(1, 40.0)
+    assert (record["champion_version"], record["champion_psnr"], record["gain"]["interval"]) == (1, 25.0, None)
+    assert record["reason"] == (
+        "not judged: the test set has 1 photograph, and promote.min_scenes asks for 3; 40.00 dB against 25.00 dB of "
+        "version 1; add photographs, or decide by hand: make approve TASK=derain VERSION=2"
+    )
+    assert aliases() == {"champion": "1", "challenger": "2"}
+    approve.main(["--task", "derain", "--version", "2"])
+    again = checkout.promote()
+    assert (again["reason"], again["gain"], again["champion_psnr"]) == ("approved by hand", None, 40.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "No such file"),
+        ("set,key,degraded_psnr,baseline_psnr,restored_psnr\n", "no image of the test split"),
+        ("set,key,degraded_psnr,baseline_psnr,restored_psnr\ntest,a,1,1,nan\n", "a PSNR is not a number"),
+        ("set,key,degraded_psnr,baseline_psnr,restored_psnr\ntest,a,1\n", "NoneType"),
+        ("set,key\ntest,a\n", "degraded_psnr"),
+    ],
+)
+def test_a_report_without_scores_of_the_images_says_how_they_are_made(tmp_path, content, says):
+    path = tmp_path / "per_image.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=says) as error:
+        promote.read_scores(path, "derain")
+    assert str(error.value).endswith("run `.venv/bin/dvc repro --force --single-item evaluate@derain`")
+
+
+def test_scores_are_read_from_the_report_as_evaluate_writes_it(checkout):
+    checkout.model(0)
+    settings = load_task_section("derain", "evaluate", Evaluate)
+    found = evaluate(load_model("model"), pairs(Path("test")), settings.baseline, settings.protocol)
+    other = replace(found, images=tuple(replace(image, key=f"other_{image.key}") for image in found.images))
+    write_tables(Path("report"), found, {"Set5": other}, "0" * 64)
+    assert promote.read_scores(Path("report/per_image.csv"), "derain") == {
+        kind: {image.key: pytest.approx(getattr(image, kind).psnr, abs=1e-4) for image in found.images}
+        for kind in ("degraded", "baseline", "restored")
+    }
+
+
+def test_a_perfect_image_counts_as_in_a_mean(tmp_path):
+    path = tmp_path / "per_image.csv"
+    path.write_text("set,key,degraded_psnr,baseline_psnr,restored_psnr\ntest,a,20.00004,21.0,inf\n")
+    assert promote.read_scores(path, "derain") == {
+        "degraded": {"a": 20.0},
+        "baseline": {"a": 21.0},
+        "restored": {"a": 100},
+    }
 
 
 def test_an_alias_set_by_hand_is_respected(checkout):
@@ -218,7 +358,7 @@ def test_a_champion_that_cannot_be_measured_is_an_error_that_says_what_to_do(che
     checkout.model(0, channels=1)
     checkout.metrics(25.0)
     checkout.promote()
-    mlflow.MlflowClient().delete_model_version_tag("derain", "1", "test.restored.psnr")
+    forget_scores(1)
     checkout.model(1)
     with pytest.raises(ValueError, match=r"version 1 of derain, cannot be measured on test .*remove the alias"):
         checkout.promote()
@@ -274,6 +414,7 @@ def test_a_psnr_that_changed_is_updated_in_the_tags(checkout):
     checkout.metrics(26.0)
     checkout.promote()
     assert tags(1)["test.restored.psnr"] == "26.0"
+    assert sorted(json.loads(stored_scores(1).read_text())["psnr"].values()) == [25.75, 26.0, 26.25]
 
 
 def test_metrics_of_another_protocol_are_updated_in_the_tags(checkout):
@@ -286,12 +427,6 @@ def test_metrics_of_another_protocol_are_updated_in_the_tags(checkout):
     assert tags(1)["test.restored.psnr"] == "24.0"
     assert "all channels" in tags(1)["test"]
     assert versions() == 1
-
-
-def test_the_margin_must_be_exceeded():
-    assert not compare_with_champion(30.5, 30.0, 0.5, 1).set_champion
-    assert compare_with_champion(30.75, 30.0, 0.5, 1).set_champion
-    assert not compare_with_champion(30.0, 30.0, 0.0, 1).set_champion
 
 
 def aliases() -> dict[str, str]:
@@ -342,7 +477,7 @@ def test_where_approval_is_required_a_better_candidate_waits(checkout):
     params["promote"]["require_approval"] = True
     Path("params.yaml").write_text(yaml.safe_dump(params))
     record = checkout.candidate(1, 26.0)
-    assert record["champion_version"] == 1
+    assert (record["champion_version"], record["champion_psnr"]) == (1, 25.0)
     assert record["reason"].endswith("it waits for approval: make approve TASK=derain VERSION=2")
     assert aliases() == {"champion": "1", "challenger": "2"}
     approve.main(["--task", "derain", "--version", "2"])

@@ -194,3 +194,24 @@ def test_a_version_has_an_input_example_that_can_be_sent(version):
     request = json.loads((folder / "serving_input_example.json").read_text())
     (image,) = request["inputs"]
     assert read_photo(base64.b64decode(image)).pixels.shape == (32, 32, 3)
+
+
+def test_scores_of_each_image_are_stored_for_each_way_of_measuring(version):
+    assert registry.scores(version, "as today") is None
+    registry.store_scores(version, "as today", {"a": 25.0, "b": 26.5})
+    registry.store_scores(version, "as yesterday", {"a": 1.0})
+    assert registry.scores(version, "as today") == {"a": 25.0, "b": 26.5}
+    registry.store_scores(version, "as today", {"a": 27.0})
+    assert registry.scores(version, "as today") == {"a": 27.0}
+    assert registry.scores(version, "as yesterday") == {"a": 1.0}
+
+
+@pytest.mark.parametrize("run_id", [None, "0" * 32])
+def test_a_version_without_a_run_has_no_scores(store, run_id):
+    with runs.connected():
+        client = mlflow.MlflowClient()
+        client.create_registered_model("derain")
+        made = client.create_model_version("derain", "file:///tmp/elsewhere", run_id=run_id)
+        version = registry.Version("derain", int(made.version), {})
+        registry.store_scores(version, "as today", {"a": 25.0})
+        assert registry.scores(version, "as today") is None
