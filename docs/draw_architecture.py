@@ -85,7 +85,7 @@ def draw(shown: dict[str, Any], path: Path) -> None:
     plt.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK})
     rows = sum(len(names) for names in shown["layers"].values())
     columns = len(shown["uses"]) + 4.05
-    figure, axes = plt.subplots(figsize=(0.81 * columns, 8.4))
+    figure, axes = plt.subplots(figsize=(0.9 * columns, 8.4))
     axes.set_xlim(-4.0, columns - 4.0)
     axes.set_ylim(rows + 1.1, -3.6)
     axes.axis("off")
@@ -107,10 +107,10 @@ def _draw_flow(axes: Axes, shown: dict[str, Any]) -> None:
         )
         axes.add_patch(box)
         name = command.replace("apply_recipe", "apply_\nrecipe")
-        axes.text(x, -1.52, name, ha="center", va="center", weight="bold" if stage else "normal", size=8)
+        axes.text(x, -1.52, name, ha="center", va="center", weight="bold" if stage else "normal", size=7)
     for number, thing in enumerate(FLOW):
         x = number - 0.5
-        axes.text(x, -3.25, thing, ha="center", va="center", size=8.5, style="italic")
+        axes.text(x, -3.25, thing, ha="center", va="center", size=8, style="italic")
         arrow = {"color": FAINT, "lw": 1.1, "shrinkA": 0, "shrinkB": 0}
         if number < len(stages):
             axes.annotate("", (x + 0.38, -2.08), (x + 0.05, -3.0), arrowprops={"arrowstyle": "-|>", **arrow})
@@ -144,7 +144,7 @@ def _draw_matrix(axes: Axes, shown: dict[str, Any]) -> None:
             row += 1
     low = row + 0.15
     legend = "an edit makes the stage stale (listed in dvc.yaml)", "imported, no dependency of the stage"
-    for x, filled, text in zip((-2.0, 2.6), (True, False), legend, strict=True):
+    for x, filled, text in zip((-2.0, 3.2), (True, False), legend, strict=True):
         axes.plot(x, low, "o", ms=9 if filled else 6.5, mfc=INK if filled else "white", mec=INK, mew=1)
         axes.text(x + 0.25, low, text, va="center", size=8.5)
     axes.text(-3.85, low, "imports go down", va="center", size=8.5, style="italic")
