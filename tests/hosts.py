@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
 
 NETWORK = "10.77.0"
 BRIDGE = "dgbridge"
@@ -128,7 +130,15 @@ class Host:
 
 @contextmanager
 def hosts(count: int, folder: Path) -> Iterator[list[Host]]:
-    """Hosts n1, n2, …, powered on; nothing of them is left at the end."""
+    """Hosts n1, n2, …, powered on; nothing of them is left at the end.
+
+    Their addresses and names are the same in each process, so another process that has hosts is waited for.
+    """
+    with FileLock(Path(tempfile.gettempdir(), "dgunet-hosts.lock")):
+        yield from _made(count, folder)
+
+
+def _made(count: int, folder: Path) -> Iterator[list[Host]]:
     names = [f"{OUTSIDE} outside", *(f"{NETWORK}.{number} n{number}" for number in range(1, count + 1))]
     (folder / "hosts").write_text("".join(f"{line}\n" for line in ["127.0.0.1 localhost", *names]))
     made: list[Host] = []
