@@ -142,6 +142,7 @@ def _made(count: int, folder: Path) -> Iterator[list[Host]]:
     names = [f"{OUTSIDE} outside", *(f"{NETWORK}.{number} n{number}" for number in range(1, count + 1))]
     (folder / "hosts").write_text("".join(f"{line}\n" for line in ["127.0.0.1 localhost", *names]))
     made: list[Host] = []
+    _remove_remains(count)
     ip("link", "add", BRIDGE, "type", "bridge")
     try:
         ip("addr", "add", f"{OUTSIDE}/24", "dev", BRIDGE)
@@ -155,3 +156,10 @@ def _made(count: int, folder: Path) -> Iterator[list[Host]]:
             host.power_off()
             ip("netns", "del", host.namespace)
         ip("link", "del", BRIDGE)
+
+
+def _remove_remains(count: int) -> None:
+    """Remove what a killed test has left."""
+    names = [("netns", "del", f"dgunet-n{number}") for number in range(1, count + 1)]
+    for arguments in [*names, ("link", "del", BRIDGE)]:
+        subprocess.run(["ip", *arguments], check=False, capture_output=True)
