@@ -8,7 +8,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PATH="$root/.venv/bin:$PATH"
 export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token} RAY_raylet_start_wait_time_s=${RAY_raylet_start_wait_time_s:-180}
-patience=${DGUNET_TIMEOUT_SECONDS:-600}
+timeout_seconds=${DGUNET_TIMEOUT_SECONDS:-600}
 
 fail() { echo "error: $*" >&2; exit 2; }
 usage="usage: infra/node.sh head | worker HEAD:PORT, then options of ray start"
@@ -58,7 +58,7 @@ case $1 in
         start --address="$head" "$@" || echo "this node ended with status $? after $((SECONDS - started)) s" >&2
         [ -n "$stopped" ] || sleep 5
       else
-        [ "$silent" -lt "$patience" ] || fail "no head has answered at $head for $patience s"
+        [ "$silent" -lt "$timeout_seconds" ] || fail "no head has answered at $head for $timeout_seconds s"
         [ "$silent" -gt 0 ] || echo "waiting for the head at $head" >&2
         sleep 2
         silent=$((silent + 2))

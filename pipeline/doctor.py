@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from pipeline.cluster.resources import plan_resources
@@ -60,12 +61,12 @@ def _checks(environment: Environment) -> dict[str, Check]:
     checks: dict[str, Check] = {}
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        checks[RAY] = lambda: _check_ray(address, environment)
+        checks[RAY] = partial(_check_ray, address, environment)
     checks["MLflow"] = _check_mlflow
     for variable, place in _places(environment).items():
-        checks[variable] = lambda variable=variable, place=place: check_storage(variable, place)  # type: ignore[misc]
+        checks[variable] = partial(check_storage, variable, place)
     if address and "://" not in address and (shared := _shared_folders(environment)):
-        checks[FOLDERS] = lambda: _check_shared(address, shared)
+        checks[FOLDERS] = partial(_check_shared, address, shared)
     return checks
 
 
@@ -101,13 +102,20 @@ def _check_ray(address: str, environment: Environment) -> str:
 
 
 def _wait_for_nodes(address: str, environment: Environment, seconds: float) -> None:
-    """Wait for up to `seconds` until this machine is a node of the cluster, and the workers have room."""
+    """Wait for up to `seconds` until this machine is a node of the cluster, and the workers have room.
+
+    Prints once what is missing. What waiting does not cure is left to the checks.
+    """
     deadline = time.monotonic() + seconds
+    reported = False
     while time.monotonic() < deadline:
         try:
             _check_ray(address, environment)
             return
-        except (NotANode, TooFewNodes):
+        except (NotANode, TooFewNodes) as error:
+            if not reported:
+                print(f"waiting for up to {seconds:g} s for nodes to join: {error}", file=sys.stderr, flush=True)
+            reported = True
             time.sleep(1)
         except ValueError:
             return

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.cluster.checkpoints import filesystem
+from pipeline.cluster.checkpoints import LOCKS, filesystem
 from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.environment import read_environment
 from pipeline.runtime.files import write_atomically
@@ -21,7 +21,6 @@ from pipeline.runtime.provenance import commit
 
 LOCK = Path("dvc.lock")
 FORMER = Path(".cache/dvc.lock.former")
-FOLDER = "locks"  # beside the checkpoints; the names of runs contain a task and a fingerprint
 CHANGED = "+changes"  # as `commit` says it
 REMOTE = "cluster"
 
@@ -48,7 +47,7 @@ def _set_remote() -> None:
 
 def _prepare() -> None:
     # The run cache says for which inputs a stage has run, so that `dvc repro --pull` takes its outputs.
-    _dvc("fetch", "--run-cache", "--quiet", allow_failure=True)
+    _dvc("fetch", "--run-cache", "--quiet")
 
 
 def _store() -> None:
@@ -86,7 +85,7 @@ def _fetch() -> None:
 
 
 def _lock_address(commit: str) -> str:
-    return f"{read_environment().storage}/{FOLDER}/{commit}/{LOCK.name}"
+    return f"{read_environment().storage}/{LOCKS}/{commit}/{LOCK.name}"
 
 
 def _read(commit: str) -> bytes | None:
@@ -98,12 +97,12 @@ def _read(commit: str) -> bytes | None:
         return None
 
 
-def _dvc(*arguments: str, output: bool = False, allow_failure: bool = False) -> str:
+def _dvc(*arguments: str, output: bool = False) -> str:
     """Run a command of DVC and return what it prints, if `output`; ValueError with its message if it fails."""
     command = [sys.executable, "-m", "dvc", *arguments]
     variables = {**os.environ, "DVC_NO_ANALYTICS": "true"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
-    if done.returncode and not allow_failure:
+    if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         message = lines[-1].removeprefix("ERROR: ") if lines else done.stderr.strip()
         raise ValueError(f"dvc {' '.join(arguments)}: {message}")

@@ -18,6 +18,7 @@ import pyarrow.fs
 from pipeline.cluster.ray_internals import SNAPSHOT
 from pipeline.runtime.environment import read_environment
 
+LOCKS = "locks"  # folder of copies of dvc.lock: LOCKS/COMMIT/dvc.lock
 SNAPSHOT_BACKUP = f"{SNAPSHOT}.copy"
 CHECKSUMS = "checksums.json"
 ORIGIN = "origin.json"

@@ -13,11 +13,10 @@ from typing import Any
 import pyarrow.fs
 
 from pipeline.cluster import lease
-from pipeline.cluster.checkpoints import ORIGIN, filesystem
+from pipeline.cluster.checkpoints import LOCKS, ORIGIN, filesystem
 from pipeline.retention.items import YOUNG, Item, Place, reachable
 from pipeline.runtime.environment import Environment
 
-LOCKS = "locks"  # folder of the copies of dvc.lock: LOCKS/COMMIT/dvc.lock
 # A task and a fingerprint; the trials of a search have names of their own behind those of the search.
 RUN = re.compile(r"((?:tune-)?[\w-]+?-[0-9a-f]{16})(?:-\w+)?")
 

@@ -109,7 +109,9 @@ def test_nodes_may_take_a_while_to_join(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(doctor, "_check_ray", check)
     monkeypatch.setattr(doctor, "nodes_without", lambda *_: [])
     doctor.main(["--wait", "60"])
-    assert "ok      Ray cluster: head:6379, 2 nodes" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "ok      Ray cluster: head:6379, 2 nodes" in printed.out
+    assert printed.err == "waiting for up to 60 s for nodes to join: not yet\n"
 
 
 def test_a_folder_of_one_machine_is_refused(

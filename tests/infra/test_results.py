@@ -72,6 +72,15 @@ def test_a_clone_of_the_same_commit_gets_the_results(made: Checkout) -> None:
     assert output.count("\n") == 1
 
 
+def test_a_remote_that_cannot_be_read_stops_a_driver(made: Checkout) -> None:
+    made.environment |= {"DGUNET_REMOTE": "s3://bucket/dvc", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    made.environment |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    status, output = run(made, made.folder, "prepare")
+    assert status == 1
+    assert output.startswith("error: dvc fetch --run-cache --quiet: "), output
+    assert output.count("\n") == 1
+
+
 def test_without_a_remote_nothing_is_fetched(made: Checkout) -> None:
     del made.environment["DGUNET_REMOTE"]
     status, output = run(made, made.folder, "fetch")
