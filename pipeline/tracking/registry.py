@@ -125,8 +125,7 @@ def register(task: str, folder: Path, content: str, tags: Mapping[str, str], car
         card: the model card in Markdown: the description of the version, and README.md in its model folder.
     """
     client, tags = mlflow.MlflowClient(), {CONTENT: content, CODE: stored_code_digest(), **tags}
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as temporary:
-        warnings.filterwarnings("ignore", ".*type hint")
+    with _without_warnings_of_type_hints(), tempfile.TemporaryDirectory() as temporary:
         stored_folder = Path(shutil.copytree(folder, Path(temporary) / "model"))
         if card:
             (stored_folder / "README.md").write_text(card, encoding="utf-8")
@@ -148,6 +147,23 @@ def register(task: str, folder: Path, content: str, tags: Mapping[str, str], car
         task, stored.model_uri, run_id=stored.run_id, tags=tags, model_id=stored.model_id, description=card or None
     )
     return Version(task, int(made.version), tags)
+
+
+@contextmanager
+def _without_warnings_of_type_hints() -> Iterator[None]:
+    """Do not print what MLflow warns of the type hint of the pyfunc model, which has no narrower one.
+
+    A filter does not help: `log_model` sets one of its own before those that are there.
+    """
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_others(message: Warning | str, *arguments: Any, **named: Any) -> None:
+            if "type hint" not in str(message):
+                show(message, *arguments, **named)
+
+        warnings.showwarning = show_others
+        yield
 
 
 def requirements() -> list[str]:

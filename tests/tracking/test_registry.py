@@ -118,9 +118,10 @@ def test_the_requirements_are_those_of_the_package(version, tmp_path):
     assert {one.name for one in stored} - {Requirement(line).name for line in project["dependencies"]} <= {"mlflow"}
 
 
-def test_registering_prints_nothing(store, tmp_path, capfd):
+def test_registering_prints_nothing(store, tmp_path, capfd, recwarn):
     register(model(tmp_path / "model"), "0")
     assert capfd.readouterr() == ("", "")
+    assert [str(warning.message) for warning in recwarn] == []  # outside of pytest they are printed
 
 
 def test_the_alias_moves_and_tags_say_when_why_and_which_version_was_champion_before(version, tmp_path):
