@@ -137,11 +137,11 @@ class Servers:
         """Start SeaweedFS with keys, and make the bucket."""
         objects = self.folder / "objects"
         objects.mkdir()
-        ports = [f"-{name}={free_pair()}" for name in ("master.port", "volume.port", "filer.port")]
+        addresses = [f"-{name}={free_pair()}" for name in ("master.port", "volume.port", "filer.port")]
         # Its catalogs listen on fixed ports and end it where one is taken; 0 leaves them out.
-        ports += [f"-s3.port={self.s3}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+        addresses += [f"-s3.port={self.s3}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         server = self.serve(
-            "weed", str(WEED), "server", f"-dir={objects}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *ports,
+            "weed", str(WEED), "server", f"-dir={objects}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *addresses,
             "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=0", "-s3",
             "-s3.autoCreateBucket=false",
         )  # fmt: skip
