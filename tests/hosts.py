@@ -48,10 +48,15 @@ def ip(*arguments: str) -> None:
 
 
 class Started:
-    """A command on a host."""
+    """A command on a host.
 
-    def __init__(self, entered: subprocess.Popen[bytes]) -> None:
+    Attributes:
+        log: the file of what it prints.
+    """
+
+    def __init__(self, entered: subprocess.Popen[bytes], log: Path) -> None:
         self.entered = entered  # nsenter; the command is its child process, and process groups end at it
+        self.log = log
 
     def send(self, number: int) -> None:
         """Send a signal to the command alone."""
@@ -108,7 +113,7 @@ class Host:
         with log.open("a") as output:
             entered = subprocess.Popen([*enter, *command], start_new_session=True, stdout=output, stderr=output)
         self.entered.append(entered)
-        return Started(entered)
+        return Started(entered, log)
 
     def power_off(self) -> None:
         """Kill all processes of the host at once."""

@@ -14,11 +14,14 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
+import yaml
 from checkout import Checkout
+from factories import PROJECT
 from hosts import OUTSIDE, Host, Started, hosts
 from processes import S3Server, until
 
 TOKEN = "of-tests-0123456789abcdef0123456789abcdef"
+RAYJOB = yaml.safe_load((PROJECT / "infra" / "kuberay" / "base" / "rayjob.yaml").read_text())["spec"]
 PROGRAMS = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 
@@ -84,9 +87,24 @@ class Site:
 
     def start_node(self, host: Host) -> None:
         """Run infra/node.sh on a host; n1 is the head."""
-        role = ["head", "--include-dashboard=false"] if host.number == 1 else ["worker", "n1:6379", "--num-cpus=1"]
+        role = ["worker", "n1:6379", "--num-cpus=1"]
+        variables: dict[str, str] = {}
+        if host.number == 1:
+            role = ["head", f"--dashboard-host={host.address}"]
+            container = RAYJOB["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+            variables = {each["name"]: each["value"] for each in container["env"]}
         script = str(self.checkout / "infra" / "node.sh")
-        self.nodes[host.name] = self.start(host, script, *role, f"--node-ip-address={host.address}", log=host.name)
+        role += [f"--node-ip-address={host.address}"]
+        self.nodes[host.name] = self.start(host, script, *role, log=host.name, **variables)
+
+    def submit(self, name: str) -> Started:
+        """Start the entrypoint of the RayJob on the head, as KubeRay does; the command prints what the job prints."""
+        entrypoint = RAYJOB["entrypoint"].replace("/opt/dgunet", str(self.checkout))
+        return self.job("submit", "--submission-id", name, "--", entrypoint, log=name)
+
+    def job(self, action: str, *arguments: str, log: str) -> Started:
+        """Run a command of `ray job` on the head."""
+        return self.start(self.hosts[0], "ray", "job", action, "--address", "http://n1:8265", *arguments, log=log)
 
     def start(self, host: Host, *command: str, log: str, **variables: str) -> Started:
         """Run a command in the checkout on a host."""
@@ -119,17 +137,20 @@ class Site:
         """Wait until the cluster has this number of nodes."""
         until(lambda: self.nodes_alive() == count, 240)
 
+    def keys(self, prefix: str = "") -> set[str]:
+        """The keys of all objects in the storage that begin with a prefix."""
+        pages = self.s3.client().get_paginator("list_objects_v2").paginate(Bucket=self.s3.bucket, Prefix=prefix)
+        return {entry["Key"] for page in pages for entry in page.get("Contents", [])}
+
     def checkpoints(self) -> set[str]:
         """The names of all complete checkpoints."""
-        listed = self.s3.client().list_objects_v2(Bucket=self.s3.bucket, Prefix="runs/denoise")
-        keys = [entry["Key"] for entry in listed.get("Contents", [])]
-        return {key.split("/")[2] for key in keys if key.endswith("checksums.json")}
+        return {key.split("/")[2] for key in self.keys("runs/denoise") if key.endswith("checksums.json")}
 
     def wait_for_checkpoint(self, driver: Started) -> None:
         """Wait until the run of a driver has a new checkpoint."""
         before = self.checkpoints()
         until(lambda: self.checkpoints() - before or not driver.running(), 300)
-        assert driver.running(), self.log("driver").read_text()[-5000:]
+        assert driver.running(), driver.log.read_text()[-5000:]
 
 
 @contextmanager

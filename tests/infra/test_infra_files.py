@@ -1,8 +1,7 @@
 """Files of infra/ for Kubernetes, MLflow, images, metrics and clouds: typos, secrets and loose versions are refused.
 
-Checks in Python always run. Those by the engines' own tools run where the tool lies on PATH or in a folder of
-DGUNET_TEST_TOOLS; those by KubeRay's definitions where DGUNET_TEST_SCHEMAS names the folder that holds
-`ray.io_rayjobs.yaml` of KubeRay's v1.7.0 (ray-operator/config/crd/bases).
+Checks in Python always run, those by KubeRay's definition too: rayjob.schema.json names its source. Those by the
+engines' own tools run where the tool lies on PATH or in a folder of DGUNET_TEST_TOOLS.
 """
 
 import configparser
@@ -499,11 +498,7 @@ def test_a_patch_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 @cache
 def definition() -> Any:
-    folder = os.environ.get("DGUNET_TEST_SCHEMAS")
-    if not folder:
-        pytest.skip("needs KubeRay's definitions: name their folder in DGUNET_TEST_SCHEMAS")
-    versions = yaml.load((Path(folder) / "ray.io_rayjobs.yaml").read_text(), yaml.CSafeLoader)["spec"]["versions"]
-    return strict(next(each for each in versions if each["name"] == "v1")["schema"]["openAPIV3Schema"])
+    return strict(json.loads(Path(__file__).with_name("rayjob.schema.json").read_text()))
 
 
 def strict(schema: Any) -> Any:
@@ -514,6 +509,8 @@ def strict(schema: Any) -> Any:
     for name in ("items", "additionalProperties"):
         if name in schema:
             result[name] = strict(schema[name])
+    if "$defs" in schema:
+        result["$defs"] = {name: strict(part) for name, part in schema["$defs"].items()}
     if "properties" in schema:
         parts = schema["properties"]
         result["properties"] = {name: strict(part) for name, part in parts.items()}
