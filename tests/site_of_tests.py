@@ -38,7 +38,7 @@ class Site:
     """Hosts, a checkout that all of them see, a storage and an MLflow server."""
 
     def __init__(self, folder: Path, machines: list[Host], s3: S3Server) -> None:
-        self.folder, self.hosts, self.s3 = folder, machines, s3
+        self.folder, self.hosts, self.s3, self.client = folder, machines, s3, s3.client()
         with socket.socket() as probe:
             probe.bind((OUTSIDE, 0))
             port = probe.getsockname()[1]
@@ -104,7 +104,8 @@ class Site:
 
     def job(self, action: str, *arguments: str, log: str) -> Started:
         """Run a command of `ray job` on the head."""
-        return self.start(self.hosts[0], "ray", "job", action, "--address", "http://n1:8265", *arguments, log=log)
+        command = ["ray", "job", action, "--address", "http://n1:8265", *arguments]
+        return self.start(self.hosts[0], *command, log=log, PYTHONUNBUFFERED="1")
 
     def start(self, host: Host, *command: str, log: str, **variables: str) -> Started:
         """Run a command in the checkout on a host."""
@@ -139,7 +140,7 @@ class Site:
 
     def keys(self, prefix: str = "") -> set[str]:
         """The keys of all objects in the storage that begin with a prefix."""
-        pages = self.s3.client().get_paginator("list_objects_v2").paginate(Bucket=self.s3.bucket, Prefix=prefix)
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.s3.bucket, Prefix=prefix)
         return {entry["Key"] for page in pages for entry in page.get("Contents", [])}
 
     def checkpoints(self) -> set[str]:
@@ -162,7 +163,6 @@ def site(folder: Path) -> Iterator[Site]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_ENDPOINT_URL", f"http://{OUTSIDE}:{s3.port}")
-        s3.client()
         built = Site(folder, machines, s3)
         try:
             until(built.mlflow_answers, 120)

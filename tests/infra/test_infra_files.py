@@ -31,6 +31,7 @@ OVERLAYS = ["base", "overlays/gpu-spot", "overlays/kueue"]
 CHECKED = {  # files, and their kind in fields.yaml
     "kuberay/base/rayjob.yaml": "rayjob",
     "kuberay/base/networkpolicy.yaml": "networkpolicy",
+    "kuberay/podmonitor.yaml": "podmonitor",
     **{f"kuberay/{overlay}/kustomization.yaml": "kustomization" for overlay in OVERLAYS},
     "mlflow/values.yaml": "values",
     "mlflow/compose.yaml": "compose",
@@ -288,6 +289,33 @@ UNSOUND: dict[str, Edit] = {
     "secret": lambda cluster: cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0].update(envFrom=[]),
     "open ports": lambda cluster: cluster["workerGroupSpecs"][0]["template"]["metadata"].update(labels={"a": "b"}),
 }
+
+
+def not_scraped(rayjob: Any, monitor: Any) -> list[str]:
+    """The groups of pods that the PodMonitor does not find, or whose metrics the NetworkPolicy closes to Prometheus."""
+    cluster, spec = cluster_of(rayjob), monitor["spec"]
+    (endpoint,) = spec["podMetricsEndpoints"]
+    *_, prometheus = load("kuberay/base/networkpolicy.yaml")["spec"]["ingress"]
+    missed = []
+    for name, group in {"head": cluster["headGroupSpec"], "workers": cluster["workerGroupSpecs"][0]}.items():
+        template = group["template"]
+        ports = {each["name"]: each["containerPort"] for each in template["spec"]["containers"][0]["ports"]}
+        found = spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+        if not found or {"port": ports.get(endpoint["port"])} not in prometheus["ports"]:
+            missed.append(name)
+    return missed
+
+
+def test_prometheus_finds_the_metrics_of_all_pods() -> None:
+    monitor = load("kuberay/podmonitor.yaml")
+    assert not_scraped(job(), monitor) == []
+    for edit in (
+        lambda monitor: monitor["spec"]["podMetricsEndpoints"][0].update(port="dashboard"),
+        lambda monitor: monitor["spec"]["selector"].update(matchLabels={"app.kubernetes.io/name": "other"}),
+    ):
+        wrong = copy.deepcopy(monitor)
+        edit(wrong)
+        assert not_scraped(job(), wrong) == ["head", "workers"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
