@@ -24,6 +24,18 @@ TOKEN = "of-tests-0123456789abcdef0123456789abcdef"
 RAYJOB = yaml.safe_load((PROJECT / "infra" / "kuberay" / "base" / "rayjob.yaml").read_text())["spec"]
 PROGRAMS = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
+WAIT_FOR_NODES = """
+import sys, time
+from pipeline.cluster.ray_internals import cluster_state
+nodes = -1
+while nodes != int(sys.argv[1]):
+    time.sleep(1)
+    try:
+        nodes = len(cluster_state("n1:6379", 5).nodes)
+    except OSError as error:  # there is no head yet
+        print(error, flush=True)
+"""
+
 
 def shrink(params: dict[str, Any]) -> None:
     params["tasks"] = ["denoise"]
@@ -115,18 +127,6 @@ class Site:
         """The file of what a command has printed."""
         return self.folder / f"{name}.log"
 
-    def nodes_alive(self) -> int:
-        """How many nodes the head counts; 0 without a head."""
-        program = (
-            "from pipeline.cluster.ray_internals import cluster_state;"
-            "print('alive', len(cluster_state('n1:6379', 5).nodes))"
-        )
-        log = self.log("alive")
-        log.write_text("")
-        if self.start(self.hosts[0], sys.executable, "-c", program, log="alive").wait(60):
-            return 0
-        return int(log.read_text().split()[-1])
-
     def mlflow_answers(self) -> bool:
         """Whether the MLflow server has started."""
         assert self.server.poll() is None, self.log("mlflow").read_text()
@@ -136,7 +136,8 @@ class Site:
 
     def wait_for_nodes(self, count: int) -> None:
         """Wait until the cluster has this number of nodes."""
-        until(lambda: self.nodes_alive() == count, 240)
+        waiting = self.start(self.hosts[0], sys.executable, "-c", WAIT_FOR_NODES, str(count), log="nodes")
+        assert waiting.wait(300) == 0, waiting.log.read_text()
 
     def keys(self, prefix: str = "") -> set[str]:
         """The keys of all objects in the storage that begin with a prefix."""
