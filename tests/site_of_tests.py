@@ -151,7 +151,7 @@ class Site:
     def wait_for_checkpoint(self, driver: Started) -> None:
         """Wait until the run of a driver has a new checkpoint."""
         before = self.checkpoints()
-        until(lambda: self.checkpoints() - before or not driver.running(), 300)
+        until(lambda: self.checkpoints() - before or not driver.running(), 600)
         assert driver.running(), driver.log.read_text()[-5000:]
 
 
