@@ -7,7 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -150,9 +151,18 @@ class Site:
 
     def wait_for_checkpoint(self, driver: Started) -> None:
         """Wait until the run of a driver has a new checkpoint."""
-        before = self.checkpoints()
-        until(lambda: self.checkpoints() - before or not driver.running(), 600)
+        self.wait_for_checkpoint_while(driver.running)
         assert driver.running(), driver.log.read_text()[-5000:]
+
+    def wait_for_checkpoint_while(self, running: Callable[[], bool]) -> None:
+        """Wait until there is a new checkpoint, or `running` is false."""
+        before = self.checkpoints()
+
+        def ended() -> bool:
+            time.sleep(1)  # the servers and the training share the CPUs with this process
+            return bool(self.checkpoints() - before) or not running()
+
+        until(ended, 600)
 
 
 @contextmanager
