@@ -48,6 +48,7 @@ def restore(
     self_ensemble: bool = False,
     precision: Precision = "float32",
     device: str | torch.device | None = None,
+    fast: "FastGraph | None" = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Array:
     """Restore one image: H W, or H W C with gray, gray and alpha, RGB or RGBA.
@@ -69,6 +70,8 @@ def restore(
             in float32 (on CUDA with torch's default: convolutions in TF32 unless torch.backends.cudnn.allow_tf32 is
             False).
         device: the model is moved there; None: it stays on its device.
+        fast: the graph of the model, from `dgunet.fast.load_graph` with the same `num_stages` and precision. It
+            restores images as a whole, and tiles that have their own statistics; all else is left to the model.
         progress: called after each tile with the number of finished tiles and of all tiles; tiles count once for each
             pass over the image.
 

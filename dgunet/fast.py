@@ -1,0 +1,118 @@
+"""A network as a graph of OpenVINO, which computes on a CPU what PyTorch does in less time.
+
+How much less, beside other runtimes: benchmarks/results/runtimes.md. A graph takes statistics of the whole image that
+it is given. It is made once for a model, takes some seconds to make, and is kept in the user's cache.
+"""
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dgunet.export import LEAST_SIDE, SENSING_LEAST_SIDE, quiet, to_program
+from dgunet.hub import cache
+from dgunet.inference import Precision
+from dgunet.network import DGUNet
+
+LEAST_AGREEMENT_DB = 60.0
+CHECKED = (65, 131)  # height and width of the image on which a graph is compared
+GRAPH_FILE = "graph.xml"
+HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class FastGraph:
+    """Restores images with OpenVINO, for `dgunet.restore(…, fast=…)`.
+
+    Attributes:
+        compiled: the graph.
+        num_stages: the stage whose estimate it returns; None: the last.
+        least_side: height and width of the smallest image that it takes, in pixels.
+        agreement_db: PSNR against the network, on one image.
+    """
+
+    compiled: Any
+    num_stages: int | None
+    least_side: int
+    agreement_db: float = math.nan
+
+    def __call__(self, image: Float[Tensor, "1 C H W"]) -> Float[Tensor, "1 C H W"]:
+        """Return the estimate."""
+        restored = self.compiled(np.ascontiguousarray(image.numpy()))[0]
+        return torch.from_numpy(np.array(restored, np.float32))
+
+
+def load_graph(model: DGUNet, num_stages: int | None = None, precision: Precision = "float32") -> FastGraph:
+    """Return the graph of a model; from the cache if it was made before.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        num_stages: as in `dgunet.restore`.
+        precision: in which the graph computes. On CPUs without bfloat16, OpenVINO takes float32.
+
+    Raises:
+        ValueError: the network restores blocks one by one, or the graph differs from the network by too much.
+        ImportError: OpenVINO is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError("restoring with OpenVINO needs openvino: pip install 'dgunet[fast]'") from error
+    count = None if num_stages == model.config.num_stages else num_stages
+    folder = cache.folder() / "openvino" / _key(model, count)
+    if not folder.is_dir():
+        cache.fill(folder, lambda empty: _written(model, empty / "graph", count))
+    compiled = openvino.Core().compile_model(folder / GRAPH_FILE, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision]})
+    side = LEAST_SIDE if model.sensing is None else SENSING_LEAST_SIDE
+    graph = FastGraph(compiled, count, side)
+    agreement = _agreement_db(model, graph)
+    if not agreement >= LEAST_AGREEMENT_DB:
+        advice = "restore without it, or in float32" if precision == "bfloat16" else f"restore without it; see {folder}"
+        raise ValueError(
+            f"the graph of OpenVINO agrees with the network to {agreement:.0f} dB, less than "
+            f"{LEAST_AGREEMENT_DB:.0f}: {advice}"
+        )
+    return FastGraph(compiled, count, side, agreement)
+
+
+def write_graph(model: DGUNet, file: Path, num_stages: int | None = None) -> None:
+    """Write FILE.xml and FILE.bin: the network as a graph that takes images of any number and size."""
+    import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    program = to_program(model, num_stages)
+    # openvino.convert_model does the same, and reports to its makers that it was called.
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    with quiet():
+        graph = frontend.convert(frontend.load(TorchFXPythonDecoder.from_exported_program(program)))
+        openvino.save_model(graph, file, compress_to_fp16=False)
+
+
+def _written(model: DGUNet, folder: Path, num_stages: int | None) -> Path:
+    folder.mkdir()
+    write_graph(model, folder / GRAPH_FILE, num_stages)
+    return folder
+
+
+def _key(model: DGUNet, num_stages: int | None) -> str:
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    versions = [f"{name} {version(name)}" for name in ("dgunet", "openvino", "torch")]
+    sha256 = hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
+    return cache.digest(sha256, str(asdict(model.config)), str(num_stages), *versions)
+
+
+def _agreement_db(model: DGUNet, graph: FastGraph) -> float:
+    image = torch.rand(1, model.config.image_channels, *CHECKED, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        estimate = model(model.network_input(image, image), graph.num_stages)[-1]
+        error = float((graph(image) - estimate).double().square().mean())
+    return -10 * math.log10(error) if error else math.inf
