@@ -190,7 +190,9 @@ def rows(name: str, repeats: int) -> list[str]:
             error = float((run() - reference).double().square().mean())
             agreement = f"{-10 * math.log10(error):.0f} dB" if error else "equal"
             speeds = [
-                statistics.median(base[axis] / own[axis] for base, own in zip(times["eager"], times[runtime], strict=True))
+                statistics.median(
+                    base[axis] / own[axis] for base, own in zip(times["eager"], times[runtime], strict=True)
+                )
                 for axis in (0, 1)
             ]
             seconds = statistics.median(cpu for cpu, _ in times[runtime])
@@ -218,9 +220,10 @@ def main() -> None:
         lines = [
             "# Runtimes on a CPU",
             "",
-            f"Written by `python -m benchmarks.runtimes`; its docstring says what is measured. {hardware()}; one thread, "
-            f"one tile; medians of {options.repeats} turns. Agreement: PSNR against the eager network in float32. Speed: "
-            "CPU time of the eager network over that of the runtime, in brackets the same of elapsed time.",
+            "Written by `python -m benchmarks.runtimes`; its docstring says what is measured. "
+            f"{hardware()}; one thread; medians of {options.repeats} turns. "
+            "Agreement: PSNR against the eager network in float32. Speed: CPU time of the eager network over that of the "
+            "runtime, in brackets the same of elapsed time.",
             "",
             "| network | runtime | version | start, first | start, again | agreement | CPU time | speed |",
             "|---|---|---|---:|---:|---:|---:|---:|",

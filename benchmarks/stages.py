@@ -14,6 +14,7 @@ import argparse
 import statistics
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -70,13 +71,14 @@ def table(folder: Path) -> str:
     """Return the results as Markdown."""
     model, card = load_model(folder), read_card(folder)
     stages = range(1, model.config.num_stages + 1)
-    psnrs = {(count, ensemble): [] for ensemble in (False, True) for count in stages}
-    seconds = {key: [] for key in psnrs}
+    options = list(product(stages, (False, True)))
+    psnrs: dict[tuple[int, bool], list[float]] = {option: [] for option in options}
+    seconds: dict[tuple[int, bool], list[float]] = {option: [] for option in options}
     pairs = [
         tuple(np.ascontiguousarray(to_array(image)[:SIDE, :SIDE]) for image in pair) for pair in test_pairs("noise")
     ]
     for clean, degraded in tqdm(pairs, disable=None):
-        for count, ensemble in psnrs:
+        for count, ensemble in options:
             start = time.process_time()
             restored = dgunet.restore(model, degraded, num_stages=count, self_ensemble=ensemble, statistics="whole")
             seconds[count, ensemble].append(time.process_time() - start)

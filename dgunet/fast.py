@@ -6,10 +6,9 @@ it is given. It is made once for a model, takes some seconds to make, and is kep
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from dgunet.export import LEAST_SIDE, SENSING_LEAST_SIDE, quiet, to_program
 from dgunet.hub import cache
-from dgunet.inference import Precision
+from dgunet.inference import Graph, Precision
 from dgunet.network import DGUNet
 
 LEAST_AGREEMENT_DB = 60.0
@@ -28,59 +27,46 @@ GRAPH_FILE = "graph.xml"
 HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 
 
-@dataclass(frozen=True)
-class FastGraph:
-    """Restores images with OpenVINO, for `dgunet.restore(…, fast=…)`.
-
-    Attributes:
-        compiled: the graph.
-        num_stages: the stage whose estimate it returns; None: the last.
-        least_side: height and width of the smallest image that it takes, in pixels.
-        agreement_db: PSNR against the network, on one image.
-    """
-
-    compiled: Any
-    num_stages: int | None
-    least_side: int
-    agreement_db: float = math.nan
-
-    def __call__(self, image: Float[Tensor, "1 C H W"]) -> Float[Tensor, "1 C H W"]:
-        """Return the estimate."""
-        restored = self.compiled(np.ascontiguousarray(image.numpy()))[0]
-        return torch.from_numpy(np.array(restored, np.float32))
-
-
-def load_graph(model: DGUNet, num_stages: int | None = None, precision: Precision = "float32") -> FastGraph:
-    """Return the graph of a model; from the cache if it was made before.
+def load_graph(model: DGUNet, num_stages: int | None = None, precision: Precision = "float32") -> Graph:
+    """Return a function from a degraded image to its estimate, for `dgunet.restore(…, fast=…)`.
 
     Args:
-        model: in evaluation mode, on the CPU.
+        model: in evaluation mode, on the CPU. It restores images that are too small for a graph.
         num_stages: as in `dgunet.restore`.
         precision: in which the graph computes. On CPUs without bfloat16, OpenVINO takes float32.
 
     Raises:
-        ValueError: the network restores blocks one by one, or the graph differs from the network by too much.
+        ValueError: the network restores blocks one by one, or the graph differs from it by too much.
         ImportError: OpenVINO is not installed.
     """
     try:
         import openvino
     except ImportError as error:
         raise ImportError("restoring with OpenVINO needs openvino: pip install 'dgunet[fast]'") from error
-    count = None if num_stages == model.config.num_stages else num_stages
-    folder = cache.folder() / "openvino" / _key(model, count)
+    folder = cache.folder() / "openvino" / _key(model, num_stages)
     if not folder.is_dir():
-        cache.fill(folder, lambda empty: _written(model, empty / "graph", count))
-    compiled = openvino.Core().compile_model(folder / GRAPH_FILE, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision]})
-    side = LEAST_SIDE if model.sensing is None else SENSING_LEAST_SIDE
-    graph = FastGraph(compiled, count, side)
-    agreement = _agreement_db(model, graph)
+        cache.fill(folder, lambda empty: _written(model, empty / "graph", num_stages))
+    hints = {"INFERENCE_PRECISION_HINT": HINTS[precision]}
+    compiled = openvino.Core().compile_model(folder / GRAPH_FILE, "CPU", hints)
+    least_side = LEAST_SIDE if model.sensing is None else SENSING_LEAST_SIDE
+
+    def network(image: Float[Tensor, "1 C H W"]) -> Float[Tensor, "1 C H W"]:
+        estimates: tuple[Tensor, ...] = model(model.network_input(image, image), num_stages)
+        return estimates[-1].float()
+
+    def graph(image: Float[Tensor, "1 C H W"]) -> Float[Tensor, "1 C H W"]:
+        if min(image.shape[2:]) < least_side:
+            return network(image)
+        return torch.from_numpy(compiled(np.ascontiguousarray(image.numpy()))[0].copy())
+
+    agreement = _agreement_db(graph, network, model.config.image_channels)
     if not agreement >= LEAST_AGREEMENT_DB:
-        advice = "restore without it, or in float32" if precision == "bfloat16" else f"restore without it; see {folder}"
         raise ValueError(
-            f"the graph of OpenVINO agrees with the network to {agreement:.0f} dB, less than "
-            f"{LEAST_AGREEMENT_DB:.0f}: {advice}"
+            f"the graph of OpenVINO agrees with the network to {agreement:.0f} dB only, at least "
+            f"{LEAST_AGREEMENT_DB:.0f} are required: leave out "
+            + ("--precision bfloat16" if precision == "bfloat16" else f"--fast, or delete {folder} and try again")
         )
-    return FastGraph(compiled, count, side, agreement)
+    return graph
 
 
 def write_graph(model: DGUNet, file: Path, num_stages: int | None = None) -> None:
@@ -110,9 +96,9 @@ def _key(model: DGUNet, num_stages: int | None) -> str:
     return cache.digest(sha256, str(asdict(model.config)), str(num_stages), *versions)
 
 
-def _agreement_db(model: DGUNet, graph: FastGraph) -> float:
-    image = torch.rand(1, model.config.image_channels, *CHECKED, generator=torch.Generator().manual_seed(0))
+def _agreement_db(graph: Graph, network: Graph, channels: int) -> float:
+    """Return the PSNR of one against the other on an image of random pixels."""
+    image = torch.rand(1, channels, *CHECKED, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        estimate = model(model.network_input(image, image), graph.num_stages)[-1]
-        error = float((graph(image) - estimate).double().square().mean())
+        error = float((graph(image) - network(image)).double().square().mean())
     return -10 * math.log10(error) if error else math.inf
