@@ -222,8 +222,8 @@ def main() -> None:
             "",
             "Written by `python -m benchmarks.runtimes`; its docstring says what is measured. "
             f"{hardware()}; one thread; medians of {options.repeats} turns. "
-            "Agreement: PSNR against the eager network in float32. Speed: CPU time of the eager network over that of the "
-            "runtime, in brackets the same of elapsed time.",
+            "Agreement: PSNR against the eager network in float32. "
+            "Speed: CPU time of the eager network over that of the runtime, in brackets the same of elapsed time.",
             "",
             "| network | runtime | version | start, first | start, again | agreement | CPU time | speed |",
             "|---|---|---|---:|---:|---:|---:|---:|",

@@ -256,12 +256,11 @@ def _seconds(function: Callable[[], object]) -> float:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep the exporters' progress, and warnings about their own code, out of the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)

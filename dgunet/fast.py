@@ -79,7 +79,8 @@ def write_graph(model: DGUNet, file: Path, num_stages: int | None = None) -> Non
     # openvino.convert_model does the same, and reports to its makers that it was called.
     frontend = FrontEndManager().load_by_framework("pytorch")
     with quiet():
-        graph = frontend.convert(frontend.load(TorchFXPythonDecoder.from_exported_program(program)))
+        decoder = TorchFXPythonDecoder.from_exported_program(program)  # the frontend holds no reference to it
+        graph = frontend.convert(frontend.load(decoder))
         openvino.save_model(graph, file, compress_to_fp16=False)
 
 
