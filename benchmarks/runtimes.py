@@ -1,6 +1,6 @@
 """Runtimes that restore on a CPU, side by side: agreement with the network, time per tile, time to start.
 
-    python -m benchmarks.runtimes [--networks laptop] [--repeats 5]
+    python -m benchmarks.runtimes [--networks laptop] [--runtimes OpenVINO] [--repeats 5]
 
 Each network restores one tile of random pixels on one thread, all runtimes taking turns; what counts is the ratio of
 times within a turn: other work on the machine then weighs on all alike. Times to start are CPU time, that of compilers
@@ -19,7 +19,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -151,7 +151,7 @@ def started(prepare: Callable[[Case, bool], Run | None], case: Case, again: bool
     return run, 2 * middle - start - cpu_time()
 
 
-def rows(name: str, repeats: int) -> list[str]:
+def rows(name: str, wanted: Sequence[str], repeats: int) -> list[str]:
     """Measure one network and return its rows."""
     print(f"{name}: exporting", flush=True)
     config, side = NETWORKS[name]
@@ -162,6 +162,8 @@ def rows(name: str, repeats: int) -> list[str]:
         case = Case(DGUNet.with_seed(config, 0).eval(), tile, Path(folder))
         exporting = cpu_time() - exporting
         for runtime, (package, prepare) in RUNTIMES.items():
+            if runtime not in wanted:
+                continue
             print(f"{name}: {runtime}", flush=True)
             try:
                 installed = version(package)
@@ -211,6 +213,7 @@ def hardware() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES), help="(default: all)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -229,7 +232,7 @@ def main() -> None:
             "|---|---|---|---:|---:|---:|---:|---:|",
         ]
         for name in options.networks:
-            lines += rows(name, options.repeats)
+            lines += rows(name, ["eager", *options.runtimes], options.repeats)
             options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(options.out.read_text(encoding="utf-8"))
 

@@ -92,9 +92,8 @@ def _written(model: DGUNet, folder: Path, num_stages: int | None) -> Path:
 
 def _key(model: DGUNet, num_stages: int | None) -> str:
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    versions = [f"{name} {version(name)}" for name in ("dgunet", "openvino", "torch")]
     sha256 = hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
-    return cache.digest(sha256, str(asdict(model.config)), str(num_stages), *versions)
+    return cache.digest(sha256, str(asdict(model.config)), str(num_stages), version("openvino"))
 
 
 def _agreement_db(graph: Graph, network: Graph, channels: int) -> float:
