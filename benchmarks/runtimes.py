@@ -3,10 +3,9 @@
     python -m benchmarks.runtimes [--networks laptop] [--runtimes OpenVINO] [--repeats 5]
 
 Each network restores one tile of random pixels on one thread, all runtimes taking turns; what counts is the ratio of
-times within a turn: other work on the machine then weighs on all alike. Times to start are CPU time, that of compilers
-included: `first` for a model that was never prepared, `again` from the file that it left (torch.compile: its cache is
-empty in the first case; it is not measured in the second). Runtimes that are not installed are listed as such; openvino
-comes with dgunet[fast], onnxruntime with dgunet[export]. Both rows of OpenVINO use one file. Writes
+times within a turn: other work on the machine then weighs on all alike. Times to start are CPU time: `first` for a model
+that was never prepared, `again` from the file that it left. Runtimes that are not installed are listed as such;
+openvino comes with dgunet[fast], onnxruntime with dgunet[export]. Both rows of OpenVINO use one file. Writes
 benchmarks/results/runtimes.md.
 """
 
@@ -28,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgunet.export import ImageToImage, quiet, to_program, write_onnx
+from dgunet.export import quiet, to_program, write_onnx
 from dgunet.network import DGUNet, DGUNetConfig
 
 RESULTS = Path(__file__).parent / "results" / "runtimes.md"
@@ -78,23 +77,6 @@ def eager_bfloat16(case: Case, _: bool) -> Run | None:
     return run
 
 
-def compiled(case: Case, again: bool) -> Run | None:
-    if again:
-        return None
-    module = torch.compile(ImageToImage(case.network), options={"freezing": True})
-    return lambda: module(case.tile)
-
-
-def aot_inductor(case: Case, again: bool) -> Run:
-    file = case.folder / "aot.pt2"
-    if not again:
-        torch._inductor.aoti_compile_and_package(
-            case.program, package_path=str(file), inductor_configs={"freezing": True}
-        )
-    module = torch._inductor.aoti_load_package(str(file))
-    return lambda: module(case.tile)
-
-
 def onnx_runtime(case: Case, again: bool) -> Run:
     import onnxruntime
 
@@ -128,8 +110,6 @@ RUNTIMES: Mapping[str, tuple[str, Callable[[Case, bool], Run | None]]] = {
     "OpenVINO": ("openvino", openvino("f32")),
     "OpenVINO, bfloat16": ("openvino", openvino("bf16")),
     "ONNX Runtime": ("onnxruntime", onnx_runtime),
-    "torch.compile, frozen": ("torch", compiled),
-    "AOTInductor, frozen": ("torch", aot_inductor),
 }
 
 
@@ -176,7 +156,7 @@ def rows(name: str, wanted: Sequence[str], repeats: int) -> list[str]:
             if run is None:
                 lines[runtime] = "not on this CPU | | | | |"
                 continue
-            if runtime in ("AOTInductor, frozen", "ONNX Runtime"):  # they take the program that was exported before
+            if runtime == "ONNX Runtime":  # it takes the program that was exported before
                 first += exporting
             runs[runtime] = run
             lines[runtime] = f"{installed} | {first:.0f} s | {f'{again:.1f} s' if again else ''} |"
@@ -218,22 +198,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ |= {"TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-        lines = [
-            "# Runtimes on a CPU",
-            "",
-            "Written by `python -m benchmarks.runtimes`; its docstring says what is measured. "
-            f"{hardware()}; one thread; medians of {options.repeats} turns. "
-            "Agreement: PSNR against the eager network in float32. "
-            "Speed: CPU time of the eager network over that of the runtime, in brackets the same of elapsed time.",
-            "",
-            "| network | runtime | version | start, first | start, again | agreement | CPU time | speed |",
-            "|---|---|---|---:|---:|---:|---:|---:|",
-        ]
-        for name in options.networks:
-            lines += rows(name, ["eager", *options.runtimes], options.repeats)
-            options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = [
+        "# Runtimes on a CPU",
+        "",
+        "Written by `python -m benchmarks.runtimes`; its docstring says what is measured. "
+        f"{hardware()}; one thread; medians of {options.repeats} turns. "
+        "Agreement: PSNR against the eager network in float32. "
+        "Speed: CPU time of the eager network over that of the runtime, in brackets the same of elapsed time.",
+        "",
+        "| network | runtime | version | start, first | start, again | agreement | CPU time | speed |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in options.networks:
+        lines += rows(name, ["eager", *options.runtimes], options.repeats)
+        options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(options.out.read_text(encoding="utf-8"))
 
 

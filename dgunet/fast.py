@@ -1,7 +1,7 @@
 """A network as a graph of OpenVINO, which computes on a CPU what PyTorch does in less time.
 
-How much less, beside other runtimes: benchmarks/results/runtimes.md. A graph takes statistics of the whole image that
-it is given. It is made once for a model, takes some seconds to make, and is kept in the user's cache.
+How much less, beside other runtimes: `python -m benchmarks.runtimes` and docs/decisions.md. A graph takes statistics of
+the whole image that it is given. It is made once for a model, in half a minute, and is kept in the user's cache.
 """
 
 import hashlib
