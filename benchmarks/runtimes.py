@@ -3,8 +3,8 @@
     python -m benchmarks.runtimes [--networks laptop] [--runtimes OpenVINO] [--repeats 5]
 
 Each network restores one tile of random pixels on one thread, all runtimes taking turns; what counts is the ratio of
-times within a turn: other work on the machine then weighs on all alike. Times to start are CPU time: `first` for a model
-that was never prepared, `again` from the file that it left. Runtimes that are not installed are listed as such;
+times within a turn: other work on the machine then weighs on all alike. Times to start are CPU time: `first` for a
+model that was never prepared, `again` from the file that it left. Runtimes that are not installed are listed as such;
 openvino comes with dgunet[fast], onnxruntime with dgunet[export]. Both rows of OpenVINO use one file. Writes
 benchmarks/results/runtimes.md.
 """
