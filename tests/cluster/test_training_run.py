@@ -492,11 +492,12 @@ ELASTIC = """
     from pathlib import Path
     import ray
     from ray.cluster_utils import Cluster
+    from pipeline.cluster import training_run
     from pipeline.cluster.session import session
-    from pipeline.cluster.training_run import fit
     from pipeline.cluster.channel import RunListener
     from processes import until
     from test_training_run import count_together
+    training_run.SECONDS_BETWEEN_RESIZES = 3.0
     folder = Path(sys.argv[1])
     os.environ |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -506,7 +507,7 @@ ELASTIC = """
     with session():
         work = partial(count_together, str(folder))
         listener = RunListener(notice=lambda text: print(text, flush=True))
-        run = ThreadPoolExecutor().submit(fit, work, name="elastic", into=folder / "out", listener=listener)
+        run = ThreadPoolExecutor().submit(training_run.fit, work, name="elastic", into=folder / "out", listener=listener)
         until((folder / "made5").exists)
         nodes.remove_node(second, allow_graceful=False)
         until(lambda: list(folder.glob("1-workers-at-*")))
