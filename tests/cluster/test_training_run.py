@@ -507,7 +507,8 @@ ELASTIC = """
     with session():
         work = partial(count_together, str(folder))
         listener = RunListener(notice=lambda text: print(text, flush=True))
-        run = ThreadPoolExecutor().submit(training_run.fit, work, name="elastic", into=folder / "out", listener=listener)
+        place = folder / "out"
+        run = ThreadPoolExecutor().submit(training_run.fit, work, name="elastic", into=place, listener=listener)
         until((folder / "made5").exists)
         nodes.remove_node(second, allow_graceful=False)
         until(lambda: list(folder.glob("1-workers-at-*")))
