@@ -225,6 +225,19 @@ def test_workers_are_planned_so_that_they_fit_on_the_nodes(monkeypatch: pytest.M
         resources.plan_resources(gpu_nodes)
 
 
+@pytest.mark.parametrize("address", ["", "head:6379"])
+def test_a_run_starts_processes_of_ray_only_where_they_are_needed(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    trainer = training_run._run_trainer(lambda context: None, "run", None, resources.WorkerResources(1, 1.0, 0.0))
+    names = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
+    assert names[0] == "WorkerGroupCleanup"
+    assert "BackendSetupCallback" in names
+    assert "DatasetsCallback" not in names
+    assert ("PlacementGroupCleanerCallback" in names) == bool(address), "on a cluster it frees what a dead run held"
+
+
 def test_one_process_at_a_time_holds_the_lock_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "LOCKS", tmp_path / "locks")
     with run_lock.hold_run_lock("denoise"):
