@@ -17,7 +17,6 @@ from factories import write_folder
 from processes import S3Server, SmallDisk
 from synthesis_checkout import synthesis_checkout  # noqa: F401 (a fixture of several packages)
 
-
 # Files that take minutes, the longest first. The two that make hosts are apart, as one waits for the other.
 LONGEST = (
     "test_cluster.py", "test_failures.py", "test_repro.py", "test_training_run.py", "test_commands.py",
