@@ -339,36 +339,26 @@ def is_saved(runs: Path, trial: int) -> bool:
     return time.time() - changed > 1
 
 
-def run_until(checkout: Checkout, step: int) -> tuple[subprocess.Popen[str], int, int]:
-    """Run the search until a trial reports this step or a later one; return the process, the trial and the step."""
+@real
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_search_that_was_interrupted_resumes_where_it_stopped(checkout: Checkout, how: signal.Signals) -> None:
     run_command = checkout.start()
     assert run_command.stdout is not None
+    said = ""
     for line in run_command.stdout:
-        if (found := re.search(r"trial (\d)/4 step (\d+)/40", line)) and int(found[2]) >= step:
-            return run_command, int(found[1]), int(found[2])
-    raise AssertionError(f"the search was over before a trial had reported step {step}")
-
-
-@real
-def test_a_search_that_was_interrupted_twice_resumes_where_it_stopped(checkout: Checkout) -> None:
-    run_command, number, step = run_until(checkout, 20)
+        said += line
+        if "step 20/40" in line:
+            break
+    number = next(n for n in (1, 2) if 20 in reported_steps(said, n))
     until(lambda: is_saved(checkout.folder / "runs", number) or run_command.poll() is not None)
-    assert run_command.poll() is None, "the search was over before it could be killed"
-    run_command.kill()
-    killed, _ = run_command.communicate()
-    assert run_command.returncode == -signal.SIGKILL, killed
-
-    run_command, another, later = run_until(checkout, 10)
-    assert another != number or later > step, "the trial began from the start"
-    run_command.terminate()  # then the search saves itself
-    stopped, _ = run_command.communicate()
-    assert run_command.returncode == 130, stopped
-    assert min(reported_steps(stopped, number), default=40) > step, "the trial began from the start"
+    assert run_command.poll() is None, "the search was over before it could be interrupted"
+    run_command.send_signal(how)
+    said += run_command.communicate()[0]
     assert not (checkout.folder / "out").exists()
+    assert run_command.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), said
 
     again = finished(checkout.start())
-    for trial, known in ((number, step), (another, later)):
-        assert min(reported_steps(again, trial), default=40) > known, "the trial began from the start"
+    assert min(reported_steps(again, number), default=40) > 20, "the trial began from the start"
     rows = checkout.rows()
     assert [row["trial"] for row in rows] == ["1", "2", "3", "4"]
     assert checkout.proposed() > 1e-5
