@@ -302,7 +302,13 @@ def exclusive(task: str) -> Iterator[None]:
             is_announced = True
             time.sleep(SECONDS_TO_SETTLE / 4)
             continue
-        client.set_registered_model_tag(task, CLAIM, own)
+        try:
+            client.set_registered_model_tag(task, CLAIM, own)
+        except MlflowException:
+            # Of two processes that write at the same time, a database may refuse one: the other has the claim then.
+            if claim() is None:
+                raise
+            continue
         time.sleep(SECONDS_TO_SETTLE)
         if claim() == own:
             break
