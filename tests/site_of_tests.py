@@ -19,19 +19,6 @@ from hosts import OUTSIDE, Host, Started, hosts
 from processes import WITHOUT_JOBS, S3Server, until
 
 TOKEN = "of-tests-0123456789abcdef0123456789abcdef"
-WAIT_FOR_NODES = """
-import sys, time
-from pipeline.cluster.ray_internals import cluster_state
-
-alive, deadline = 0, time.monotonic() + 240
-while alive != int(sys.argv[1]):
-    assert time.monotonic() < deadline, f"{alive} nodes"
-    time.sleep(0.5)
-    try:
-        alive = len(cluster_state("n1:6379", 5).nodes)
-    except OSError:  # the head has not started
-        alive = 0
-"""
 PROGRAMS = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 
@@ -75,7 +62,6 @@ class Site:
             "DGUNET_TIMEOUT_SECONDS": "120",
             "DGUNET_DRIVER_WAIT_SECONDS": "120",
         }
-        self.client = s3.client()
         (folder / "home").mkdir()
         self.origin = Checkout(folder / "checkout", shrink, {}).folder
         self.checkout = self.origin  # where commands run
@@ -111,6 +97,18 @@ class Site:
         """The file of what a command has printed."""
         return self.folder / f"{name}.log"
 
+    def nodes_alive(self) -> int:
+        """How many nodes the head counts; 0 without a head."""
+        program = (
+            "from pipeline.cluster.ray_internals import cluster_state;"
+            "print('alive', len(cluster_state('n1:6379', 5).nodes))"
+        )
+        log = self.log("alive")
+        log.write_text("")
+        if self.start(self.hosts[0], sys.executable, "-c", program, log="alive").wait(60):
+            return 0
+        return int(log.read_text().split()[-1])
+
     def mlflow_answers(self) -> bool:
         """Whether the MLflow server has started."""
         assert self.server.poll() is None, self.log("mlflow").read_text()
@@ -120,12 +118,11 @@ class Site:
 
     def wait_for_nodes(self, count: int) -> None:
         """Wait until the cluster has this number of nodes."""
-        waiting = self.start(self.hosts[0], sys.executable, "-c", WAIT_FOR_NODES, str(count), log="nodes")
-        assert waiting.wait(300) == 0, self.log("nodes").read_text()[-5000:]
+        until(lambda: self.nodes_alive() == count, 240)
 
     def checkpoints(self) -> set[str]:
         """The names of all complete checkpoints."""
-        listed = self.client.list_objects_v2(Bucket=self.s3.bucket, Prefix="runs/denoise")
+        listed = self.s3.client().list_objects_v2(Bucket=self.s3.bucket, Prefix="runs/denoise")
         keys = [entry["Key"] for entry in listed.get("Contents", [])]
         return {key.split("/")[2] for key in keys if key.endswith("checksums.json")}
 
@@ -145,6 +142,7 @@ def site(folder: Path) -> Iterator[Site]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_ENDPOINT_URL", f"http://{OUTSIDE}:{s3.port}")
+        s3.client()
         built = Site(folder, machines, s3)
         try:
             until(built.mlflow_answers, 120)
