@@ -195,7 +195,7 @@ def _walk(root: Path, out: Path) -> Iterator[tuple[str, str | None]]:
             elif not path.is_symlink():
                 folders.append(f"{name}/")
             elif _is_inside(path.parent, path):
-                yield name, "a link to a folder that it lies in"
+                yield name, "a link to a folder that contains it"
             else:
                 links.append(f"{name}/")
 

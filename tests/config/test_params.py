@@ -101,7 +101,7 @@ def changed(place: str, value: Any, params: dict[str, Any] | None = None) -> dic
         ("benchmarks.Set11.dataset", None, "benchmarks.Set11: give dataset or clean"),
         ("benchmarks.Set11.clean", "x", "benchmarks.Set11: give dataset or clean"),
         ("benchmarks.Set11.dataset", "set1", "benchmarks.Set11: there is no data set `set1`; there is: bsds500, "),
-        ("benchmarks.Set11.split", "train", "benchmarks.Set11: data set set11 has no split `train`; there is: test"),
+        ("benchmarks.Set11.split", "train", "benchmarks.Set11: data set set11 has no split `train`; available: test"),
         (
             "benchmarks.Rain100H.degradation",
             {"kind": "none"},

@@ -88,7 +88,7 @@ def test_what_is_no_file_is_refused_with_the_reason_and_blocks_nothing(photos, m
     error = capsys.readouterr().err
     assert "photos/itself.png: refused: Too many levels of symbolic links\n" in error
     assert "photos/nothing.png: refused: a link to a file that does not exist: gone.png\n" in error
-    assert "photos/up: refused: a link to a folder that it lies in\n" in error
+    assert "photos/up: refused: a link to a folder that contains it\n" in error
     assert "photos/pipe.png: refused: not a regular file\n" in error
     assert "photos/locked: refused: the folder cannot be opened: Permission denied\n" in error
 
