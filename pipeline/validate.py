@@ -69,7 +69,7 @@ def _mistakes(params: Mapping[str, Any]) -> Iterator[str]:
     listed = listed if isinstance(listed, list) else []
     for task in listed:
         if task not in tasks:
-            yield f"tasks: {task} has no section; there is: {', '.join(tasks)}"
+            yield f"tasks: {task} has no section; available: {', '.join(tasks)}"
     if len(set(map(str, listed))) != len(listed):
         yield "tasks: a task is named twice"
     yield from _mistakes_in_defaults(params)
@@ -85,7 +85,7 @@ def _mistakes(params: Mapping[str, Any]) -> Iterator[str]:
         yield from _mistakes_in_task(params, task, section)
         for name in _named_benchmarks(params, section):
             if name not in names:
-                yield f"{task}.evaluate.benchmarks: there is no benchmark `{name}`; there is: {', '.join(names)}"
+                yield f"{task}.evaluate.benchmarks: there is no benchmark `{name}`; available: {', '.join(names)}"
 
 
 def _mistakes_in_dataset(name: str, benchmark: Any) -> Iterator[str]:
@@ -113,7 +113,7 @@ def _mistakes_in_defaults(params: Mapping[str, Any]) -> Iterator[str]:
     defaults = params.get("defaults")
     for stage in defaults if isinstance(defaults, dict) else ():
         if stage not in KINDS:
-            yield f"defaults.{stage}: no such key; there is: {', '.join(KINDS)}"
+            yield f"defaults.{stage}: no such key; available: {', '.join(KINDS)}"
             continue
         section = default_section(params, stage)
         for name in WITHOUT_DEFAULT[stage]:

@@ -92,7 +92,7 @@ def benchmark_settings(params: Mapping[str, Any], name: str) -> BenchmarkSetting
     benchmarks = params.get(BENCHMARKS)
     if not isinstance(benchmarks, dict) or name not in benchmarks:
         there = ", ".join(map(str, benchmarks)) if isinstance(benchmarks, dict) else "none"
-        raise ParamsError(f"there is no benchmark `{name}` in params.yaml; there is: {there}")
+        raise ParamsError(f"there is no benchmark `{name}` in params.yaml; available: {there}")
     defaults = default_section(params, "evaluate")
     shared = Place(defaults.name, {"protocol": defaults.value.get("protocol")})
     return validated_merge(Place(f"{BENCHMARKS}.{name}", benchmarks[name]), shared, BenchmarkSettings)

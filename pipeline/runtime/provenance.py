@@ -38,7 +38,7 @@ def _warn(reason: str) -> None:
 
 
 def reason_of_git(message: str) -> str:
-    """Return what git says in one line, with what helps."""
+    """Return an error message of git in one line, with a remedy if there is one."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     remedy = next((line for line in lines if line.startswith("git config")), None)
     if "dubious ownership" in message and remedy:
@@ -46,7 +46,7 @@ def reason_of_git(message: str) -> str:
     if "unknown revision" in message or "Needed a single revision" in message:
         return "it has no commit yet"
     if "not a git repository" in message:
-        return "it is no git repository"
+        return "it is not a git repository"
     return lines[0].removeprefix("fatal: ") if lines else "git failed without a message"
 
 

@@ -56,8 +56,8 @@ def test_without_a_measured_gpu_images_per_second_must_be_given(
     plan.main(["--task", "derain", "--gpus", "4", "--images-per-second", "100"])
     printed = capsys.readouterr().out
     hours = 214250 * 16 / 400 / 3600
-    assert f"at least {hours:.1f} ({4 * hours:.1f} hours of GPUs)" in printed
-    assert re.search(r"100 +IMAGES_PER_SECOND, as given", printed)
+    assert f"at least {hours:.1f} ({4 * hours:.1f} GPU hours)" in printed
+    assert re.search(r"100 +given: IMAGES_PER_SECOND", printed)
     assert "benchmarks/results/loader.md: 649 images/s per core" in printed
 
 
@@ -101,7 +101,7 @@ def test_every_recipe_has_a_plan_and_every_line_a_source(checkout: Path, name: s
 def test_a_task_is_found_in_the_file_of_several(checkout: Path) -> None:
     assert plan.read_recipe("sensing_25").file.name == "sensing.yaml"
     assert plan.read_recipe("sensing_1").train.network.sensing_ratio_percent == 1
-    with pytest.raises(ValueError, match=r"there is no recipe of 'x'; there is: camera_noise, .*super_resolve"):
+    with pytest.raises(ValueError, match=r"there is no recipe 'x'; available: camera_noise, .*super_resolve"):
         plan.read_recipe("x")
 
 
@@ -171,6 +171,6 @@ def test_gradients_are_those_of_a_ring(checkout: Path) -> None:
     weights = 4 * plan.num_parameters(plan.read_recipe("derain"))
     for gpus in (1, 2, 8):
         sent = 2 * (gpus - 1) / gpus * weights
-        assert rows("derain", gpus)["gradients, sent by a GPU in a step"].value == (
+        assert rows("derain", gpus)["gradients, sent by one GPU in a step"].value == (
             f"{sent / 1e6:.1f} MB" if sent else "0 B"
         )

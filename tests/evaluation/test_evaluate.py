@@ -407,7 +407,7 @@ def test_images_of_a_benchmark_lie_in_the_folder_that_the_environment_names(tmp_
     for place in ("/mnt/set/target", "https://example.org/set.zip!target"):
         content["clean"] = place
         assert load_benchmark(params, "set").clean == place
-    with pytest.raises(ValueError, match=r"no benchmark `sett` in params\.yaml; there is: set"):
+    with pytest.raises(ValueError, match=r"no benchmark `sett` in params\.yaml; available: set"):
         load_benchmark(params, "sett")
 
 
@@ -445,7 +445,7 @@ def test_a_benchmark_may_name_a_published_set(monkeypatch):
     assert found.absent() == "/sets/Rain100L"
     for dataset, message in (
         ("bsds500", "benchmarks.set: give a split of bsds500: train, test"),
-        ("rain", "benchmarks.set: there is no data set `rain`; there is: "),
+        ("rain", "benchmarks.set: there is no data set `rain`; available: "),
     ):
         content["dataset"] = dataset
         with pytest.raises(ValueError, match=message):
