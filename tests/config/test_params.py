@@ -243,7 +243,9 @@ def test_a_section_is_read_by_its_dotted_name(tmp_path: Path) -> None:
     assert load_section("seed", int, path) == small_params()["seed"]
     with pytest.raises(ParamsError, match=r"prepare\.split has no `vla`; available: val, test"):
         load_section("prepare.split.vla", float, path)
-    with pytest.raises(ParamsError, match=r"params\.yaml has no task `deran`; available: denoise, derain, denoise_gray"):
+    with pytest.raises(
+        ParamsError, match=r"params\.yaml has no task `deran`; available: denoise, derain, denoise_gray"
+    ):
         load_task_section("deran", "train", Train, path)
     with pytest.raises(ParamsError, match="has no task `prepare`"):
         load_task_section("prepare", "train", Train, path)
