@@ -240,7 +240,7 @@ def test_pairs_carry_their_partner_and_misaligned_ones_are_rejected() -> None:
     assert changed == {"d/clean/1.png"}  # so that DVC sees that the degraded image is another one
     assert rejected(found) == {
         "d/rain/2.png": "its clean partner d/clean/2.png: "
-        "no PNG, JPEG, TIFF, BMP, WebP, AVIF or HEIC image of a known kind",
+        "not a PNG, JPEG, TIFF, BMP, WebP, AVIF or HEIC image of a known kind",
         "d/rain/3.png": "misaligned: 128x95, but its clean partner is 128x96",
     }
 

@@ -90,8 +90,8 @@ def test_hidden_files_and_other_files_are_ignored_and_said_so() -> None:
     assert wheres(Folder(path="p")) == ["p/a.png"]
     found = reasons(Folder(path="p"))
     assert found == {
-        "p/.hidden.png": "hidden, or made by a program",
-        "p/.git": "hidden, or made by a program",
+        "p/.hidden.png": "hidden, or a system file",
+        "p/.git": "hidden, or a system file",
         "p/notes.txt": ".txt: not an image's name",
         "p/README": "no suffix: not an image's name",
     }
