@@ -50,7 +50,7 @@ Kind = TypeVar("Kind")
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a YAML file as it is, with its line ends and its byte order mark; ParamsError if not UTF-8."""
+    """Return the text of a YAML file, with its line ends and byte order mark. Raises ParamsError if it is not UTF-8."""
     content = path.read_bytes()
     try:
         return content.decode("utf-8")
@@ -132,7 +132,7 @@ def merged_task(params: Mapping[str, Any], task: str) -> dict[str, Any]:
 
 
 def task_names(params: Mapping[str, Any]) -> list[str]:
-    """Return the tasks of params.yaml, also those that `tasks` does not list."""
+    """Return the tasks of params.yaml, including those that `tasks` does not list."""
     return [name for name in params if name not in GENERAL]
 
 

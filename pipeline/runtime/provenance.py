@@ -1,4 +1,4 @@
-"""Where a result comes from: the commit of the code, and whether the code was changed since."""
+"""The origin of a result: the commit of the code, and whether the code has changed since."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ CODE = ("dgunet", "pipeline", "params.yaml", "dvc.yaml")
 
 
 def commit() -> str:
-    """Return the commit of the checkout, with "+changes" where code or parameters differ from it.
+    """Return the commit of the checkout, with "+changes" if code or parameters differ from it.
 
-    Where git cannot tell, return "unknown" and print the reason once.
+    If git cannot tell, return "unknown" and print the reason once.
     """
     try:
         head = _git("rev-parse", "HEAD")
@@ -59,7 +59,7 @@ def digest(paths: Iterable[Path]) -> str:
 
 
 def _git(*arguments: str) -> str:
-    environment = {**os.environ, "LC_ALL": "C"}  # its messages are looked at
+    environment = {**os.environ, "LC_ALL": "C"}  # its messages are compared
     done = subprocess.run(
         ["git", *arguments], cwd=PROJECT, env=environment, capture_output=True, text=True, check=True, errors="replace"
     )
