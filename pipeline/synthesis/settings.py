@@ -18,7 +18,7 @@ class Synthesize(Section):
 
     online: shards hold only the clean tile, and the loader degrades it anew in each epoch (needed if the degradation
     must not be quantised, such as Gaussian noise). `copies` is then 1.
-    real_pairs: the `prepare.sources` whose real pairs this task uses, unchanged: those of kind `pairs` by their `clean`,
+    real_pairs: the sources whose real pairs this task uses unchanged: those of kind `pairs` by their `clean`,
     those of kind `dataset` as "dataset:NAME" or "dataset:NAME/SPLIT". `degradation` is then `none`. Empty: all clean
     images, degraded by `degradation`.
     """

@@ -103,7 +103,7 @@ def test_an_address_where_no_head_answers_is_refused_soon(monkeypatch: pytest.Mo
     monkeypatch.setattr(session_module, "SECONDS_TO_ANSWER", 0.2)
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was asked"))
     with listening(b"") as silent, listening(b"SSH-2.0-OpenSSH_9.2\r\n") as other:
-        refused = {f"{prefix}{silent}": "no Ray head answers", f"{prefix}{other}": "is no Ray head"}
+        refused = {f"{prefix}{silent}": "no Ray head answers", f"{prefix}{other}": "is not a Ray head"}
         refused |= {f"{prefix}127.0.0.1:1": "cannot be reached", f"{prefix}[::1]:1": "cannot be reached"}
         refused |= {f"{prefix}no-such-host.invalid:6379": "cannot be reached", "head": "should be HOST:PORT"}
         for address, message in refused.items():

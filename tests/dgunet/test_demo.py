@@ -235,7 +235,7 @@ async def visit(address: str, file: Path, folder: Path) -> None:
         await browser.choose_file("#file", folder / "garbage.png")
         await browser.value("document.getElementById('restore').click()")
         await browser.wait_for("document.getElementById('message').className === 'error'")
-        assert (await browser.value("document.getElementById('message').textContent")).startswith("no PNG, JPEG")
+        assert (await browser.value("document.getElementById('message').textContent")).startswith("not a PNG, JPEG")
 
 
 @pytest.mark.slow

@@ -246,7 +246,7 @@ def test_a_file_that_changed_between_two_parts_is_not_joined(
     url = f"{address(server)}/a.png"
     use_registry(tmp_path / "r", monkeypatch, tiny={"files": [{"path": "a.png", "url": url}]})
     server.files["/a.png"], server.cut = NOISE, [2 * CHUNK, 0, 0, 0, 0]
-    with pytest.raises(StorageError, match="are kept"):
+    with pytest.raises(StorageError, match="the next try continues"):
         datasets.fetch("tiny")
     server.files["/a.png"], server.cut = NOISE[::-1], []
     datasets.fetch("tiny")
@@ -269,7 +269,7 @@ def test_parts_without_a_version_are_joined_only_where_a_checksum_is_compared(
 def test_a_beginning_of_another_version_is_fetched_again(tiny: type[Server], sets: Path) -> None:
     tiny.gives_version = False
     tiny.cut = [2 * CHUNK, 0, 0, 0, 0]
-    with pytest.raises(StorageError, match="are kept"):
+    with pytest.raises(StorageError, match="the next try continues"):
         datasets.fetch("tiny")
     partial = sets / "Tiny/.a.png.partial"
     partial.write_bytes(b"x" * 2 * CHUNK)
@@ -286,7 +286,7 @@ def test_a_wrong_checksum_is_refused_and_nothing_stays(tiny: type[Server], sets:
 
 def test_a_file_of_another_size_is_not_fetched(tiny: type[Server], sets: Path) -> None:
     tiny.files["/v1/a.png"] = NOISE + b"x"
-    with pytest.raises(StorageError, match=r"has 256001 bytes, that of the data set 256000"):
+    with pytest.raises(StorageError, match=r"has 256001 bytes, the file of the data set 256000"):
         datasets.fetch("tiny")
 
 

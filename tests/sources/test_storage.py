@@ -147,8 +147,8 @@ def header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("start", "size", "reason"),
     [
-        pytest.param(b"", 2**25, "no PNG, JPEG", id="zeros"),
-        pytest.param(b"II*\0\xf0\xff\xff\x01", 2**25, "no PNG, JPEG", id="a TIFF whose directory lies at its end"),
+        pytest.param(b"", 2**25, "not a PNG, JPEG", id="zeros"),
+        pytest.param(b"II*\0\xf0\xff\xff\x01", 2**25, "not a PNG, JPEG", id="a TIFF whose directory lies at its end"),
         pytest.param(header(2000, 3000), 2**25, "2000x3000 are more than the 5000000 pixels allowed", id="more pixels"),
         pytest.param(header(40000, 40000), 2**25, "1600000000 pixels", id="more than Pillow takes"),
         pytest.param(header(2000, 2000), 5 * 2**23, "41943040 bytes are too many for an image", id="more bytes"),
