@@ -107,7 +107,7 @@ def test_a_task_is_found_in_the_file_of_several(checkout: Path) -> None:
 
 def test_more_gpus_than_images_of_a_batch_are_refused(checkout: Path) -> None:
     for gpus in ("0", "17"):
-        with pytest.raises(ValueError, match=f"GPUS={gpus}: a batch of .* has 16 images, .* on 1 to 16 GPUs"):
+        with pytest.raises(ValueError, match=f"GPUS={gpus}: a batch of .* has 16 images, so it can use 1 to 16 GPUs"):
             plan.main(["--task", "derain", "--gpus", gpus])
     with pytest.raises(ValueError, match="IMAGES_PER_SECOND=-1 must be more than 0"):
         plan.main(["--task", "derain", "--gpus", "1", "--images-per-second", "-1"])
