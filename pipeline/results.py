@@ -30,10 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.results", description=__doc__)
     actions = parser.add_subparsers(required=True, dest="action")
     actions.add_parser("prepare", help="set the DVC remote of DGUNET_REMOTE, and get the results of earlier runs")
-    actions.add_parser("store", help="push outputs and run cache, and store dvc.lock under the commit")
+    actions.add_parser("store", help="after prepare: push outputs and run cache, store dvc.lock by commit")
     actions.add_parser("fetch", help="get dvc.lock of this commit, and all outputs that it names")
     action = parser.parse_args(arguments).action
-    _set_remote()
     {"prepare": _prepare, "store": _store, "fetch": _fetch}[action]()
 
 
@@ -46,6 +45,7 @@ def _set_remote() -> None:
 
 
 def _prepare() -> None:
+    _set_remote()
     # The run cache records the inputs of finished stages: `dvc repro --pull` fetches their outputs.
     _dvc("fetch", "--run-cache", "--quiet")
 
@@ -61,6 +61,7 @@ def _store() -> None:
 
 
 def _fetch() -> None:
+    _set_remote()
     found = commit().removesuffix(CHANGED)
     if found == "unknown":
         raise ValueError("results are stored by commit, but git cannot tell the commit of this checkout")

@@ -231,6 +231,8 @@ def _run_trainer(job: Job, name: str, channel: Any, resources: WorkerResources) 
 def _stop_signals() -> Iterator[threading.Event]:
     """Set an event on the first SIGTERM or Ctrl-C; the second Ctrl-C raises KeyboardInterrupt.
 
+    One request to stop may arrive as both signals: `ray job stop` sends SIGTERM to all processes of a job, and
+    infra/run.sh, which receives it too, sends SIGINT.
     Python handles signals only in the main thread; in other threads (trials of a search) the event is never set.
     """
     stop = threading.Event()
@@ -240,7 +242,8 @@ def _stop_signals() -> Iterator[threading.Event]:
 
     def request_stop(number: int, frame: Any) -> None:
         stop.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

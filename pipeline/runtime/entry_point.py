@@ -32,6 +32,8 @@ def run_command(main: Callable[[], None]) -> None:
     is about an absent file that the command line names. A stage of DVC stops as on SIGTERM when `dvc repro` is killed.
     """
     if "DVC_STAGE" in os.environ:
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:  # infra/run.sh has DVC ignore it
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         threading.Thread(target=_stop_after_dvc, args=_stage_and_dvc(), daemon=True).start()
     try:
         main()

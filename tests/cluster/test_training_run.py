@@ -390,6 +390,16 @@ def test_the_checkpoints_of_a_finished_run_are_deleted(storage: Path, tmp_path: 
     assert not (storage / "finished").exists()
 
 
+def test_the_two_signals_of_one_stop_request_do_not_interrupt_the_saving() -> None:
+    for first, second in ((signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)):
+        with training_run._stop_signals() as stop:
+            signal.raise_signal(first)
+            assert stop.is_set()
+            signal.raise_signal(second)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+
 DRIVER = """
     import sys
     from pathlib import Path

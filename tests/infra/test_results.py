@@ -106,4 +106,4 @@ def test_results_of_changed_code_are_fetched_with_a_notice(
     results.main(["fetch"])
     assert "with changes that were not committed" in capsys.readouterr().err
     assert (tmp_path / "dvc.lock").read_text() == "of changed code\n"
-    assert [command[0] for command in commands] == ["remote", "push", "remote", "pull"]
+    assert [command[0] for command in commands] == ["push", "remote", "pull"]
