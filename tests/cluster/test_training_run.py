@@ -398,6 +398,16 @@ def test_a_run_says_that_a_batch_is_too_small_for_all_workers_and_its_checkpoint
     assert not (storage / "capped").exists()
 
 
+def test_the_two_signals_of_one_stop_request_do_not_interrupt_the_saving() -> None:
+    for first, second in ((signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)):
+        with training_run._stop_signals() as stop:
+            signal.raise_signal(first)
+            assert stop.is_set()
+            signal.raise_signal(second)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+
 DRIVER = """
     import sys
     from pathlib import Path

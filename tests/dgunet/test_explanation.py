@@ -152,7 +152,7 @@ def test_a_part_of_a_photo(files, capsys):
     assert 'width="16" height="16"' in page
     assert "PSNR" not in page
     assert main(["explain", "photo.png", "--model", "model", "--crop", "40,0,16"]) == 2
-    assert "outside of photo.png, which has 40x24 pixels" in capsys.readouterr().err
+    assert "outside photo.png, which has 40x24 pixels" in capsys.readouterr().err
 
 
 def test_a_large_photo_is_explained_in_its_middle(files, monkeypatch):
