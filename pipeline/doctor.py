@@ -1,6 +1,6 @@
-"""Check what a run needs before it starts: Ray cluster, MLflow, storage, shards, DVC remote, shared folders.
+"""Checks what a run needs before it starts: Ray cluster, MLflow, storage, shards, DVC remote, shared folders.
 
-Each check ends within SECONDS and prints a line, which names the variable, the address, and what to do.
+Each check ends within SECONDS and prints one line with the variable, the address, and what to do.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _places(environment: Environment) -> dict[str, str]:
 
 
 def _shared_folders(environment: Environment) -> dict[str, Path]:
-    """Return the folders that all nodes must see, by the variable that names another place for them."""
+    """Return the folders that all nodes must see, by the variable that sets them."""
     folders = {
         "DGUNET_STORAGE": environment.storage,
         "DGUNET_SHARDS": environment.shards or str(Path("data").absolute()),
@@ -115,9 +115,9 @@ def _check_ray(address: str, environment: Environment) -> str:
 
 
 def _wait_for_nodes(address: str, environment: Environment, seconds: float) -> None:
-    """Wait for up to `seconds` until this machine is a node of the cluster, and the workers have room.
+    """Wait for up to `seconds` until this machine is a node of the cluster and the workers fit on the nodes.
 
-    Prints once what is missing. What waiting does not cure is left to the checks.
+    Prints once what is missing. Other faults are left to the checks.
     """
     deadline = time.monotonic() + seconds
     reported = False
@@ -136,7 +136,7 @@ def _wait_for_nodes(address: str, environment: Environment, seconds: float) -> N
 
 def _check_mlflow() -> str:
     address = runs.tracking_address()
-    if "://" in address and not address.startswith("sqlite:"):  # the first connection to SQLite makes the tables
+    if "://" in address and not address.startswith("sqlite:"):  # the first connection to SQLite creates the tables
         with runs.connected():
             pass
     return address
@@ -150,8 +150,8 @@ def _check_shared(address: str, folders: dict[str, Path]) -> str:
         try:
             if missing := nodes_without(address, mark):
                 raise ValueError(
-                    f"{variable}={folder}: the nodes {', '.join(missing)} do not see this folder: name one that all "
-                    "nodes mount, or a URL such as s3://bucket/runs"
+                    f"{variable}={folder}: the nodes {', '.join(missing)} do not see this folder: set the variable to "
+                    "one that all nodes mount, or to a URL such as s3://bucket/runs"
                 )
         finally:
             with suppress(OSError):

@@ -1,7 +1,7 @@
-"""Bring results from a cluster to another clone: what DVC stores, and the dvc.lock that belongs to a commit.
+"""Brings results from a cluster to another clone: the objects that DVC stores, and the dvc.lock of a commit.
 
-dvc.lock is not in git. The driver on a cluster stores it beside the checkpoints, under the commit of the checkout, and
-pushes what it names to the DVC remote after each stage. In a clone of that commit `make fetch` gets both.
+dvc.lock is not in git. After each stage, the driver on a cluster stores it beside the checkpoints, under the commit of
+the checkout, and pushes the objects that it names to the DVC remote. In a clone of that commit `make fetch` gets both.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _set_remote() -> None:
 
 def _prepare() -> None:
     _set_remote()
-    # The run cache says for which inputs a stage has run, so that `dvc repro --pull` takes its outputs.
+    # The run cache records the inputs of finished stages: `dvc repro --pull` fetches their outputs.
     _dvc("fetch", "--run-cache", "--quiet")
 
 
@@ -64,14 +64,14 @@ def _fetch() -> None:
     _set_remote()
     found = commit().removesuffix(CHANGED)
     if found == "unknown":
-        raise ValueError("results are stored by commit, and git does not say which one this checkout has")
+        raise ValueError("results are stored by commit, but git cannot tell the commit of this checkout")
     content, of = _read(found), found
     if content is None:
         of = found + CHANGED
         content = _read(of)
     if content is None:
         raise ValueError(
-            f"{read_environment().storage} has no results of commit {found[:10]}: check out the commit that the "
+            f"{read_environment().storage} has no results for commit {found[:10]}: check out the commit that the "
             "cluster has run, or set DGUNET_STORAGE to what it was there"
         )
     if of != found:

@@ -19,7 +19,7 @@ import yaml
 from checkout import Checkout
 from factories import PROJECT
 from hosts import OUTSIDE, Host, Started, hosts
-from processes import S3Server, until
+from processes import WITHOUT_JOBS, S3Server, until
 
 TOKEN = "of-tests-0123456789abcdef0123456789abcdef"
 RAYJOB = yaml.safe_load((PROJECT / "infra" / "kuberay" / "base" / "rayjob.yaml").read_text())["spec"]
@@ -91,7 +91,8 @@ class Site:
         ]
         server += ["--allowed-hosts", f"{OUTSIDE}:*"]
         with (folder / "mlflow.log").open("w") as log:
-            self.server = subprocess.Popen(server, stdout=log, stderr=log, start_new_session=True)
+            variables = os.environ | WITHOUT_JOBS
+            self.server = subprocess.Popen(server, stdout=log, stderr=log, start_new_session=True, env=variables)
 
     def clone(self, name: str) -> None:
         """Run what follows in a new clone of the checkout, in which nothing has run."""

@@ -68,7 +68,7 @@ def test_a_clone_of_the_same_commit_gets_the_results(made: Checkout) -> None:
     made.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "-am", "more")
     status, output = run(made, clone(made, "newer"), "fetch")
     assert status == 1
-    assert "has no results of commit" in output
+    assert "has no results for commit" in output
     assert output.count("\n") == 1
 
 
