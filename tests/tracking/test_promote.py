@@ -467,7 +467,7 @@ def test_what_cannot_be_rolled_back_or_approved_is_refused(checkout):
     checkout.candidate(0, 25.0)
     with pytest.raises(ValueError, match="no previous champion: version 1 is the first"):
         rollback.main(["--task", "derain"])
-    with pytest.raises(ValueError, match="derain has no version 7 in the registry; there is: 1"):
+    with pytest.raises(ValueError, match="derain has no version 7 in the registry; available: 1"):
         approve.main(["--task", "derain", "--version", "7"])
     assert aliases() == {"champion": "1"}
 
