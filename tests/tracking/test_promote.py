@@ -140,7 +140,7 @@ def test_the_first_model_becomes_champion_if_it_beats_degraded_images_and_baseli
             "over": "the baseline images", "mean": 3.0, "num_photographs": 3,
             "interval": {
                 "low": 3.0, "high": 3.0, "level": 0.95, "num_photographs": 3, "num_resamples": 10_000, "seed": 0,
-                "method": "percentile bootstrap over photographs",
+                "method": "percentile bootstrap and Student's t over photographs, the wider bounds",
             },
         },
     }  # fmt: skip
