@@ -228,7 +228,7 @@ def test_a_champion_that_was_measured_on_another_test_set_is_measured_again(chec
     write_folder(Path("test"), [4])
     assert checksum(Path("test") / INDEX) != before
     truth = checkout.measure()
-    record = checkout.candidate(1, truth + 1)
+    record = checkout.candidate(1, truth + 10)
     assert record["alias_moved"], "99 dB were on other images"
     assert f"against {truth:.2f} dB of version 1" in record["reason"]
 
