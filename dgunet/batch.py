@@ -1,6 +1,6 @@
-"""Restore many photos: one that fails does not stop the others, what is done stays, the end is a table or JSON.
+"""Restore many photos: a failure does not stop the others, finished photos are kept, a table or JSON ends the batch.
 
-Only results are kept in memory, one photo at a time is.
+Only one photo at a time, and the list of results, is in memory.
 """
 
 import errno
@@ -28,10 +28,10 @@ from dgunet.jobs import Job, Plan, is_folder
 
 Pixels = Shaped[np.ndarray, "H W C"]
 Restore = Callable[[Pixels, Callable[[int, int], None]], Pixels]
-_STOPS = {  # errors of writing that every further photo would meet
+_STOPS = {  # write errors that every further photo would have, too
     errno.ENOSPC: "the disk is full (No space left on device)",
     errno.EDQUOT: "the disk quota is used up",
-    errno.EROFS: "the folder cannot be written to any more (read-only file system)",
+    errno.EROFS: "the folder can no longer be written to (read-only file system)",
 }
 _REASONS = 12  # of the table
 _PHOTOS = 3  # of each reason
@@ -41,7 +41,7 @@ COMPARED_GAP = 8
 
 @dataclass
 class Results:
-    """What became of each photo; `stopped` says why the batch ended early, if it did."""
+    """The outcome of each photo; `stopped` says why the batch ended early, if it did."""
 
     done: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[Job] = field(default_factory=list)
@@ -82,7 +82,7 @@ def run(
 
     Raises:
         OSError: nothing can be written to `out`.
-        Exception: of `load`.
+        Exception: any that `load` raises.
     """
     started = time.monotonic()
     results = Results(unread=planned.unread)
@@ -105,7 +105,7 @@ def run(
     lines = [json.dumps(_as_json(results))] if as_json else list(_table(results))
     num_written = sum(write_line(line) for line in lines)
     if results.stopped:
-        write_line(f"dgunet: {printable(results.stopped)}; run again with --skip-existing to go on", to_stderr=True)
+        write_line(f"dgunet: {printable(results.stopped)}; run again with --skip-existing to continue", to_stderr=True)
     return results.status if num_written == len(lines) else results.status or 1
 
 
@@ -124,7 +124,7 @@ def _to_do(jobs: Sequence[Job], existing: str, results: Results) -> Iterator[Job
             num_existing += 1
             results.refused.append((job.source, "exists in OUT"))
     if num_existing:  # one line, as there may be thousands
-        remedy = "--overwrite replaces them, --skip-existing passes over them"
+        remedy = "--overwrite replaces them, --skip-existing skips them"
         write_line(f"dgunet: {num_existing:,} of {len(jobs):,} photos exist in OUT; {remedy}", to_stderr=True)
 
 
@@ -199,7 +199,7 @@ def _restore_one(
         _check_format(photo, job.target)
         alpha = None if photo.alpha is None else np.ascontiguousarray(photo.alpha)  # a view keeps the colours too
         before = _shown(photo.pixels) if compare else None
-        # From here on nothing refers to the pixels that were read, so that their memory serves for writing.
+        # From here on nothing refers to the pixels that were read: their memory can be reused for writing.
         photo = replace(photo, pixels=restore(photo.pixels, show_tiles), alpha=alpha)
     except Exception as error:  # decoders raise many types; RuntimeError: torch is out of memory
         raise _Refused(_reason(error, job.source)) from error
@@ -244,9 +244,9 @@ def _side_by_side(
 
 
 def _check_case(target: Path, other: Path) -> None:
-    """Raise _Refused if another photo was written to the same file, whose name differs in case alone."""
+    """Raise _Refused if another photo was written to the same file, whose name differs only in case."""
     if target != other and target.exists() and target.samefile(other):
-        raise _Refused(f"would replace {other}: this folder does not tell apart upper and lower case")
+        raise _Refused(f"would replace {other}: this folder does not distinguish upper and lower case")
 
 
 def _check_format(photo: Photo, target: Path) -> None:
@@ -264,7 +264,7 @@ def _refuse(results: Results, path: Path, reason: str, label: str = "") -> None:
 
 
 def _reason(error: BaseException, path: Path) -> str:
-    """Return the message of an error in one line, without the name of the photo, which stands before it."""
+    """Return the message of an error in one line, without the name of the photo, which is printed before it."""
     lines = explain(error).removeprefix(f"{path}: ").splitlines()
     text = "; ".join(stripped for line in lines if (stripped := line.strip()))
     is_usual = isinstance(error, OSError | ValueError | RuntimeError | MemoryError)
@@ -272,7 +272,7 @@ def _reason(error: BaseException, path: Path) -> str:
 
 
 def _table(results: Results) -> Iterator[str]:
-    """Yield the lines of the end; none for a single photo that was restored, whose own line says all."""
+    """Yield the lines of the summary; none for a single restored photo, whose own line says everything."""
     counts = _counts(results)
     if counts != {"restored": 1}:
         width = max((len(f"{count:,}") for count in counts.values()), default=1)
@@ -286,7 +286,7 @@ def _table(results: Results) -> Iterator[str]:
     for phrase, count in dropped.most_common(_REASONS):
         yield f"not kept in {count:,} {'photo' if count == 1 else 'photos'}: {printable(phrase)}"
     if len(dropped) > _REASONS:
-        yield f"not kept: {len(dropped) - _REASONS} more things, which --json lists"
+        yield f"not kept: {len(dropped) - _REASONS} more; --json lists them"
 
 
 def _counts(results: Results) -> dict[str, int]:
@@ -308,7 +308,7 @@ def _refused_lines(refused: Sequence[tuple[Path, str]]) -> Iterator[str]:
         more = f" and {len(paths) - _PHOTOS:,} more" if len(paths) > _PHOTOS else ""
         yield f"  {len(paths):,}: {_shortened(printable(reason))}: {names}{more}"
     if len(groups) > _REASONS:
-        yield f"  {len(groups) - _REASONS:,} more reasons, which --json lists"
+        yield f"  {len(groups) - _REASONS:,} more reasons; --json lists them"
 
 
 def _shortened(reason: str) -> str:

@@ -23,15 +23,15 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Interval:
-    """Where the mean lies with confidence `level`, and how that was found.
+    """Confidence interval of a mean, and how it was computed.
 
     Attributes:
         low: lower bound.
         high: upper bound.
-        level: confidence.
-        num_photographs: how many photographs the images are of.
-        num_resamples: how often the bootstrap drew as many of them.
-        seed: of its random numbers.
+        level: confidence, such as 0.95.
+        num_photographs: number of photographs that the images are of.
+        num_resamples: number of resamples of the bootstrap.
+        seed: seed of its random numbers.
         method: name of the method.
     """
 
@@ -82,5 +82,5 @@ def half_width_in_deviations(num_photographs: int | npt.NDArray[np.int64]) -> np
 
 
 def photograph_of(key: str) -> str:
-    """Return the photograph of a pair of our shards, whose key is photograph_row_column_copy."""
+    """Return the photograph of a pair in shards, whose key is photograph_row_column_copy."""
     return key.rsplit("_", 3)[0] if key.count("_") >= 3 else key
