@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgunet.commands.arguments import MODEL_HELP, add_device, chosen_device, not_empty, path
-from dgunet.jobs import FORMATS, plan
+from dgunet.jobs import FORMATS, UsageError, plan
 
 if TYPE_CHECKING:
     from dgunet.network import DGUNet
@@ -61,6 +61,12 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         default="float32",
         help="bfloat16 is faster on GPUs and less exact (default: float32)",
     )
+    restore.add_argument(
+        "--fast",
+        action="store_true",
+        help="compute with OpenVINO on the CPU: the same but for rounding, in less time; not for statistics over "
+        "windows, and for photos of more than 1024x1024 pixels only with --statistics tile; needs dgunet[fast]",
+    )
     add_device(restore)
     restore.add_argument(
         "--format", choices=FORMATS, help="format to write (default: that of each photo; PNG for HEIC)"
@@ -106,11 +112,35 @@ def _load_restore(arguments: argparse.Namespace) -> Callable[..., Any]:
     model: DGUNet = load_model(arguments.model).to(device)
     options = {name: getattr(arguments, name) for name in ("tile", "statistics", "self_ensemble", "precision")}
     options["num_stages"] = arguments.stages
+    options["fast"] = _load_graph(arguments, model) if arguments.fast else None
 
     def restored(pixels: Any, show_tiles: Callable[[int, int], None]) -> Any:
         return restore(model, pixels, progress=show_tiles, **options)
 
     return restored
+
+
+def _load_graph(arguments: argparse.Namespace, model: "DGUNet") -> Callable[..., Any] | None:
+    """Return the graph of OpenVINO, and say which photos it does not restore; None: it restores none."""
+    from dgunet.console import write_line
+
+    if next(model.parameters()).device.type != "cpu":
+        raise UsageError("--fast is for the CPU: add --device cpu, or leave it out")
+    if model.local_statistics is not None and arguments.statistics in (None, "local"):
+        write_line(
+            "--fast is not for statistics over windows, as this model takes them; --statistics whole would be "
+            "fast. Restored without it.",
+            to_stderr=True,
+        )
+        return None
+    from dgunet.fast import load_graph
+
+    if arguments.statistics != "tile":
+        write_line(
+            "--fast: photos of more than one tile are restored without it; --statistics tile would be fast",
+            to_stderr=True,
+        )
+    return load_graph(model, arguments.stages, arguments.precision)
 
 
 def _tile(text: str) -> int:
