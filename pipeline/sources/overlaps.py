@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 from pipeline.sources import datasets
 from pipeline.sources.registry import ALL, DataSet, set_of_folder, shared_images
 
-PUBLISHED = "published.json"  # in a folder of shards: what `published` returns of the images of train and val
+# In a folder of shards, of the images of train and val: what `published` returns, and the hashes of their pixels.
+PUBLISHED, PHOTOGRAPHS = "published.json", "photographs.json"
 
 
 def published(uris: Iterable[str]) -> list[str]:
