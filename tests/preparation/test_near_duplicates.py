@@ -48,15 +48,17 @@ def test_a_group_bears_the_smallest_hash_of_its_scene() -> None:
 
 
 COPIES = {
-    "recompressed": (
-        lambda image: cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 20])[1], 1),
-        True,
-    ),
+    "recompressed": (lambda image: recompressed(image, quality=20), True),
     "resized": (lambda image: cv2.resize(image, None, fx=0.3, fy=0.3, interpolation=cv2.INTER_AREA), True),
     "mirrored": (lambda image: image[:, ::-1], True),
     "cropped by 3 % at each side": (lambda image: cropped(image, 0.03), True),
     "cropped by 20 % at each side": (lambda image: cropped(image, 0.2), False),
 }
+
+
+def recompressed(image: UInt8[np.ndarray, "H W 3"], quality: int) -> UInt8[np.ndarray, "H W 3"]:
+    _, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return np.asarray(cv2.imdecode(content, cv2.IMREAD_COLOR))
 
 
 def cropped(image: UInt8[np.ndarray, "H W 3"], share: float) -> UInt8[np.ndarray, "h w 3"]:

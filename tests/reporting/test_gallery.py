@@ -64,9 +64,10 @@ def page(channels: int = 3, task: str = "denoise") -> Page:
         for n, one in enumerate(pairs)
     ]
     sigma = {"kind": "gaussian_noise", "sigma": [25, 25], "per_channel": True}
+    leak = Leak("1 image <shows> it", "", ())
     return Page(
-        task, found, {"Set <5>": found}, {"Set <6>": Leak("1 image <shows> it", "", ())}, shown, plots(found, CURVE), {"kind": "sequence", "steps": [sigma]},
-        model.config, 12345, BASELINE, None,
+        task, found, {"Set <5>": found}, {"Set <6>": leak}, shown, plots(found, CURVE),
+        {"kind": "sequence", "steps": [sigma]}, model.config, 12345, BASELINE, None,
     )  # fmt: skip
 
 
