@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgunet.checkpoint import read_card
@@ -64,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as temporary:
             measure(args.task, folder, Path(temporary))
             report = read_report(Path(temporary))
-    text = page(args.task, args.model, report, read_card(folder), settings.baseline.kind, operations)
+    text = page(
+        args.task, args.model, report, read_card(folder), baseline=settings.baseline.kind, operations=operations
+    )
     write_atomically(RESULTS / f"{args.task}.md", text)
     print(text)
 
@@ -113,20 +114,20 @@ def read_report(folder: Path) -> Report:
 
 
 def training_operations(card: Mapping[str, Any], recipe: Train) -> float:
-    """Return the floating-point operations of a training run, in 10^12: forward and backward passes, counted, not run.
+    """Return the floating-point operations of a training run, in 10^12: passes forward and backward, counted in one.
 
     The loss, the optimizer and the measurements on the val split are not counted.
     """
     network = DGUNet(DGUNetConfig(**card["config"]))
-    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
-        images = torch.empty(recipe.batch_size, network.config.image_channels, recipe.patch_size, recipe.patch_size)
+    with FlopCounterMode(display=False) as counter:
+        images = torch.rand(recipe.batch_size, network.config.image_channels, recipe.patch_size, recipe.patch_size)
         estimates = network(images if network.sensing is None else network.sense(images))
         torch.stack([estimate.sum() for estimate in estimates]).sum().backward()
     return float(counter.get_total_flops() * recipe.num_steps / 1e12)
 
 
 def page(
-    task: str, address: str | None, report: Report, card: Mapping[str, Any], baseline: str, operations: float | None
+    task: str, address: str | None, report: Report, card: Mapping[str, Any], *, baseline: str, operations: float | None
 ) -> str:
     """Return the table as Markdown."""
     metrics, measurement, provenance = report.metrics, report.measurement, card.get("provenance", {})
@@ -146,8 +147,8 @@ def page(
             "",
             f"- Measured on {measurement['date']} at commit {measurement['commit']}, on {measurement['hardware']}; "
             f"{packages}.",
-            f"- Model: {address or f'models/{task}'}, sha256 of the weights {card['weights_sha256']}; trained at commit "
-            f"{provenance.get('commit', 'unknown')} on shards with the index {provenance.get('data', 'unknown')}.",
+            f"- Model: {address or f'models/{task}'}, sha256 of the weights {card['weights_sha256']}; trained at "
+            f"commit {provenance.get('commit', 'unknown')} on shards with index {provenance.get('data', 'unknown')}.",
             f"- Training: {'operations not known' if operations is None else f'{operations:.1f} TFLOP'}.",
             f"- Baseline: {baseline}.",
             f"- Intervals: {_method(metrics)}.",
