@@ -30,6 +30,7 @@ TOOLS = (
     "results",
     "collect",
     "plan",
+    "restore_many",
 )
 # Code that decides where and how a stage runs, not what it writes; training and resuming are tested to show that.
 NO_DEPENDENCY = {"pipeline/cluster", "pipeline/tracking", "pipeline/runtime"}
