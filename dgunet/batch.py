@@ -29,7 +29,7 @@ from dgunet.jobs import Job, Plan, is_folder
 
 Pixels = Shaped[np.ndarray, "H W C"]
 Restore = Callable[[Pixels, Callable[[int, int], None]], Pixels]
-_STOPS = {  # errors of writing that every further photo would meet
+STOPS = {  # errors of writing that every further photo would meet
     errno.ENOSPC: "the disk is full (No space left on device)",
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the folder cannot be written to any more (read-only file system)",
@@ -208,7 +208,7 @@ def _restore_one(
         if before is not None:
             write_photo(_comparison(job.target), Photo(_side_by_side(before, _shown(photo.pixels))))
     except Exception as error:  # encoders raise many types
-        stops = _STOPS.get(error.errno or 0) if isinstance(error, OSError) else None
+        stops = STOPS.get(error.errno or 0) if isinstance(error, OSError) else None
         raise _Refused(reason_of(error, job.target), stops) from error
     height, width = photo.pixels.shape[:2]
     return {

@@ -37,6 +37,7 @@ from pipeline.shards import store
 
 INDEX = "index.json"
 PARTIAL = ".partial"  # suffix of files that are still being written
+HEADER = {"mtime": 0, "user": "", "group": "", "mode": 0o444}  # of each member of a tar file
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -112,7 +113,7 @@ def write_tar(path: Path, samples: Iterable[Mapping[str, Any]]) -> int:
     """
     count = 0
     with path.open("wb") as file:
-        with wds.TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o444) as tar:
+        with wds.TarWriter(file, encoder=False, keep_meta=True, format="PAX_FORMAT", **HEADER) as tar:
             for sample in samples:
                 tar.write(sample)
                 count += 1
