@@ -23,7 +23,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ from pipeline.restoration.blocks import Block, count_photos, find_shards, photo_
 from pipeline.restoration.output import CARD, Output
 from pipeline.restoration.restorer import Existing, Job, Restorer, Result
 from pipeline.runtime.entry_point import run_command
-from pipeline.runtime.environment import read_environment
+from pipeline.runtime.environment import read_environment, restored_environ
 from pipeline.sources.places import File, is_archive
 
 MOST_LISTED = 10_000  # refused photographs that --json names
@@ -139,7 +139,11 @@ def run(
     """Restore the blocks, and return what became of the photographs and how many other files have each suffix."""
     totals, unread = Totals(), dict[str, int]()
     check_nodes(job.output, given)
-    with session(), tqdm(unit="shard" if given.shards else "photo", disable=None, smoothing=0.1) as bar:
+    with restored_environ(), ExitStack() as stack:
+        # Ray's C++ code warns on stderr of each pool of actors that Ray Data starts.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        stack.enter_context(session())
+        bar = stack.enter_context(tqdm(unit="shard" if given.shards else "photo", disable=None, smoothing=0.1))
         from pipeline.cluster.map_blocks import map_blocks, plan_actors  # imports Ray Data, which takes seconds
 
         resources = plan_actors()

@@ -95,11 +95,12 @@ class Output:
         return int(facts["size"]) if facts["type"] == "file" else None
 
     def is_empty(self) -> bool:
-        """Whether it is absent, or holds nothing. Raises OSError."""
+        """Whether it is absent, or holds no results. Raises OSError."""
         filesystem, place = self._place("")
         filesystem.invalidate_cache()
         with suppress(FileNotFoundError):
-            return not filesystem.ls(place.rstrip("/"), detail=False)
+            names = filesystem.ls(place.rstrip("/"), detail=False)
+            return all(name.rstrip("/").endswith(f"/{FOLDER}") for name in names)
         return True
 
     def remove_partial(self) -> None:
