@@ -129,7 +129,7 @@ class _Listing(ray.data.Datasource):  # type: ignore[misc]
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
-    def get_read_tasks(self, parallelism: int, **_: Any) -> list[ray.data.ReadTask]:
+    def get_read_tasks(self, parallelism: int, **_: Any) -> list[Any]:
         return [ray.data.ReadTask(partial(_tables, self._blocks), BlockMetadata(None, None, None, None))]
 
 

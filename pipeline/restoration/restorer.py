@@ -287,11 +287,11 @@ def _read(file: File) -> bytes:
 def _members(uri: str, file_format: str | None) -> Iterator[_Member]:
     """Yield the members of a shard, those of a sample together. Raises Refused if the shard is damaged."""
     for _, group in groupby(_contents(uri), key=lambda item: _split(item[0])[0]):
-        contents = dict(group)
-        photos = [name for name in contents if PurePosixPath(name).suffix.lower() in SUFFIXES]
+        contents = list(group)
+        photos = [name for name, _ in contents if PurePosixPath(name).suffix.lower() in SUFFIXES]
         targets = target_names([Path(name) for name in photos], file_format, WRITABLE_SUFFIXES)
         renamed = dict(zip(photos, (target.as_posix() for target in targets), strict=True))
-        for name, content in contents.items():
+        for name, content in contents:
             if name.endswith(f".{DEGRADED}"):
                 restored = f"{name.removesuffix(DEGRADED)}restored.{file_format or 'png'}"
                 yield _Member(f"{uri}!{name}", restored, partial(_array, content), is_photo=True)

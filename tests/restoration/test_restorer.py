@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from factories import write_folder
+from processes import S3Server
 from restored import expected, member_bytes, model_files, save_small_model, write_photos, write_shard_of
 
 from dgunet.checkpoint import load_model
@@ -214,3 +215,28 @@ def test_a_full_disk_ends_the_run(model: Path, job: Job, monkeypatch: pytest.Mon
     monkeypatch.setattr(Output, "write", full)
     with pytest.raises(OSError, match="No space left"):
         run(model, job, "in")
+
+
+def test_photographs_and_shards_may_lie_at_a_url(model: Path, job: Job, s3_server: S3Server) -> None:
+    names = write_photos("photos", 5)
+    client = s3_server.client()
+    for name in names:
+        client.upload_file(str(Path("photos", name)), "bucket", f"in/{name}")
+    place, out = "s3://bucket/in", Output("s3://bucket/out")
+    assert out.is_empty()
+    restorer = Restorer(replace(job, output=out), model_files(model), device="cpu", num_threads=1)
+    assert total([restorer(block, no_deaths) for block in photo_blocks(place, 4, None)]) == (5, 0, 0)
+    assert total([restorer(block, no_deaths) for block in photo_blocks(place, 4, None)]) == (0, 5, 0)
+    for name in names:
+        content = client.get_object(Bucket="bucket", Key=f"out/{name}")["Body"].read()
+        assert content == expected(model, Path("photos", name))
+    shards = Output("s3://bucket/shards")
+    restorer = Restorer(replace(job, output=shards, to_shards=True), model_files(model), device="cpu", num_threads=1)
+    assert total([restorer(block, no_deaths) for block in photo_blocks(place, 4, None)]) == (5, 0, 0)
+    again = Output("s3://bucket/again")
+    restorer = Restorer(replace(job, output=again, to_shards=True), model_files(model), device="cpu", num_threads=1)
+    blocks = list(shard_blocks(find_shards(["s3://bucket/shards"])))
+    assert [block.name for block in blocks] == ["000000", "000001"]
+    assert total([restorer(block, no_deaths) for block in blocks]) == (5, 0, 0)
+    assert total([restorer(block, no_deaths) for block in blocks]) == (0, 5, 0)
+    assert not again.is_empty()
