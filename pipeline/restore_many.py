@@ -23,7 +23,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,12 +42,12 @@ from dgunet.images.names import describe_unread
 from dgunet.inference import restore
 from pipeline.cluster import checkpoints, tasks
 from pipeline.cluster.lease import hold_lease
-from pipeline.cluster.session import nodes_without, session
+from pipeline.cluster.session import nodes_without
 from pipeline.restoration.blocks import Block, count_photos, find_shards, photo_blocks, shard_blocks
 from pipeline.restoration.output import CARD, Output
 from pipeline.restoration.restorer import Existing, Job, Restorer, Result
 from pipeline.runtime.entry_point import run_command
-from pipeline.runtime.environment import read_environment, restored_environ
+from pipeline.runtime.environment import read_environment
 from pipeline.sources.places import File, is_archive
 
 MOST_LISTED = 10_000  # refused photographs that --json names
@@ -139,13 +139,10 @@ def run(
     """Restore the blocks, and return what became of the photographs and how many other files have each suffix."""
     totals, unread = Totals(), dict[str, int]()
     check_nodes(job.output, given)
-    with restored_environ(), ExitStack() as stack:
-        # Ray's C++ code warns on stderr of each pool of actors that Ray Data starts.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        stack.enter_context(session())
-        bar = stack.enter_context(tqdm(unit="shard" if given.shards else "photo", disable=None, smoothing=0.1))
-        from pipeline.cluster.map_blocks import map_blocks, plan_actors  # imports Ray Data, which takes seconds
+    from pipeline.cluster.map_blocks import block_session, map_blocks, plan_actors  # imports Ray Data: seconds
 
+    unit = "shard" if given.shards else "photo"
+    with block_session(), tqdm(unit=unit, disable=None, smoothing=0.1) as bar:
         resources = plan_actors()
         restorer = partial(
             Restorer,

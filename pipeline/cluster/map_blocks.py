@@ -7,9 +7,11 @@ starts another and gives it the block again. One task lists the blocks, no faste
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -19,9 +21,10 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.cluster.ray_internals import without_lines_of_nodes
+from pipeline.cluster.ray_internals import without_lines_of_nodes, without_stderr
 from pipeline.cluster.resources import WorkerResources, nodes, num_workers_that_fit, plan_resources
-from pipeline.runtime.environment import read_environment
+from pipeline.cluster.session import session
+from pipeline.runtime.environment import read_environment, restored_environ
 
 Result = TypeVar("Result")
 
@@ -36,6 +39,16 @@ class Named(Protocol):
 
 Block = TypeVar("Block", bound=Named)
 Begin = Callable[[str, str], int]
+
+
+@contextmanager
+def block_session() -> Iterator[None]:
+    """A Ray session without the error that Ray's C++ code prints of each pool of actors that Ray Data starts."""
+    with restored_environ(), ExitStack() as stack:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        with without_stderr():  # a line says that the level was set
+            stack.enter_context(session())
+        yield
 
 
 def plan_actors() -> WorkerResources:

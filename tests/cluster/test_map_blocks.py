@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from factories import pythonpath
 
-from pipeline.cluster.map_blocks import Begin, Deaths, map_blocks, plan_actors
+from pipeline.cluster.map_blocks import Begin, Deaths, block_session, map_blocks, plan_actors
 from pipeline.cluster.resources import WorkerResources
-from pipeline.cluster.session import session
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
 TWO = WorkerResources(2, 1.0, 0.0)
@@ -52,7 +51,7 @@ def test_a_process_that_dies_costs_one_block_and_errors_arrive_as_they_were(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("PYTHONPATH", pythonpath(__file__))
     log = tmp_path / "log"
-    with session():
+    with block_session():
         assert plan_actors().num_workers == os.cpu_count()
         monkeypatch.setenv("DGUNET_WORKERS", "1:2")
         assert (plan_actors().num_workers, plan_actors().max_workers) == (1, 2)
