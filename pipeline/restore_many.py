@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -92,6 +93,11 @@ class Input:
     place: str
     shards: Sequence[File]
 
+    @property
+    def folders(self) -> set[str]:
+        """The places that are read: that of the photographs, or the folders of the shards."""
+        return {shard.uri.rpartition("/")[0] for shard in self.shards} or {self.place}
+
     def blocks(self, size: int, file_format: str | None) -> Callable[[], Iterable[Block]]:
         """Return the function that lists the blocks, to be called in another process."""
         if self.shards:
@@ -112,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     card = {
         "model": hashlib.sha256(model[CARD_FILE] + model[WEIGHTS_FILE]).hexdigest(),
         "options": {**restore_options(args), "format": args.format, "page": args.page},
-        "inputs": [shard.uri for shard in given.shards] or [given.place],
+        "inputs": sorted(given.folders),
         "to": "shards" if to_shards else "folder",
         "block": args.block if to_shards and not given.shards else None,
     }
@@ -126,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         made_by=hashlib.sha256(json.dumps([card["model"], card["options"]]).encode()).hexdigest(),
         most_deaths=max(1, read_environment().max_failures),
     )
-    with signals_interrupt(), held(output, card, existing):
+    with one_interrupt(), signals_interrupt(), held(output, card, existing):
         totals, unread = run(job, given.blocks(args.block, args.format), given, model)
     report(totals, unread, time.monotonic() - started, as_json=args.json)
     if totals.refused:
@@ -177,6 +183,21 @@ def run(
     return totals, unread
 
 
+@contextmanager
+def one_interrupt() -> Iterator[None]:
+    """Ignore Ctrl-C after the first, while processes are stopped: Ray Data's threads cannot be interrupted twice."""
+
+    def interrupt(*_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def find_input(places: Sequence[str]) -> Input:
     """Return the shards that places name, or the one place of photographs. Raises ValueError for a mixture."""
     shards = {place: find_shards([place]) for place in places if not _is_archive_of_photos(place)}
@@ -200,8 +221,7 @@ def absolute(place: str) -> str:
 
 def check_apart(given: Input, output: Output) -> None:
     """Raise ValueError where OUT lies in a folder that is read, or the other way round."""
-    folders = {shard.uri.rpartition("/")[0] for shard in given.shards} or {given.place}
-    for folder in folders:
+    for folder in given.folders:
         if f"{output.address}/".startswith(f"{folder}/") or f"{folder}/".startswith(f"{output.address}/"):
             raise ValueError(f"{output.address}: choose a folder to write to beside {folder}, not in it or above it")
 
