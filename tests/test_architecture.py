@@ -114,6 +114,7 @@ EDITED = {  # an edit of one file of each package -> the stages of a task that a
     "pipeline/evaluation/protocol.py": {"evaluate", "promote"},
     "pipeline/preparation/splits.py": set(),
     "pipeline/reporting/gallery.html": {"evaluate"},
+    "pipeline/restoration/blocks.py": set(),
     "pipeline/retention/items.py": set(),
     "pipeline/runtime/entry_point.py": set(),
     "pipeline/shards/format.py": {"synthesize", "train", "evaluate", "promote"},

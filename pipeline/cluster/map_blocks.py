@@ -156,7 +156,7 @@ def _row(value: Any) -> pa.Table:
 
 class _Worker:
     def __init__(self, function: ray.ObjectRef, deaths: Any) -> None:
-        self._call, self._deaths = ray.get(function)(), deaths
+        self._call, self._deaths, self._num_deaths = ray.get(function)(), deaths, 0
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         results = []
@@ -166,5 +166,10 @@ class _Worker:
         return {"pickled": list(map(pickle.dumps, results))}
 
     def _begin(self, block: str, item: str) -> int:
-        deaths: int = ray.get(self._deaths.begin.remote(block, item))
-        return deaths
+        answer = self._deaths.begin.remote(block, item)
+        if item and not self._num_deaths:
+            return 0  # An answer takes time. A block that a process died over before waits, as what it notes may be the last.
+        num_deaths: int = ray.get(answer)
+        if not item:
+            self._num_deaths = num_deaths
+        return num_deaths
