@@ -167,8 +167,9 @@ class _Worker:
 
     def _begin(self, block: str, item: str) -> int:
         answer = self._deaths.begin.remote(block, item)
+        # An answer takes time. Over a block that a process died of before it is waited for: this one may die as soon.
         if item and not self._num_deaths:
-            return 0  # An answer takes time. A block that a process died over before waits, as what it notes may be the last.
+            return 0
         num_deaths: int = ray.get(answer)
         if not item:
             self._num_deaths = num_deaths
