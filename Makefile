@@ -27,7 +27,7 @@ $(READY): constraints.txt pyproject.toml
 	@command -v git >/dev/null || { echo "git is needed: apt-get install git"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "pip>=25.1"
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet --constraint constraints.txt --group pipeline --group dev --config-settings editable_mode=compat --editable .
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet --constraint constraints.txt --group pipeline --group dev --editable .
 	@test -d .git || git init --quiet
 	@test -f .dvc/config || $(BIN)/dvc init --quiet
 	@touch $(READY)

@@ -1,6 +1,6 @@
-"""Restore many photos: one that fails does not stop the others, what is done stays, the end is a table or JSON.
+"""Restore many photos: a failure does not stop the others, finished photos are kept, a table or JSON ends the batch.
 
-Only results are kept in memory, one photo at a time is.
+Only one photo at a time, and the list of results, is in memory.
 """
 
 import errno
@@ -29,10 +29,10 @@ from dgunet.jobs import Job, Plan, is_folder
 
 Pixels = Shaped[np.ndarray, "H W C"]
 Restore = Callable[[Pixels, Callable[[int, int], None]], Pixels]
-STOPS = {  # errors of writing that every further photo would meet
+STOPS = {  # write errors that every further photo would have, too
     errno.ENOSPC: "the disk is full (No space left on device)",
     errno.EDQUOT: "the disk quota is used up",
-    errno.EROFS: "the folder cannot be written to any more (read-only file system)",
+    errno.EROFS: "the folder can no longer be written to (read-only file system)",
 }
 _REASONS = 12  # of the table
 NAMED_PHOTOS = 3  # of each reason
@@ -42,7 +42,7 @@ COMPARED_GAP = 8
 
 @dataclass
 class Results:
-    """What became of each photo; `stopped` says why the batch ended early, if it did."""
+    """The outcome of each photo; `stopped` says why the batch ended early, if it did."""
 
     done: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[Job] = field(default_factory=list)
@@ -83,7 +83,7 @@ def run(
 
     Raises:
         OSError: nothing can be written to `out`.
-        Exception: of `load`.
+        Exception: any that `load` raises.
     """
     started = time.monotonic()
     results = Results(unread=planned.unread)
@@ -106,7 +106,7 @@ def run(
     lines = [json.dumps(_as_json(results))] if as_json else list(_table(results))
     num_written = sum(write_line(line) for line in lines)
     if results.stopped:
-        write_line(f"dgunet: {printable(results.stopped)}; run again with --skip-existing to go on", to_stderr=True)
+        write_line(f"dgunet: {printable(results.stopped)}; run again with --skip-existing to continue", to_stderr=True)
     return results.status if num_written == len(lines) else results.status or 1
 
 
@@ -125,7 +125,7 @@ def _to_do(jobs: Sequence[Job], existing: str, results: Results) -> Iterator[Job
             num_existing += 1
             results.refused.append((job.source, "exists in OUT"))
     if num_existing:  # one line, as there may be thousands
-        remedy = "--overwrite replaces them, --skip-existing passes over them"
+        remedy = "--overwrite replaces them, --skip-existing skips them"
         write_line(f"dgunet: {num_existing:,} of {len(jobs):,} photos exist in OUT; {remedy}", to_stderr=True)
 
 
@@ -198,7 +198,7 @@ def _restore_one(
     try:
         photo = read_for(job.source, job.target.suffix, page=page)
         before = _shown(photo.pixels) if compare else None
-        # From here on nothing refers to the pixels that were read, so that their memory serves for writing.
+        # From here on nothing refers to the pixels that were read: their memory can be reused for writing.
         photo = restored_photo(photo, lambda pixels: restore(pixels, show_tiles))
     except Exception as error:  # decoders raise many types; RuntimeError: torch is out of memory
         raise _Refused(reason_of(error, job.source)) from error
@@ -243,9 +243,9 @@ def _side_by_side(
 
 
 def _check_case(target: Path, other: Path) -> None:
-    """Raise _Refused if another photo was written to the same file, whose name differs in case alone."""
+    """Raise _Refused if another photo was written to the same file, whose name differs only in case."""
     if target != other and target.exists() and target.samefile(other):
-        raise _Refused(f"would replace {other}: this folder does not tell apart upper and lower case")
+        raise _Refused(f"would replace {other}: this folder does not distinguish upper and lower case")
 
 
 def read_for(source: Source, suffix: str, *, page: int | None = None) -> Photo:
@@ -274,7 +274,7 @@ def _refuse(results: Results, path: Path, reason: str, label: str = "") -> None:
 
 
 def reason_of(error: BaseException, path: str | Path) -> str:
-    """Return the message of an error in one line, without the name of the photo, which stands before it."""
+    """Return the message of an error in one line, without the name of the photo, which is printed before it."""
     lines = explain(error).removeprefix(f"{path}: ").splitlines()
     text = "; ".join(stripped for line in lines if (stripped := line.strip()))
     is_usual = isinstance(error, OSError | ValueError | RuntimeError | MemoryError)
@@ -282,7 +282,7 @@ def reason_of(error: BaseException, path: str | Path) -> str:
 
 
 def _table(results: Results) -> Iterator[str]:
-    """Yield the lines of the end; none for a single photo that was restored, whose own line says all."""
+    """Yield the lines of the summary; none for a single restored photo, whose own line says everything."""
     reasons: dict[str, list[Path]] = defaultdict(list)
     for path, reason in results.refused:
         reasons[reason].append(path)
@@ -318,7 +318,7 @@ def note_lines(unread: dict[str, int], dropped: Mapping[str, int]) -> Iterator[s
     for phrase, count in Counter(dropped).most_common(_REASONS):
         yield f"not kept in {count:,} {'photo' if count == 1 else 'photos'}: {printable(phrase)}"
     if len(dropped) > _REASONS:
-        yield f"not kept: {len(dropped) - _REASONS} more things, which --json lists"
+        yield f"not kept: {len(dropped) - _REASONS} more; --json lists them"
 
 
 def _counts(results: Results) -> dict[str, int]:
@@ -337,7 +337,7 @@ def _refused_lines(refused: Mapping[str, tuple[int, Sequence[str | Path]]]) -> I
         more = f" and {count - len(paths):,} more" if count > len(paths) else ""
         yield f"  {count:,}: {_shortened(printable(reason))}: {names}{more}"
     if len(refused) > _REASONS:
-        yield f"  {len(refused) - _REASONS:,} more reasons, which --json lists"
+        yield f"  {len(refused) - _REASONS:,} more reasons; --json lists them"
 
 
 def _shortened(reason: str) -> str:

@@ -65,7 +65,7 @@ A DGUNet as {kind}, exported from {source}.
 |---|---|
 | input | `image`, float32 B C H W in [0, 1], C = {channels}, H and W of {side} pixels or more |
 | output | `restored`, of the same shape |
-| largest difference to the network | {difference:.1e}, over images of odd sizes |
+| largest difference from the network | {difference:.1e}, over images of odd sizes |
 | CPU time of an image of {timed}×{timed} | {graph_seconds:.2f} s; the network in PyTorch {network_seconds:.2f} s |
 
 {usage}
@@ -74,7 +74,7 @@ A DGUNet as {kind}, exported from {source}.
 
 @dataclass(frozen=True)
 class Report:
-    """What was compared before writing.
+    """Result of the comparison before writing.
 
     Attributes:
         difference: largest absolute difference to the network.

@@ -1,8 +1,8 @@
 """Restore one image: an array of any size in, an array of the same shape and type out.
 
-A large image is restored in tiles, with the statistics of the whole image or of windows of it: exactly as a whole, but
-for rounding (`dgunet.tiling`). Where each tile is to have its own statistics, which takes less time and is not exact,
-tiles overlap. Neighbouring tiles are blended in the middle of their overlap,
+A large image is restored in tiles, with the statistics of the whole image or of windows of it: up to rounding, the
+result is that of the image as a whole (`dgunet.tiling`). If each tile has its own statistics, which is faster and not
+exact, tiles overlap. Neighbouring tiles are blended in the middle of their overlap,
 
     joined = left + w·(right − left),    w from 0 to 1 over the ramp,
 
@@ -58,7 +58,7 @@ def restore(
         array: uint8, uint16, or float32 where [0, 1] is black to white and values outside are kept. Alpha is
             returned unchanged.
         tile: side in pixels of the tiles, a multiple of 32 and at least 3 overlaps. None: an image of up to 1024·1024
-            pixels is restored as a whole, a larger one in tiles that take some 512 MB.
+            pixels is restored as a whole, a larger one in tiles that take about 512 MB.
         statistics: where the network takes the statistics of its features: of the `whole` image; `local`, over the
             windows of `model.local_statistics`; of each `tile`, some three times as fast, but a large image then
             differs from the one restored as a whole. None: `local` if the model has such windows, else `whole`.

@@ -33,7 +33,7 @@ class Prepared:
     Attributes:
         entries: the usable images, in the manifest's order.
         rejected: the rejected and ignored files, each with its reason.
-        no_photographs: for each source, how many files have a suffix that is not that of a photograph.
+        no_photographs: for each source, the number of files of each suffix that photographs do not have.
     """
 
     entries: list[Entry]
@@ -44,8 +44,8 @@ class Prepared:
 def main() -> None:
     """Write the manifest and the report for the sources that params.yaml names."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.prepare", description=__doc__)
-    parser.add_argument("--manifest", required=True, type=Path)
-    parser.add_argument("--report", required=True, type=Path)
+    parser.add_argument("--manifest", required=True, type=Path, help="manifest to write")
+    parser.add_argument("--report", required=True, type=Path, help="report to write, as JSON")
     args = parser.parse_args()
     prepared = prepare(load_section("prepare", Prepare), seed=load_section("seed", int), cache_file=CACHE_FILE)
     content = report(prepared)

@@ -58,7 +58,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_device(name: str) -> str:
-    """Return the device to use; raises UsageError for one that is not there."""
+    """Return the device to use. Raises UsageError if it does not exist."""
     import torch
 
     if name == "auto":
@@ -71,14 +71,14 @@ def chosen_device(name: str) -> str:
 
 
 def not_empty(text: str) -> str:
-    """A type of argparse: refuses "", as an unset variable of a shell gives it."""
-    if not text:  # Path would take it for the working directory
+    """Argument type that refuses "", the value of an unset variable of a shell."""
+    if not text:  # Path("") is the current directory
         raise argparse.ArgumentTypeError("an empty name")
     return text
 
 
 def path(text: str) -> Path:
-    """A type of argparse: refuses an empty path."""
+    """Argument type that refuses an empty path."""
     return Path(not_empty(text))
 
 

@@ -18,9 +18,9 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     restore = actions.add_parser(
         "restore",
         help="restore photos into a folder",
-        description="Restore photos into a folder, with the same names and formats, alpha and metadata. What a format "
-        "cannot hold is named. A photo that is refused does not stop the others. What is done stays: after an "
-        "interruption or a full disk, run the same command with --skip-existing.",
+        description="Restore photos into a folder, with the same names and formats, alpha and metadata. Metadata "
+        "that a format cannot hold is reported. A refused photo does not stop the others. Finished photos are kept: "
+        "after an interruption or a full disk, run the same command with --skip-existing.",
         epilog="Exit status: 0 all restored or skipped, 1 some refused, 2 wrong usage, 130 interrupted.",
     )
     restore.add_argument(
@@ -41,7 +41,7 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     existing = restore.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace photos that exist in OUT")
     existing.add_argument(
-        "--skip-existing", action="store_true", help="pass over photos that exist in OUT: goes on after an interruption"
+        "--skip-existing", action="store_true", help="skip photos that exist in OUT: continues after an interruption"
     )
     restore.add_argument(
         "--compare",

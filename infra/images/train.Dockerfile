@@ -22,12 +22,12 @@ WORKDIR /opt/dgunet
 COPY constraints.txt pyproject.toml ./
 ARG PIP_EXTRA_INDEX_URL
 RUN python3 -m venv /opt/venv \
-    && pip install --no-cache-dir --constraint constraints.txt "pip>=25.1" "setuptools>=77" \
+    && pip install --no-cache-dir --constraint constraints.txt "pip>=25.1" "hatchling>=1.27" \
     && python -c 'import sys, tomllib; print(*tomllib.load(sys.stdin.buffer)["project"]["dependencies"], sep="\n")' \
         < pyproject.toml > /tmp/requirements.txt \
     && pip install --no-cache-dir --constraint constraints.txt --group pipeline --requirement /tmp/requirements.txt
 COPY --chown=10001:10001 . .
-RUN pip install --no-cache-dir --no-deps --no-build-isolation --config-settings editable_mode=compat --editable . \
+RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable . \
     && chown 10001:10001 /opt/dgunet
 USER 10001
 ENTRYPOINT ["tini", "-g", "--"]

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def map_unordered(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield `function(item)` for each item, as they finish, on all cores of the cluster.
+    """Call `function(item)` for each item on all cores of the cluster; yield results as they finish.
 
     Items are read only as fast as they are processed, so neither they nor the results fill the memory. An item whose
     process or node died is processed again, up to three times. An exception of `function` is raised here.
@@ -51,5 +51,5 @@ def _result(reference: ray.ObjectRef) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        # A user's error is raised as it was; of any other, Ray's error has the traceback of the task.
+        # A user error is raised unchanged; for any other, Ray's error has the traceback of the task.
         raise (error.cause if isinstance(error.cause, ValueError | OSError) else error) from None

@@ -19,15 +19,15 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Interval:
-    """Where the mean lies with confidence `level`, and how that was found.
+    """Confidence interval of a mean, and how it was computed.
 
     Attributes:
         low: lower bound.
         high: upper bound.
-        level: confidence.
-        num_photographs: how many photographs were drawn from.
-        num_resamples: how often.
-        seed: of the random numbers.
+        level: confidence, such as 0.95.
+        num_photographs: number of photographs that were resampled.
+        num_resamples: number of resamples.
+        seed: seed of the random numbers.
         method: name of the method.
     """
 
@@ -64,5 +64,5 @@ def mean_interval(values: Sequence[float], photographs: Sequence[str]) -> Interv
 
 
 def photograph_of(key: str) -> str:
-    """Return the photograph of a pair of our shards, whose key is photograph_row_column_copy."""
+    """Return the photograph of a pair in shards, whose key is photograph_row_column_copy."""
     return key.rsplit("_", 3)[0] if key.count("_") >= 3 else key

@@ -165,7 +165,7 @@ class Shard:
             raise self._damaged(f"holds {len(self._samples)} samples, the index says {entry.samples}")
 
     def _opened(self, entry: ShardEntry) -> BinaryIO:
-        """Open the file in the folder, or the one at the URL, after its checksum was verified."""
+        """Open the file in the folder or at the URL, after verifying its checksum."""
         if store.in_use() and not self.path.exists():
             try:
                 return store.open_shard(entry.sha256)
@@ -228,7 +228,7 @@ def _members(pair: Pair) -> dict[str, Any]:
 
 
 def _locate(file: BinaryIO) -> list[tuple[str, dict[str, tuple[int, int]]]]:
-    """List per sample its key and, per extension, where its bytes start and how many they are."""
+    """List the key of each sample and, by extension, the start and the number of its bytes."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     file.seek(0)
     with tarfile.open(fileobj=file, mode="r:") as tar:

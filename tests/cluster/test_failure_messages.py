@@ -1,5 +1,6 @@
 """Failures of workers in one line; the texts of the errors are those of Ray 2.60 and of a real gloo group."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -139,9 +140,21 @@ def test_the_error_of_a_gloo_group_at_an_address_of_the_own_host_is_known(tmp_pa
     environment = os.environ | {"PYTHONPATH": pythonpath(__file__), "GLOO_SOCKET_IFNAME": "lo"}
     command, store = [sys.executable, "-c", textwrap.dedent(RANK)], tmp_path / "store"
     with started(*command, "0", str(store), env=environment, stderr=subprocess.DEVNULL) as first:
-        until(lambda: (store.exists() and b"cpu" in store.read_bytes()) or first.poll() is not None, 120)
-        first.kill()
-        first.wait()
+
+        def killed_after_giving_its_address() -> bool:
+            """Under the lock of the store, so that it holds no half-written entry: a reader would wait for the rest."""
+            assert first.poll() is None
+            if not store.exists():
+                return False
+            with store.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                if b"cpu" not in file.read():
+                    return False
+                first.kill()
+                first.wait()
+            return True
+
+        until(killed_after_giving_its_address, 120)
     second = subprocess.run(
         [*command, "1", str(store)], env=environment, capture_output=True, text=True, check=True, timeout=200
     )

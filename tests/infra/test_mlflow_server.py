@@ -24,6 +24,8 @@ import boto3
 import mlflow
 import pytest
 import yaml
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 from factories import PROJECT
 from processes import until
 
@@ -100,7 +102,7 @@ class Servers:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def serve(self, name: str, *command: str, user: int | None = None) -> None:
+    def serve(self, name: str, *command: str, user: int | None = None) -> subprocess.Popen[bytes]:
         """Start a server; it is killed, with its child processes, at the end."""
         with (self.folder / f"{name}.log").open("w") as log:
             server = subprocess.Popen(
@@ -113,6 +115,7 @@ class Servers:
             server.wait(60)
 
         self.stack.callback(stop)
+        return server
 
     def start_database(self) -> None:
         """Make a database cluster, which PostgreSQL does not let root do, and the two databases."""
@@ -134,22 +137,30 @@ class Servers:
         """Start SeaweedFS with keys, and make the bucket."""
         objects = self.folder / "objects"
         objects.mkdir()
-        places = [f"-{name}={free_pair()}" for name in ("master.port", "volume.port", "filer.port")]
-        self.serve(
-            "weed", str(WEED), "server", f"-dir={objects}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *places,
-            "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=0", "-s3", f"-s3.port={self.s3}",
+        addresses = [f"-{name}={free_pair()}" for name in ("master.port", "volume.port", "filer.port")]
+        # Its catalogs listen on fixed ports and end it where one is taken; 0 leaves them out.
+        addresses += [f"-s3.port={self.s3}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+        server = self.serve(
+            "weed", str(WEED), "server", f"-dir={objects}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *addresses,
+            "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=0", "-s3",
             "-s3.autoCreateBucket=false",
         )  # fmt: skip
-        client = boto3.client("s3", endpoint_url=self.variables["AWS_ENDPOINT_URL"], region_name="us-east-1")
+        once = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 1})
+        endpoint = self.variables["AWS_ENDPOINT_URL"]
+        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", config=once)
 
         def make_bucket() -> bool:
+            assert server.poll() is None, (self.folder / "weed.log").read_text()[-3000:]
             try:
                 client.create_bucket(Bucket="mlflow")
-            except Exception:  # it does not listen yet, or has no volume yet
+            except client.exceptions.BucketAlreadyOwnedByYou:  # made by a request whose answer came too late
+                return True
+            except (BotoCoreError, ClientError) as error:  # it does not listen yet, or has no volume yet
+                print(error)  # pytest shows it if this goes on
                 return False
             return True
 
-        until(make_bucket, 60)
+        until(make_bucket, 240)
         client.close()
 
     def start_mlflow(self) -> None:

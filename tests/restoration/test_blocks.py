@@ -67,7 +67,7 @@ def test_what_cannot_be_read_is_part_of_a_block_with_the_reason() -> None:
     problems = {file.name: file.problem for file in block.files}
     assert problems["a.png"] is None
     assert "cannot be read" in str(problems["nothing.png"])
-    assert problems["up"] == "a link to a folder that it lies in"
+    assert problems["up"] == "a link to a folder that contains it"
 
 
 def test_inputs_are_others_when_a_file_or_a_name_changes() -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from factories import PROJECT, small_params, write_folder
+from mlflow.exceptions import MlflowException
 
 from dgunet.checkpoint import load_model, save_model
 from dgunet.config import LocalStatistics
@@ -466,7 +467,7 @@ def test_what_cannot_be_rolled_back_or_approved_is_refused(checkout):
     checkout.candidate(0, 25.0)
     with pytest.raises(ValueError, match="no previous champion: version 1 is the first"):
         rollback.main(["--task", "derain"])
-    with pytest.raises(ValueError, match="derain has no version 7 in the registry; there is: 1"):
+    with pytest.raises(ValueError, match="derain has no version 7 in the registry; available: 1"):
         approve.main(["--task", "derain", "--version", "7"])
     assert aliases() == {"champion": "1"}
 
@@ -493,15 +494,6 @@ def test_the_card_is_the_description_and_lies_beside_the_weights(checkout):
     assert (pull("models:/derain@champion") / "README.md").read_text() == card
 
 
-PROMOTE = """
-import sys
-from pipeline import promote
-from pipeline.tracking import registry
-registry.SECONDS_TO_SETTLE = 0.5
-promote.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.slow
 def test_two_promotions_at_once_end_in_one_state(checkout, store):
     checkout.candidate(0, 25.0)
@@ -513,12 +505,8 @@ def test_two_promotions_at_once_end_in_one_state(checkout, store):
             shutil.copytree(name, f"{name}{number}")
         options = {"task": "derain", "model": f"model{number}", "shards": "test", "report": f"report{number}"}
         options["record"] = f"record{number}.json"
-        command = [
-            sys.executable,
-            "-c",
-            PROMOTE,
-            *(word for item in options.items() for word in (f"--{item[0]}", item[1])),
-        ]
+        arguments = [word for item in options.items() for word in (f"--{item[0]}", item[1])]
+        command = [sys.executable, "-m", "pipeline.promote", *arguments]
         processes.append(
             subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(PROJECT)}, stderr=subprocess.PIPE)
         )
@@ -544,3 +532,29 @@ def test_the_claim_of_a_process_that_is_gone_does_not_block(checkout):
                 os.getpid()
             )
         assert registry.CLAIM not in mlflow.MlflowClient().get_registered_model("derain").tags
+
+
+def test_a_claim_that_the_database_refuses_waits_for_the_other_process(checkout, monkeypatch):
+    """Two processes insert the tag at the same time: SQLite refuses the second insert."""
+    checkout.candidate(0, 25.0)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    set_tag, is_claimed = mlflow.MlflowClient.set_registered_model_tag, []
+
+    def refuse_once(client, name, key, value):
+        if is_claimed:
+            return set_tag(client, name, key, value)
+        is_claimed.append(True)
+        set_tag(client, name, key, f"{socket.gethostname()} {gone.pid} {time.time()}")
+        raise MlflowException("UNIQUE constraint failed: registered_model_tags.key")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_tag", refuse_once)
+    with registry.exclusive("derain"):
+        assert mlflow.MlflowClient().get_registered_model("derain").tags[registry.CLAIM].split()[1] == str(os.getpid())
+
+    def refuse(client, name, key, value):
+        raise MlflowException("read-only database")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_tag", refuse)
+    with pytest.raises(MlflowException, match="read-only"), registry.exclusive("derain"):
+        pass
