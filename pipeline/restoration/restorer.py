@@ -137,7 +137,7 @@ class Restorer:
                 if self._job.existing != "replace" and self._job.output.size(target) is not None:
                     result.skipped += 1
                     continue
-                self._check_deaths(begin(file.name))
+                self._check_deaths(begin(file.uri))
                 content, entry = self._restored(file.uri, _read(file), target)
                 self._write(target, content)
             except Refused as error:
