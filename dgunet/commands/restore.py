@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgunet.commands.arguments import add_device, add_restoring, chosen_device, not_empty, path, restore_options
-from dgunet.jobs import plan
+from dgunet.jobs import UsageError, plan
 
 if TYPE_CHECKING:
     from dgunet.network import DGUNet
@@ -37,6 +37,12 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         help="folder to write to, created if it does not exist; or, for one photo, a file name",
     )
     add_restoring(restore)
+    restore.add_argument(
+        "--fast",
+        action="store_true",
+        help="compute with OpenVINO on the CPU: the same but for rounding, in less time; not for statistics over "
+        "windows, and for photos of more than 1024x1024 pixels only with --statistics tile; needs dgunet[fast]",
+    )
     add_device(restore)
     existing = restore.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace photos that exist in OUT")
@@ -77,8 +83,32 @@ def _load_restore(arguments: argparse.Namespace) -> Callable[..., Any]:
     device = chosen_device(arguments.device)
     model: DGUNet = load_model(arguments.model).to(device)
     options = restore_options(arguments)
+    options["fast"] = _load_graph(arguments, model) if arguments.fast else None
 
     def restored(pixels: Any, show_tiles: Callable[[int, int], None]) -> Any:
         return restore(model, pixels, progress=show_tiles, **options)
 
     return restored
+
+
+def _load_graph(arguments: argparse.Namespace, model: "DGUNet") -> Callable[..., Any] | None:
+    """Return the graph of OpenVINO, and say which photos it does not restore; None: it restores none."""
+    from dgunet.console import write_line
+
+    if next(model.parameters()).device.type != "cpu":
+        raise UsageError("--fast is for the CPU: add --device cpu, or leave it out")
+    if model.local_statistics is not None and arguments.statistics in (None, "local"):
+        write_line(
+            "--fast is not for statistics over windows, as this model takes them; --statistics whole would be "
+            "fast. Restored without it.",
+            to_stderr=True,
+        )
+        return None
+    from dgunet.fast import load_graph
+
+    if arguments.statistics != "tile":
+        write_line(
+            "--fast: photos of more than one tile are restored without it; --statistics tile would be fast",
+            to_stderr=True,
+        )
+    return load_graph(model, arguments.stages, arguments.precision)
