@@ -1,7 +1,7 @@
 """The command line `dgunet`; each command is a module of `dgunet.commands`.
 
-Exit status: 0 success, 1 failure (stderr says why; of restore: some photos were refused), 2 wrong usage, 130
-interrupted, 141 nobody reads the output.
+Exit status: 0 success, 1 failure (stderr says why; for restore: some photos were refused), 2 wrong usage, 130
+interrupted, 141 the reader of the output has gone.
 """
 
 import argparse
@@ -66,9 +66,9 @@ def _lines_printable(error: BaseException) -> str:
 
 
 def _let_threads_sleep() -> None:
-    """Have OpenMP threads sleep while they wait, unless the user has set otherwise; read when torch is loaded.
+    """Let OpenMP threads sleep while they wait, unless the user has set otherwise. torch reads this when it is loaded.
 
-    They spin by default: beside other processes, for the most part while the thread that they wait for does not run.
+    They spin by default: beside other processes, mostly while the thread that they wait for is not running.
     """
     if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "passive"

@@ -119,7 +119,7 @@ def load_model(source: str | Path) -> DGUNet:
         raise ValueError(f"{path}: the weights cannot be read ({error})") from error
     declared = card.get("weights_sha256")
     if declared is not None and declared != _sha256(path):
-        remedy = "remove the folder, so that it is fetched again" if is_fetched else "write the folder anew"
+        remedy = "remove the folder, so that it is fetched again" if is_fetched else "write the folder again"
         raise ValueError(f"{path}: not the weights that {CARD_FILE} was written for, their sha256 differs; {remedy}")
     network = build_network(config, weights, str(path))
     network.local_statistics = local
@@ -153,7 +153,7 @@ def build_network(config: DGUNetConfig, weights: Mapping[str, Tensor], origin: s
     if not_finite:
         more = f" and {len(not_finite) - 1} more" if len(not_finite) > 1 else ""
         raise ValueError(
-            f"{origin}: weights that are infinite or no numbers, as after a training that diverged: "
+            f"{origin}: weights that are infinite or not numbers, as after training that diverged: "
             f"{not_finite[0]}{more}"
         )
     network.load_state_dict(dict(weights), assign=True)

@@ -1,4 +1,4 @@
-"""What a user chooses: sizes of a network, loss; the files of a model folder. No torch: settings are checked fast."""
+"""Settings: sizes of a network, loss, files of a model folder. Imports no torch, so settings are checked quickly."""
 
 import math
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class LocalStatistics:
 
     Attributes:
         window: side in pixels: 96, 160, 224 or another odd multiple of 32.
-        of: which: those of the half instance norm, the channel attention, the subspace projection.
+        of: which statistics: of the half instance norm, the channel attention, the subspace projection.
 
     Raises:
         ValueError: a field has another value; the message begins with its name.

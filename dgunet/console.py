@@ -17,9 +17,9 @@ BROKEN_PIPE_STATUS = 141  # what a shell reports for a program that SIGPIPE ende
 
 
 def show_all_names() -> None:
-    """Have stdout and stderr write a backslash sequence for what their encoding lacks, unless the user chose else.
+    """Let stdout and stderr write backslash sequences for what their encoding lacks, unless the user chose otherwise.
 
-    Names on Linux are bytes: in any encoding some cannot be shown.
+    File names on Linux are bytes: in any encoding, some cannot be shown.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
@@ -27,7 +27,7 @@ def show_all_names() -> None:
 
 
 def printable(text: object) -> str:
-    """Return the text on one line: control characters, and bytes that are no text, as backslash sequences."""
+    """Return the text on one line: control characters, and bytes that are not text, as backslash sequences."""
     return "".join(
         character.encode("unicode_escape").decode()
         if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
@@ -39,7 +39,7 @@ def printable(text: object) -> str:
 def write_line(text: str, *, to_stderr: bool = False) -> bool:
     """Write a line at once; return False, and write no more to this stream, if that fails.
 
-    The disk that fills up may hold the log too; the photos matter more. Raises BrokenPipeError if nobody reads.
+    A full disk may hold the log too, and must not stop the photos. Raises BrokenPipeError if nobody reads.
     """
     stream = sys.stderr if to_stderr else sys.stdout
     if stream is None:  # closed by the caller; print would take stdout instead
@@ -62,13 +62,13 @@ def is_terminal(stream: Any) -> bool:
 
 
 def drop(stream: Any) -> None:
-    """Send what is still to be written to `stream` nowhere, so that the end of the process does not fail either."""
+    """Discard what `stream` still has to write, so that the end of the process does not fail either."""
     with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def explain(error: BaseException) -> str:
-    """Return the message of an error as a user needs it, with a remedy where memory does not suffice."""
+    """Return the message of an error as a user needs it, with a remedy if memory ran out."""
     if isinstance(error, OSError) and error.strerror:
         limit = " (the limit is that of `ulimit -f`)" if error.errno == errno.EFBIG else ""
         return (f"{error.filename}: {error.strerror}" if error.filename else error.strerror) + limit
@@ -99,7 +99,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Have SIGTERM, and SIGHUP of a terminal that closes, raise `Interrupted` meanwhile; not where they are ignored."""
+    """Let SIGTERM, and SIGHUP of a terminal that closes, raise `Interrupted` inside, unless they are ignored."""
 
     def interrupt(number: int, _: object) -> None:
         raise Interrupted(number)
@@ -117,7 +117,7 @@ def signals_interrupt() -> Iterator[None]:
 
 
 class ProgressLine:
-    """A line on stderr that is written over: photos, rate, time left, tiles. Shown on a terminal alone."""
+    """A line on stderr that is updated in place: photos, rate, time left, tiles. Shown only on a terminal."""
 
     def __init__(self, num_photos: int) -> None:
         self.is_shown = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"

@@ -1,9 +1,9 @@
 """A page to try models in a browser: drop a photo, compare before and after, see the stages, download.
 
-The standard library's HTTP server, bound to the loopback address unless asked otherwise. One photo is restored at a
-time; another request is answered "busy" at once. Requests need a token that the page holds, so that no other page that
-the browser shows can use the server. On a loopback address the Host header must name one too: otherwise another page
-could read the token under a name of its own that it makes resolve to this machine (DNS rebinding).
+It uses the standard library's HTTP server, bound to the loopback address by default. One photo is restored at a time;
+meanwhile, other requests are answered "busy". Requests need a token that the page holds, so that no other page in the
+browser can use the server. On a loopback address, the Host header must name a loopback address too: otherwise another
+page could read the token through a host name that it makes resolve to this machine (DNS rebinding).
 """
 
 import base64
@@ -45,7 +45,7 @@ PAGE = "demo.html"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a photo may cost: `megapixels` of size, `seconds` of restoring."""
+    """Limits for one photo: its size in megapixels, and the seconds to restore it."""
 
     megapixels: float = 12.0
     seconds: float = 120.0
@@ -56,7 +56,7 @@ class _TooLong(Exception):
 
 
 class Demo:
-    """Models by name, and what the page asks of them."""
+    """Models by name, and the answers to the requests of the page."""
 
     def __init__(self, models: dict[str, DGUNet], limits: Limits) -> None:
         self.models, self.limits = models, limits
@@ -154,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         fields = {name: values[0] for name, values in parse_qs(url.query).items()}
         path = url.path.strip("/")
-        # What can be refused is refused before the photo is read.
+        # All checks that need no photo come before it is read.
         if not self._host_is_allowed():
             self._refuse(HTTPStatus.FORBIDDEN, "this server answers on its loopback address alone")
             return
@@ -216,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Pass over a client that has gone; the default prints a traceback."""
+        """Ignore a client that has disconnected; the default prints a traceback."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 

@@ -1,4 +1,4 @@
-"""An explanation as one HTML page without other files: images as data URIs, plots as SVG."""
+"""An explanation as one self-contained HTML page: images as data URIs, plots as SVG."""
 
 import base64
 import html
@@ -13,15 +13,15 @@ from dgunet.explanation import Explanation, StageExplanation
 from dgunet.images import quantise
 
 GREY_LEVELS = 255
-MAX_PIXELS = 1_000_000  # of an image that is explained whole
-SIDE = 768  # of the part of a larger one
+MAX_PIXELS = 1_000_000  # of a larger image, only a part is explained
+SIDE = 768  # of this part, in pixels
 JPEG_QUALITY = 92
-PERCENTILE = 99.5  # of the absolute changes; larger ones are shown as this one
+PERCENTILE = 99.5  # of the absolute changes, the end of the colour scale
 Image = Float32[np.ndarray, "H W C"]
 
 
 def central(height: int, width: int) -> tuple[slice, slice]:
-    """Return the (rows, columns) to explain: all up to a megapixel, else a square in the middle."""
+    """Return the (rows, columns) to explain: the whole image up to a megapixel, else a square in the middle."""
     if height * width <= MAX_PIXELS:
         return slice(0, height), slice(0, width)
     side = min(SIDE, height, width)
@@ -65,7 +65,7 @@ def render_explanation(
 def _stage(number: int, stage: StageExplanation, start: Image) -> str:
     figures = [
         _figure(f"x<sub>{number}</sub>, estimate", stage.estimate, _decibels(stage.psnr)),
-        _signed("gradient step moved", stage.gradient_change),
+        _signed("change by the gradient step", stage.gradient_change),
         _signed("proximal mapping moved", stage.proximal_change),
     ]
     if stage.degraded_again is not None:
@@ -76,7 +76,7 @@ def _stage(number: int, stage: StageExplanation, start: Image) -> str:
         ]
     numbers = [
         f"step size ρ = {stage.step_size:.3f}",
-        f"gradient step moved {_rms(stage.gradient_change)}, proximal mapping {_rms(stage.proximal_change)}",
+        f"change: {_rms(stage.gradient_change)} by the gradient step, {_rms(stage.proximal_change)} by the mapping",
         f"residual ‖Φx − y‖: {_levels(stage.residual_before)} before the gradient step, "
         f"{_levels(stage.residual_after_gradient)} after it, {_levels(stage.residual)} at the end of the stage",
     ]
@@ -97,7 +97,7 @@ def _figure(name: str, image: Image, note: str) -> str:
 
 
 def _signed(name: str, change: Image) -> str:
-    """A change as an image: gray where nothing changed, brighter, darker or tinted where it did."""
+    """Return a figure of a change: gray where nothing changed, brighter, darker or tinted where something did."""
     limit = _range(change)
     shown = quantise((0.5 + change / (2 * limit)).astype(np.float32), np.uint8)
     return _shown(name, shown, f"±{GREY_LEVELS * limit:.1f} grey levels; gray: none")
@@ -139,7 +139,7 @@ def _psnr_plot(explanation: Explanation) -> str:
 
 
 def _plot(name: str, labels: Sequence[str], values: Sequence[float], run: int) -> str:
-    """A line through each `run` of values, as SVG."""
+    """Return a plot as SVG, with one line through each `run` of values."""
     width, height, left, bottom, top = 52 * len(values) + 60, 190, 46, 160, 16
     low, high = min(values), max(values)
     margin = 0.1 * (high - low) or 1.0

@@ -65,7 +65,7 @@ A DGUNet as {kind}, exported from {source}.
 |---|---|
 | input | `image`, float32 B C H W in [0, 1], C = {channels}, H and W of {side} pixels or more |
 | output | `restored`, of the same shape |
-| largest difference to the network | {difference:.1e}, over images of odd sizes |
+| largest difference from the network | {difference:.1e}, over images of odd sizes |
 | CPU time of an image of {timed}×{timed} | {graph_seconds:.2f} s; the network in PyTorch {network_seconds:.2f} s |
 
 {usage}
@@ -74,7 +74,7 @@ A DGUNet as {kind}, exported from {source}.
 
 @dataclass(frozen=True)
 class Report:
-    """What was compared before writing.
+    """Result of the comparison before writing.
 
     Attributes:
         difference: largest absolute difference to the network.
@@ -88,11 +88,16 @@ class Report:
 
 
 class ImageToImage(nn.Module):
-    """The network from images to restored images, with padding in operations that allow any size."""
+    """The network from images to restored images, with padding in operations that allow any size.
 
-    def __init__(self, network: DGUNet) -> None:
+    Args:
+        network: in evaluation mode.
+        num_stages: how many stages are computed; None: all.
+    """
+
+    def __init__(self, network: DGUNet, num_stages: int | None = None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.num_stages = network, num_stages
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Return the last estimate."""
@@ -102,7 +107,7 @@ class ImageToImage(nn.Module):
         for axis, side in ((2, height), (3, width)):
             index = torch.arange((side + multiple - 1) // multiple * multiple, device=image.device)
             image = image.index_select(axis, torch.where(index < side, index, 2 * (side - 1) - index))
-        estimate = self.network.unfold(image if sensing is None else sensing.degrade(image), None)[-1]
+        estimate = self.network.unfold(image if sensing is None else sensing.degrade(image), self.num_stages)[-1]
         rows, columns = (torch.arange(side, device=image.device) for side in (height, width))
         return estimate.index_select(2, rows).index_select(3, columns)
 
@@ -124,18 +129,16 @@ def export(network: DGUNet, folder: Path, format: Format, *, source: str, card: 
     """
     if folder.exists():
         raise ValueError(f"{folder}: exists; give the name of a new folder")
-    if not network.config.full_image:
-        raise ValueError("a network that restores blocks one by one (full_image: false) cannot be exported")
     if format == "onnx":
         _check_installed()
     channels = network.config.image_channels
     side = LEAST_SIDE if network.sensing is None else SENSING_LEAST_SIDE
-    program = _program(network)
+    program = to_program(network)
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}.") as temporary:
         made = Path(temporary) / "model"
         made.mkdir()
-        run = _write_onnx(program, made) if format == "onnx" else _write_pt2(program, made)
+        run = write_onnx(program, made) if format == "onnx" else _write_pt2(program, made)
         report = _compared(network, run)
         usage = (
             "    python example.py photo.npy restored.npy"
@@ -174,19 +177,27 @@ def _check_installed() -> None:
         raise ImportError(f"exporting to ONNX needs {error.name}: pip install 'dgunet[export]'") from error
 
 
-def _program(network: DGUNet) -> torch.export.ExportedProgram:
+def to_program(network: DGUNet, num_stages: int | None = None) -> torch.export.ExportedProgram:
+    """Return `ImageToImage` as torch.export traces it, for images of any number, height and width.
+
+    Raises:
+        ValueError: the network restores blocks one by one.
+    """
+    if not network.config.full_image:
+        raise ValueError("a network that restores blocks one by one (full_image: false) cannot be exported")
     example = torch.zeros(2, network.config.image_channels, 64, 96)
     dynamic = torch.export.Dim.DYNAMIC
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         return torch.export.export(
-            ImageToImage(network), (example,), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},)
+            ImageToImage(network, num_stages), (example,), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},)
         )
 
 
-def _write_onnx(program: torch.export.ExportedProgram, folder: Path) -> Run:
+def write_onnx(program: torch.export.ExportedProgram, folder: Path) -> Run:
+    """Write model.onnx and return what runs it."""
     import onnxruntime
 
-    with _quiet():
+    with quiet():
         graph = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=["image"], output_names=["restored"], verbose=False
         )
@@ -202,7 +213,7 @@ def _write_onnx(program: torch.export.ExportedProgram, folder: Path) -> Run:
 
 
 def _write_pt2(program: torch.export.ExportedProgram, folder: Path) -> Run:
-    with _quiet():
+    with quiet():
         torch.export.save(program, folder / "model.pt2")
         loaded = torch.export.load(folder / "model.pt2").module()
 
@@ -243,14 +254,13 @@ def _seconds(function: Callable[[], object]) -> float:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporters' progress, and warnings about their own code, out of the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)

@@ -1,4 +1,4 @@
-"""Read checkpoint files as people have them, and find the weights in them; no code that a file may hold is run."""
+"""Read checkpoint files of many forms, and find the weights in them; no code that a file may hold is run."""
 
 import argparse
 import codecs
@@ -102,7 +102,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _foreign_kind(path: Path) -> str | None:
-    """Return what a file is that can be no checkpoint, and what to do; None if it may be one. Raises OSError."""
+    """Return why a file cannot be a checkpoint, and what to do; None if it may be one. Raises OSError."""
     if path.is_dir():
         return "a folder; give the checkpoint file. A model folder with config.json needs no import"
     if path.exists() and not path.is_file():
@@ -157,7 +157,7 @@ def find_weights(checkpoint: Mapping[str, Any], key: str | None) -> dict[str, Te
     if key is not None:
         chosen = [label for label in found if label == key or label.startswith(f"{key}.")]
         if len(chosen) != 1:
-            raise ValueError(f"published state dict: no weights under {key}; there are: {_labels(found)}")
+            raise ValueError(f"published state dict: no weights under {key}; available: {_labels(found)}")
     elif len(found) > 1:
         raise ValueError(
             f"published state dict: several sets of weights: {_labels(found)}; choose one with --key, "
@@ -181,7 +181,7 @@ def _labels(found: Mapping[str, Any]) -> str:
 
 
 def _preference(label: str) -> tuple[bool, str]:
-    """Averaged weights first: published results are theirs."""
+    """Return a sort key: averaged weights first, because published results were measured with them."""
     return "ema" not in label.lower(), label
 
 

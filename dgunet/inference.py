@@ -1,8 +1,8 @@
 """Restore one image: an array of any size in, an array of the same shape and type out.
 
-A large image is restored in tiles, with the statistics of the whole image or of windows of it: exactly as a whole, but
-for rounding (`dgunet.tiling`). Where each tile is to have its own statistics, which takes less time and is not exact,
-tiles overlap. Neighbouring tiles are blended in the middle of their overlap,
+A large image is restored in tiles, with the statistics of the whole image or of windows of it: up to rounding, the
+result is that of the image as a whole (`dgunet.tiling`). If each tile has its own statistics, which is faster and not
+exact, tiles overlap. Neighbouring tiles are blended in the middle of their overlap,
 
     joined = left + w·(right − left),    w from 0 to 1 over the ramp,
 
@@ -35,6 +35,7 @@ OVERLAP = 64
 Array = Shaped[np.ndarray, "H W *C"]
 Precision = Literal["float32", "bfloat16"]
 StatisticsChoice = Literal["whole", "local", "tile"]
+Graph = Callable[[Float[Tensor, "1 C H W"]], Float[Tensor, "1 C H W"]]  # from a degraded image to an estimate
 
 
 def restore(
@@ -48,6 +49,7 @@ def restore(
     self_ensemble: bool = False,
     precision: Precision = "float32",
     device: str | torch.device | None = None,
+    fast: Graph | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Array:
     """Restore one image: H W, or H W C with gray, gray and alpha, RGB or RGBA.
@@ -58,7 +60,7 @@ def restore(
         array: uint8, uint16, or float32 where [0, 1] is black to white and values outside are kept. Alpha is
             returned unchanged.
         tile: side in pixels of the tiles, a multiple of 32 and at least 3 overlaps. None: an image of up to 1024·1024
-            pixels is restored as a whole, a larger one in tiles that take some 512 MB.
+            pixels is restored as a whole, a larger one in tiles that take about 512 MB.
         statistics: where the network takes the statistics of its features: of the `whole` image; `local`, over the
             windows of `model.local_statistics`; of each `tile`, some three times as fast, but a large image then
             differs from the one restored as a whole. None: `local` if the model has such windows, else `whole`.
@@ -69,6 +71,9 @@ def restore(
             in float32 (on CUDA with torch's default: convolutions in TF32 unless torch.backends.cudnn.allow_tf32 is
             False).
         device: the model is moved there; None: it stays on its device.
+        fast: the graph of the model, from `dgunet.fast.load_graph` with the same `num_stages` and precision. It
+            computes what has statistics of the whole image, where that is not cut into tiles, or of each tile; the
+            model computes all else.
         progress: called after each tile with the number of finished tiles and of all tiles; tiles count once for each
             pass over the image.
 
@@ -87,7 +92,15 @@ def restore(
     colours, target = channels[:, :, :num_colours], restored[:, :, :num_colours]
     height, width = channels.shape[:2]
     is_whole = height * width <= WHOLE_IMAGE_PIXELS if tile is None else max(height, width) <= tile
-    compute = partial(_estimate, model, self_ensemble=self_ensemble, precision=precision, local=local, num_stages=count)
+    compute = partial(
+        _estimate,
+        model,
+        self_ensemble=self_ensemble,
+        precision=precision,
+        local=local,
+        num_stages=count,
+        fast=fast if local is None else None,
+    )
     progress = progress or (lambda num_done, num_all: None)
     if is_whole:
         target[:] = as_type(compute(as_float(colours)), array.dtype)
@@ -237,8 +250,9 @@ def _estimate(
     precision: Precision,
     local: LocalStatistics | None,
     num_stages: int | None,
+    fast: Graph | None,
 ) -> Float32[np.ndarray, "H W C"]:
-    compute = partial(_last_estimate, model, local=local, num_stages=num_stages)
+    compute = partial(_last_estimate, model, local=local, num_stages=num_stages, fast=fast)
     with torch.inference_mode(), _autocast(model, precision):
         degraded = to_tensor(image).to(_device(model))
         return to_array(finite(_ensemble(compute, degraded) if self_ensemble else compute(degraded)))
@@ -262,14 +276,21 @@ def _ensemble(compute: Callable[[Tensor], Tensor], degraded: Float[Tensor, "1 C 
 
 
 def _last_estimate(
-    model: DGUNet, degraded: Float[Tensor, "1 C H W"], *, local: LocalStatistics | None, num_stages: int | None
+    model: DGUNet,
+    degraded: Float[Tensor, "1 C H W"],
+    *,
+    local: LocalStatistics | None,
+    num_stages: int | None,
+    fast: Graph | None,
 ) -> Float[Tensor, "1 C H W"]:
     num_channels = model.config.image_channels
-    compute = partial(_last_estimate, model, local=local, num_stages=num_stages)
+    compute = partial(_last_estimate, model, local=local, num_stages=num_stages, fast=fast)
     if degraded.shape[1] == 1 and num_channels == 3:
         return compute(degraded.expand(-1, 3, -1, -1)).mean(dim=1, keepdim=True)
     if degraded.shape[1] == 3 and num_channels == 1:
         return torch.cat([compute(degraded[:, [index]]) for index in range(3)], dim=1)
+    if fast is not None:
+        return fast(degraded)
     given = model.network_input(degraded, degraded)
     with _statistics(model, given, local):
         estimates: tuple[Tensor, ...] = model(given) if num_stages is None else model(given, num_stages)

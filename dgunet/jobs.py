@@ -1,4 +1,4 @@
-"""What `dgunet restore` is to do: which files are photos, and where each is written. Reads no photo."""
+"""Plans the work of `dgunet restore`: which files are photos, and where each is written. Reads no photo."""
 
 import errno
 import os
@@ -26,12 +26,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to do.
+    """The work to do.
 
     Attributes:
         jobs: in the order of the arguments, by name within a folder.
         refused: paths that cannot be photos, with the reason.
-        unread: how many files in the folders have each suffix that is no photo's.
+        unread: number of files in the folders for each suffix that is not that of a photo.
     """
 
     jobs: tuple[Job, ...]
@@ -85,7 +85,7 @@ def _find(
 ) -> tuple[list[tuple[Path, Path]], list[tuple[Path, str]], list[str]]:
     """Return the photos with their paths below OUT, refused paths with reasons, and names that are no photos'.
 
-    Any suffix will do for a photo that is named itself where `any_suffix` is true, as its content decides.
+    With `any_suffix`, a photo that is an argument itself may have any suffix: its content decides.
     """
     found: list[tuple[Path, Path]] = []
     refused: list[tuple[Path, str]] = []
@@ -131,21 +131,31 @@ def _single_job(photos: Sequence[Path], target: Path, file_format: str | None, w
     return Job(photos[0], target)
 
 
+def target_names(names: Sequence[Path], file_format: str | None, writable: Mapping[str, str]) -> list[Path]:
+    """Return the path below OUT that each photo is written to, given those below the folder that was searched.
+
+    a.heic becomes a.png, or a.heic.png where there is an a.png. So all photos of a folder have to be given together.
+    """
+    suffixes = [_target_suffix(name.suffix, file_format, writable) for name in names]
+    taken = {name for name, suffix in zip(names, suffixes, strict=True) if suffix == name.suffix}
+    targets = []
+    for name, suffix in zip(names, suffixes, strict=True):
+        target = name
+        if suffix != name.suffix:
+            target = name.with_suffix(suffix)
+            if target in taken:
+                target = name.with_name(name.name + suffix)
+            taken.add(target)
+        targets.append(target)
+    return targets
+
+
 def _jobs(
     found: Sequence[tuple[Path, Path]], folder: Path, file_format: str | None, writable: Mapping[str, str]
 ) -> Iterator[Job]:
-    suffixes = [_target_suffix(name.suffix, file_format, writable) for _, name in found]
-    # a.heic becomes a.png, or a.heic.png where there is an a.png
-    taken = {name for (_, name), suffix in zip(found, suffixes, strict=True) if suffix == name.suffix}
     sources: dict[Path, Path] = {}
-    for (source, name), suffix in zip(found, suffixes, strict=True):
-        below = name
-        if suffix != name.suffix:
-            below = name.with_suffix(suffix)
-            if below in taken:
-                below = name.with_name(name.name + suffix)
-            taken.add(below)
-        target = folder / below
+    for (source, _), name in zip(found, target_names([name for _, name in found], file_format, writable), strict=True):
+        target = folder / name
         other = sources.setdefault(target, source)
         if os.path.realpath(other) != os.path.realpath(source):
             raise UsageError(f"{other} and {source} would both be written to {target}; restore them into two folders")
@@ -166,8 +176,8 @@ def _target_suffix(suffix: str, file_format: str | None, writable: Mapping[str, 
 def _walk(root: Path, out: Path) -> Iterator[tuple[str, str | None]]:
     """Yield the path below `root` of each file that is not hidden, with the reason if it cannot be read.
 
-    The folder `out` is left out. Folders that are reached without a link come first, so that a link does not rename
-    what lies in them.
+    The folder `out` is skipped. Folders that are reached without a link come first, so that a link does not change the
+    paths of their files.
     """
     from dgunet.images.names import is_hidden
 
@@ -195,7 +205,7 @@ def _walk(root: Path, out: Path) -> Iterator[tuple[str, str | None]]:
             elif not path.is_symlink():
                 folders.append(f"{name}/")
             elif _is_inside(path.parent, path):
-                yield name, "a link to a folder that it lies in"
+                yield name, "a link to a folder that contains it"
             else:
                 links.append(f"{name}/")
 
@@ -206,7 +216,7 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether the path is a folder, or a link to one; False also where nothing can be said."""
+    """Whether the path is a folder, or a link to one; False also if this cannot be determined."""
     return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises where a folder above may not be searched)
 
 

@@ -1,4 +1,4 @@
-"""Import state dicts of the published code, as people save them: every name and shape must match.
+"""Import state dicts of the published code, in the forms in which they are saved: every name and shape must match.
 
 Published names count Φ, Φᵀ, ρ from 0 and the other parts from 1. A shared stage is named as stage 2, and the last stage
 after it as stage 7, for any K. Tensors that the published network never uses are required in the file and ignored.

@@ -1,17 +1,17 @@
 """Restore an image in tiles exactly as a whole, with memory that does not grow with the image.
 
 The network takes statistics over the whole image (`dgunet.network.statistics`). So a stage runs over all tiles several
-times: each pass comes to the next statistic, adds up its sums over the tiles, in float64, and stops there. The last
-pass has all of them and gives the estimate and the features for the next stage. Every pass starts from what the stage
-before gave, which is kept in memory or, above MEMORY_LIMIT, in temporary files.
+times: each pass runs up to the next statistic, adds up its sums over the tiles, in float64, and stops there. The last
+pass has all statistics and computes the estimate and the features for the next stage. Every pass starts from the output
+of the previous stage, which is kept in memory or, above MEMORY_LIMIT, in temporary files.
 
-A tile is read with a halo on each side, whose outer pixels are wrong, as convolutions see its edge. Within a stage the
-wrong margin grows as follows, in pixels of the image:
+A tile is read with a halo on each side. The outer pixels of the halo are wrong, because convolutions see the edge.
+Within a stage the wrong margin grows as follows, in pixels of the image:
 
     gradient step 4, shallow features 7, projection 9, level 1/1: 11, level 1/2: 16, level 1/4: 28, bottom 48,
     decoder 1/4: 56, 1/2: 60, 1/1: 62; the features that the next stage mixes from these: 63
 
-so that HALO = 64 makes the part within it exact but for rounding. Statistics before the bottom level need 24 at most.
+With HALO = 64 the part inside the halo is exact up to rounding. Statistics before the bottom level need 24 at most.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ GRID = BLOCK_SIZE  # tiles start at multiples of it, so that sensing blocks and 
 HALO, SMALL_HALO = 64, 32
 MEMORY_LIMIT = 2**29  # bytes of features between two stages that are kept in memory
 TILE_MEMORY = 2**29  # bytes that the features of a tile may take, for `tile_side`
-MORE_SPACE = "name a folder with more space in the variable TMPDIR, or take the statistics of each tile"
+MORE_SPACE = "set TMPDIR to a folder with more space, or take the statistics of each tile (`tile`)"
 Array = Shaped[np.ndarray, "H W C"]
 
 
@@ -107,7 +107,7 @@ def tile_side(config: DGUNetConfig) -> int:
 
 
 class _Run:
-    """What is between two stages, and how a stage is computed from it."""
+    """Computes stages, each from the state that the previous one left."""
 
     def __init__(
         self, model: DGUNet, source: Array, target: Array, options: TilingOptions, share: float | None
@@ -206,7 +206,7 @@ def as_type(image: Float32[np.ndarray, "H W C"], dtype: np.dtype) -> Array:
 
 
 def _num_statistics(stage: Stage | LastStage) -> int:
-    """How many statistics a stage takes: of the attention, of the projection, and of four norms."""
+    """Return the number of statistics of a stage: of the attention, of the projection, and of four norms."""
     merge = stage.proximal.merge if isinstance(stage, Stage) else stage.merge
     return 1 + isinstance(merge, SubspaceProjection) + (NUM_LEVELS + 1 if isinstance(stage, Stage) else 0)
 
@@ -225,7 +225,7 @@ def _own_part(tile: Tile, scale: int = 1) -> tuple[slice, slice]:
 
 
 class _State:
-    """What a stage hands to the next one, of the whole image: the estimate, g, and the mixed features of each level."""
+    """The state between two stages, for the whole image: the estimate, g, and the mixed features of each level."""
 
     def __init__(self, config: DGUNetConfig, padded: tuple[int, int], band: int, following: Stage | LastStage) -> None:
         """Take bands of `band` rows; `following` is the stage that will read."""
@@ -241,7 +241,7 @@ class _State:
         self.scales = scales
 
     def keep_in(self, folder: str | None) -> None:
-        """Say where the bands lie: in temporary files of a folder; None: in memory."""
+        """Choose where the bands are stored: in temporary files of a folder; None: in memory."""
         for plane in self.planes:
             plane.folder = folder
 

@@ -1,8 +1,8 @@
 """Restore a film frame by frame, with FFmpeg's libraries through PyAV (the extra `video`).
 
-Sound and subtitles are copied as they are. Frames keep their times, also where the rate varies. The film is written as
-H.264 at a high quality, or FFV1, which is lossless, where the name ends in .mkv. Each frame is restored alone: nothing
-holds neighbouring frames together, so that a strong restoration may flicker.
+Sound and subtitles are copied unchanged. Frames keep their times, even if the rate varies. The film is written as H.264
+of high quality, or as FFV1, which is lossless, if the name ends in .mkv. Each frame is restored alone, so a strong
+restoration may flicker.
 """
 
 import secrets
@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm")
 WRITABLE = (".mp4", ".mov", ".mkv")
 QUALITY = "14"  # CRF of x264; 18 is said to be hard to tell from the source
-HD_LINES = 720  # films of so many lines and more are BT.709 where they say nothing, smaller ones BT.601
+HD_LINES = 720  # films that do not name a matrix: with at least this many lines BT.709, else BT.601
 WEIGHTS = {  # of red and blue in the luma: BT.709, FCC, BT.601 twice, SMPTE 240M, by FFmpeg's numbers
     1: (0.2126, 0.0722),
     4: (0.30, 0.11),
@@ -33,16 +33,16 @@ Frame = UInt8[np.ndarray, "H W 3"]
 def restore_film(
     source: Path, target: Path, restore: Callable[[Frame], Frame], progress: Callable[[int, int], None]
 ) -> int:
-    """Restore a film, and return how many frames it has. The target appears as a whole, or stays as it is.
+    """Restore a film, and return its number of frames. The target is replaced as a whole, or stays unchanged.
 
     Args:
         source: the film.
         target: file to write, of a suffix of WRITABLE.
         restore: restores one frame, RGB of 8 bits.
-        progress: called after each frame with their number so far and of all, 0 where the film does not say.
+        progress: called after each frame with the number of frames done and of all frames, 0 if the film does not say.
 
     Raises:
-        ValueError: the file holds no film, or one of more than 8 bits or with interlaced frames; the reason is a line.
+        ValueError: the file is not a film, or has more than 8 bits or interlaced frames; the message has one line.
         OSError: the target cannot be written.
         ImportError: PyAV is not installed.
     """
@@ -55,7 +55,7 @@ def restore_film(
     try:
         with av.open(str(source)) as read:
             if not read.streams.video:
-                raise ValueError(f"{source}: holds no film")
+                raise ValueError(f"{source}: contains no film")
             _check(source, read.streams.video[0])
             with av.open(str(source)) as peeked:
                 first = next(peeked.decode(video=0), None)
@@ -67,7 +67,7 @@ def restore_film(
     except av.error.FFmpegError as error:
         if error.errno and error.filename != str(source):
             raise OSError(error.errno, f"{error.strerror}; the film was not written", str(target)) from error
-        raise ValueError(f"{source}: {error.strerror or 'damaged, or no film'}") from error
+        raise ValueError(f"{source}: {error.strerror or 'damaged, or not a film'}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return num_frames

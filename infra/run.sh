@@ -8,16 +8,16 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PWD/.venv/bin:$PATH" RAY_ADDRESS=${RAY_ADDRESS:-127.0.0.1:6379} DVC_NO_ANALYTICS=true MPLBACKEND=Agg
 
 driver=
-# SIGINT and not SIGTERM: on SIGTERM dvc leaves its stage alone.
 trap 'echo "asked to stop: saving" >&2; stopped=1; [ -z "$driver" ] || kill -INT -- "-$driver" 2> /dev/null || true' TERM INT
 stopped=
 
-# Runs a command in a process group of its own, so that a signal reaches all of it; exits where it fails.
+# Runs a command in a process group of its own, so that a signal reaches all of it; exits where it fails. The command
+# ignores SIGTERM, which `ray job stop` sends to every process: dvc would leave its stage alone.
 run() {
   local status=0
   [ -z "$stopped" ] || exit 130
   set -m
-  "$@" &
+  (trap '' TERM; exec "$@") &
   driver=$!
   set +m
   while :; do

@@ -1,7 +1,7 @@
 """Applies a recipe to params.yaml: merges, validates, shows the difference, and asks before it writes.
 
-A recipe has the shape of params.yaml and holds only what is to change: a published one of infra/recipes, or a search's
-proposal. Mappings are merged key by key, everything else is replaced; so is a mapping whose `kind` becomes another. A
+A recipe has the form of params.yaml and holds only the values to change: a published one of infra/recipes, or the
+proposal of a search. Mappings are merged key by key; other values, and mappings whose `kind` changes, are replaced. A
 task that params.yaml does not have is added at its end.
 """
 
@@ -49,7 +49,7 @@ PLAIN = "\033[0m"
 def main() -> None:
     """Show what a recipe changes in params.yaml, and change it."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.apply_recipe", description=__doc__)
-    parser.add_argument("recipe", type=Path, help="YAML of the shape of params.yaml, with what is to change")
+    parser.add_argument("recipe", type=Path, help="YAML file in the form of params.yaml, with the values to change")
     parser.add_argument("--yes", action="store_true", help="apply without asking")
     args = parser.parse_args()
     path = PARAMS_FILE.resolve()
@@ -63,7 +63,7 @@ def main() -> None:
         if not args.yes and not _confirmed():
             raise ValueError(
                 f"{PARAMS_FILE} is unchanged"
-                + ("" if sys.stdin.isatty() else "; YES=1 applies the recipe without a question")
+                + ("" if sys.stdin.isatty() else "; to apply the recipe without a question: YES=1")
             )
         if read_text(path) != before:
             raise ValueError(
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def apply_recipe(params: str, recipe: str) -> str:
-    """Return the text of params.yaml with the values of a recipe; comments and layout stay.
+    """Return the text of params.yaml with the values of a recipe; comments and layout are kept.
 
     A value that the defaults have as well is left out of the task's section.
 
@@ -167,7 +167,7 @@ def _leave_out_defaults(section: CommentedMap, changes: CommentedMap, defaults: 
 
 
 def _break_long_line(yaml: YAML, section: CommentedMap) -> None:
-    """Write a section one key a line where it would be longer than a line as `{...}`."""
+    """Write a section with one key per line if it would be longer than a line as `{...}`."""
     text = io.StringIO()
     yaml.dump(section, text)
     if section.fa.flow_style() and len(text.getvalue()) > LINE_LENGTH:

@@ -1,4 +1,4 @@
-"""Make a registered version the champion by hand: one that waits for approval, or any other."""
+"""Makes a registered version the champion by hand: one that waits for approval, or any other."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Lists what is stored and needed by nothing, with sizes, and deletes it when asked to: `make gc`.
+"""Lists stored data that nothing needs, with sizes, and deletes it after a question: `make gc`.
 
-Needed is what a commit of this clone, a copy of dvc.lock in DGUNET_STORAGE, the dvc.lock of this checkout, a registered
-version or a live run refers to, and all that was changed within a week, as another clone may have pushed it. Nothing is
-deleted while any of these cannot be read.
+Data is needed if a commit of this clone, a copy of dvc.lock in DGUNET_STORAGE, the dvc.lock of this checkout, a
+registered version or a live run refers to it. Data that was changed within a week is kept too, because another clone
+may have pushed it. Nothing is deleted while any of these cannot be read.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pipeline.retention.items import Item, Place
 from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.files import readable_size
 
-MOST_ROWS = 40  # of a place
+MOST_ROWS = 40  # for each place
 HEADER = ("what", "name", "size", "last changed")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """List what is not needed, ask, and delete it."""
+    """List the data that is not needed, ask, and delete it."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.collect", description=__doc__)
     parser.add_argument("--yes", action="store_true", help="delete without asking")
     args = parser.parse_args(arguments)
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not any(place.items for place in places):
         return
     if not args.yes and not _confirmed():
-        print("nothing is deleted" + ("" if sys.stdin.isatty() else "; YES=1 deletes without a question"))
+        print("nothing is deleted" + ("" if sys.stdin.isatty() else "; to delete without a question: `make gc YES=1`"))
         return
     print(f"deleted: {readable_size(delete(places, root, time.time()))}")
 

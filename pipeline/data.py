@@ -1,4 +1,4 @@
-"""Lists the published image sets: what each is, whether it is here, what it may be used for; --name fetches one."""
+"""Lists the published image sets, their licences, and which are on this machine; --name fetches one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.sources.registry import ALL, DataSet, data_set, data_sets, shared_
 def main(arguments: Sequence[str] | None = None) -> None:
     """List all sets, or fetch one, compare it with the registry and describe it."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.data", description=__doc__)
-    parser.add_argument("--name", help="fetch this set, unless it is here, and compare its checksums")
+    parser.add_argument("--name", help="fetch this set if it is absent, and compare its checksums")
     args = parser.parse_args(arguments)
     if args.name:
         datasets.fetch(args.name)
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def describe(found: DataSet) -> str:
-    """Return the facts about a set, with what is here of it, one a line."""
+    """Return the facts about a set and its state on this machine, one per line."""
     shares = [
         f"{'all' if shared == ALL else len(shared)} images show scenes of {other}"
         for other in data_sets()
@@ -39,7 +39,7 @@ def describe(found: DataSet) -> str:
         "licence": found.licence,
         "terms": found.terms and f"{found.terms} Accept: {variable_name('accept_terms')}={found.name}",
         "cite": found.cite,
-        "from": found.page + ("" if found.verified else " (not verified: the address could not be checked)"),
+        "from": found.page + ("" if found.verified else " (this address was not verified)"),
         "overlap": "; ".join(shares),
     }
     return "\n".join([f"{found.name}: {found.about}", *(f"  {key:<8}{text}" for key, text in facts.items() if text)])
@@ -47,16 +47,16 @@ def describe(found: DataSet) -> str:
 
 def _state(found: DataSet) -> str:
     if "://" in datasets.root():
-        return "not looked up: a URL"
+        return f"not checked: {variable_name('data')} is a URL"
     status = datasets.inspect(found.name)
     files = len(found.all_files())
     if status.wrong:
         return f"WRONG: {status.wrong[0]}" + (f" and {len(status.wrong) - 1} more" if len(status.wrong) > 1 else "")
     if not status.present:
-        return "no" if all(file.url for file in found.all_files()) else "no; fetched by hand alone"
+        return "no" if all(file.url for file in found.all_files()) else "no; can only be fetched by hand"
     if status.missing:
-        return f"a part: {status.present} of {files} files"
-    return "yes, checksums agree" if not status.unchecked else "yes, not compared: no checksum is known"
+        return f"partly: {status.present} of {files} files"
+    return "yes, checksums agree" if not status.unchecked else "yes, not verified: no checksum is known"
 
 
 if __name__ == "__main__":

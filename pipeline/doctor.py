@@ -1,11 +1,12 @@
-"""Check what a run needs before it starts: Ray cluster, MLflow, storage, shards, DVC remote, shared folders.
+"""Checks what a run needs before it starts: Ray cluster, MLflow, storage, shards, DVC remote, shared folders.
 
-Each check ends within SECONDS and prints a line, which names the variable, the address, and what to do.
+Each check ends within SECONDS and prints one line with the variable, the address, and what to do.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import queue
 import sys
@@ -17,6 +18,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import fsspec
+
 from pipeline.cluster.resources import plan_resources
 from pipeline.cluster.session import NotANode, check_cluster, nodes_without
 from pipeline.cluster.storage_check import check_storage
@@ -25,7 +28,7 @@ from pipeline.runtime.environment import Environment, read_environment
 from pipeline.tracking import runs
 
 SECONDS = 10.0  # for each
-RAY, FOLDERS = "Ray cluster", "shared folders"
+RAY, MLFLOW, FOLDERS = "Ray cluster", "MLflow", "shared folders"
 Check = Callable[[], str]
 
 
@@ -42,18 +45,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wait = parser.parse_args(arguments).wait
     environment = read_environment()
     failed: list[str] = []
+    _import_clients(environment)
     if address := os.environ.get("RAY_ADDRESS"):
         _wait_for_nodes(address, environment, wait)
     for name, check in _checks(environment).items():
         if name == FOLDERS and RAY in failed:
             continue
         try:
-            print(f"ok      {name}: {_within(SECONDS, name, check)}", flush=True)
+            print(f"ok      {name}: {_within(SECONDS, _subject(name), check)}", flush=True)
         except (ValueError, OSError) as error:
             failed.append(name)
             print(f"failed  {error}", file=sys.stderr, flush=True)
     if failed:
         raise ValueError(f"checks that failed: {', '.join(failed)}")
+
+
+def _import_clients(environment: Environment) -> None:
+    """Import what the checks use: where packages lie on a network drive this takes seconds, of which they have few."""
+    if os.environ.get("RAY_ADDRESS"):
+        importlib.import_module("pipeline.cluster.ray_internals")
+    for place in _places(environment).values():
+        with suppress(ImportError, ValueError):  # its check says so
+            fsspec.get_filesystem_class(place.partition("://")[0] if "://" in place else "file")
 
 
 def _checks(environment: Environment) -> dict[str, Check]:
@@ -62,7 +75,7 @@ def _checks(environment: Environment) -> dict[str, Check]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         checks[RAY] = partial(_check_ray, address, environment)
-    checks["MLflow"] = _check_mlflow
+    checks[MLFLOW] = _check_mlflow
     for variable, place in _places(environment).items():
         checks[variable] = partial(check_storage, variable, place)
     if address and "://" not in address and (shared := _shared_folders(environment)):
@@ -80,7 +93,7 @@ def _places(environment: Environment) -> dict[str, str]:
 
 
 def _shared_folders(environment: Environment) -> dict[str, Path]:
-    """Return the folders that all nodes must see, by the variable that names another place for them."""
+    """Return the folders that all nodes must see, by the variable that sets them."""
     folders = {
         "DGUNET_STORAGE": environment.storage,
         "DGUNET_SHARDS": environment.shards or str(Path("data").absolute()),
@@ -102,9 +115,9 @@ def _check_ray(address: str, environment: Environment) -> str:
 
 
 def _wait_for_nodes(address: str, environment: Environment, seconds: float) -> None:
-    """Wait for up to `seconds` until this machine is a node of the cluster, and the workers have room.
+    """Wait for up to `seconds` until this machine is a node of the cluster and the workers fit on the nodes.
 
-    Prints once what is missing. What waiting does not cure is left to the checks.
+    Prints once what is missing. Other faults are left to the checks.
     """
     deadline = time.monotonic() + seconds
     reported = False
@@ -123,7 +136,7 @@ def _wait_for_nodes(address: str, environment: Environment, seconds: float) -> N
 
 def _check_mlflow() -> str:
     address = runs.tracking_address()
-    if "://" in address and not address.startswith("sqlite:"):  # the first connection to SQLite makes the tables
+    if "://" in address and not address.startswith("sqlite:"):  # the first connection to SQLite creates the tables
         with runs.connected():
             pass
     return address
@@ -137,8 +150,8 @@ def _check_shared(address: str, folders: dict[str, Path]) -> str:
         try:
             if missing := nodes_without(address, mark):
                 raise ValueError(
-                    f"{variable}={folder}: the nodes {', '.join(missing)} do not see this folder: name one that all "
-                    "nodes mount, or a URL such as s3://bucket/runs"
+                    f"{variable}={folder}: the nodes {', '.join(missing)} do not see this folder: set the variable to "
+                    "one that all nodes mount, or to a URL such as s3://bucket/runs"
                 )
         finally:
             with suppress(OSError):
@@ -146,8 +159,15 @@ def _check_shared(address: str, folders: dict[str, Path]) -> str:
     return ", ".join(map(str, folders.values()))
 
 
-def _within(seconds: float, name: str, check: Check) -> str:
-    """Return what the check `name` returns; ValueError if it takes longer."""
+def _subject(name: str) -> str:
+    """Return the variable that a check is about, with its value; the name of the check where it is not set."""
+    variable = {RAY: "RAY_ADDRESS", MLFLOW: runs.ADDRESS}.get(name, name)
+    value = os.environ.get(variable)
+    return f"{variable}={value}" if value else name
+
+
+def _within(seconds: float, subject: str, check: Check) -> str:
+    """Return what a check of `subject` returns; ValueError if it takes longer."""
     results: queue.Queue[str | BaseException] = queue.Queue()
 
     def run() -> None:
@@ -160,7 +180,9 @@ def _within(seconds: float, name: str, check: Check) -> str:
     try:
         result = results.get(timeout=seconds)
     except queue.Empty:
-        raise ValueError(f"{name}: no answer within {seconds:g} s") from None
+        raise ValueError(
+            f"{subject}: no answer within {seconds:g} s: correct the address, or open the network to it"
+        ) from None
     if isinstance(result, BaseException):
         raise result
     return result

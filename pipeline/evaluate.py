@@ -1,4 +1,4 @@
-"""Measure a model on the test split and on benchmarks; write metrics, tables, plots and a gallery."""
+"""Measures a model on the test split and on benchmarks; writes metrics, tables, plots and a gallery."""
 
 from __future__ import annotations
 

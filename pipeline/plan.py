@@ -1,7 +1,7 @@
-"""Says what a published recipe takes on GPUs, hours and bytes, and where each number comes from: `make plan`.
+"""Prints how many hours and bytes a published recipe takes on GPUs, and the source of each number: `make plan`.
 
-Nothing is guessed. Sizes follow from the recipe and the network; images per second are those that `make bench-gpu`
-measured for the same network, patch and way to compute, or those that are given. What is not known is said to be so.
+Nothing is guessed. Sizes follow from the recipe and the network; images per second were measured by `make bench-gpu`
+for the same network, patch size and precision, or are given by the user. Unknown numbers are marked as unknown.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ BYTES_OF_A_WEIGHT = 4  # float32
 COPIES_IN_A_CHECKPOINT = 5  # weights, averaged and best weights, two moments of the optimiser
 CHECKPOINTS_KEPT = 2
 TAR_BLOCK, NPY_HEADER = 512, 128  # bytes
-BYTES_OF_A_RECORD = 1024  # of a pair: header and JSON, padded
+BYTES_OF_A_RECORD = 1024  # record of a pair: header and JSON, padded
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A task as its published recipe makes it: the file, the task, and its sections merged with params.yaml."""
+    """A task with its published recipe: the file, the name of the task, and its sections merged with params.yaml."""
 
     file: Path
     task: str
@@ -63,7 +63,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the plan: what, how much, and where that comes from."""
+    """A line of the plan: quantity, value, and the source of the value."""
 
     quantity: str
     value: str
@@ -80,30 +80,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe = read_recipe(args.task)
     if not 1 <= args.gpus <= recipe.train.batch_size:
         raise ValueError(
-            f"GPUS={args.gpus}: a batch of {recipe.file} has {recipe.train.batch_size} images, so it is trained on 1 "
-            f"to {recipe.train.batch_size} GPUs"
+            f"GPUS={args.gpus}: a batch of {recipe.file} has {recipe.train.batch_size} images, so it can use 1 to "
+            f"{recipe.train.batch_size} GPUs"
         )
     if args.images_per_second is not None and not args.images_per_second > 0:
         raise ValueError(f"IMAGES_PER_SECOND={args.images_per_second:g} must be more than 0")
     print(table(plan(recipe, args.gpus, args.images_per_second)))
     print(
-        "\nNot in the hours: preparation, validation, and what the exchange of gradients adds; none of it was measured "
-        "on GPUs. Prices differ by place and day: multiply the hours of GPUs by yours."
+        "\nThe hours do not include preparation, validation and the exchange of gradients, which were not measured on "
+        "GPUs. For the cost, multiply the GPU hours by the price that you pay."
     )
 
 
 def read_recipe(name: str) -> Recipe:
-    """Return a published recipe by its file's name or by a task in it; ValueError where there is none."""
+    """Return a published recipe by the name of its file or of a task in it. Raises ValueError if there is none."""
     files = sorted(RECIPES.glob("*.yaml"))
     contents = {file: read_params(file) for file in files}
     file = RECIPES / f"{name}.yaml"
     if file not in contents:
         having = [each for each in files if name in contents[each]]
         if not having:
-            raise ValueError(f"there is no recipe of {name!r}; there is: {', '.join(file.stem for file in files)}")
+            raise ValueError(f"there is no recipe {name!r}; available: {', '.join(file.stem for file in files)}")
         file = having[0]
     tasks = [task for task in contents[file] if task not in GENERAL]
-    task = name if name in tasks else tasks[0]  # tasks that share a file have the same recipe, but for one value
+    task = name if name in tasks else tasks[0]  # tasks in one file have the same recipe, except for one value
     params = read_params()
 
     def section(stage: str, kind: type[Kind]) -> Kind:
@@ -121,12 +121,12 @@ def plan(recipe: Recipe, gpus: int, images_per_second: float | None) -> list[Row
     Args:
         recipe: what is trained.
         gpus: number of GPUs.
-        images_per_second: of one GPU; None: those that were measured, if there are any.
+        images_per_second: of one GPU; None takes the measured value, if there is one.
     """
     train, counted = recipe.train, "counted: dgunet.network with the sizes of the recipe"
     weights = num_parameters(recipe) * BYTES_OF_A_WEIGHT
     images = train.num_steps * train.batch_size
-    rate, source = (images_per_second, "IMAGES_PER_SECOND, as given") if images_per_second else measured_rate(train)
+    rate, source = (images_per_second, "given: IMAGES_PER_SECOND") if images_per_second else measured_rate(train)
     rows = [
         Row("training images", f"{images:,}", f"{recipe.file}: {train.num_steps:,} steps of {train.batch_size}"),
         Row("network", f"{weights // BYTES_OF_A_WEIGHT / 1e6:.1f} M parameters", counted),
@@ -137,7 +137,7 @@ def plan(recipe: Recipe, gpus: int, images_per_second: float | None) -> list[Row
         hours = images / (rate * gpus) / 3600
         rows += [
             Row(f"images/s of {gpus} GPUs", f"at most {rate * gpus:g}", "the line above, times the GPUs"),
-            Row("hours", f"at least {hours:.1f} ({hours * gpus:.1f} hours of GPUs)", "training images / images/s"),
+            Row("hours", f"at least {hours:.1f} ({hours * gpus:.1f} GPU hours)", "training images / images/s"),
             _loader_row(rate),
         ]
     else:
@@ -154,13 +154,13 @@ def num_parameters(recipe: Recipe) -> int:
 
 
 def measured_rate(train: Train) -> tuple[float | None, str]:
-    """Return the images/s that benchmarks/results/gpu.md has for this network, patch and way to compute, and its place.
+    """Return the images/s that benchmarks/results/gpu.md has for this network, patch and precision, and the source.
 
-    Without such a row: None, and what to do.
+    If there is no such row, return None, and what to do.
     """
     remedy = "give IMAGES_PER_SECOND=…, or measure with `make bench-gpu`"
     if not GPU_RESULTS.is_file():
-        return None, f"there is no {GPU_RESULTS}, no GPU was measured: {remedy}"
+        return None, f"there is no {GPU_RESULTS}: no GPU was measured: {remedy}"
     text = GPU_RESULTS.read_text(encoding="utf-8")
     head = re.search(r"^(.+), torch \S+; \d+ images of (\d+)²", text, re.M)
     network = train.network.model_dump()
@@ -174,7 +174,7 @@ def measured_rate(train: Train) -> tuple[float | None, str]:
 
 
 def way(train: Train) -> str:
-    """Return how benchmarks/gpu.py names the recipe's way to compute a step."""
+    """Return the name that benchmarks/gpu.py gives to the recipe's way of computing a step."""
     compute = train.compute
     parts = ["bf16" if compute.precision == "bfloat16" else "float32"]
     parts += ["recomputed"] if compute.recompute_activations else []
@@ -183,14 +183,14 @@ def way(train: Train) -> str:
 
 
 def bytes_of_pair(height: int, width: int, settings: Synthesize) -> int:
-    """Return the bytes of a pair of tiles in a shard: one array or two, each with its headers, and a record."""
+    """Return the bytes of a pair of tiles in a shard: one or two arrays with headers, and a record."""
     array = NPY_HEADER + height * width * settings.channels
     member = TAR_BLOCK + -(-array // TAR_BLOCK) * TAR_BLOCK
     return (1 if settings.online else 2) * member + BYTES_OF_A_RECORD
 
 
 def bytes_of_shards(images: Sequence[Entry], settings: Synthesize) -> int:
-    """Return the bytes of the shards that are made from images of one split."""
+    """Return the bytes of the shards of the images of one split."""
     total = 0
     for image in images:
         size = settings.tile_size if image.split == "train" else settings.held_out_tile_size
@@ -200,7 +200,7 @@ def bytes_of_shards(images: Sequence[Entry], settings: Synthesize) -> int:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the lines in three columns."""
+    """Return the lines as text in three columns."""
     header = Row("quantity", "value", "from")
     first, second = (max(len(getattr(row, name)) for row in (header, *rows)) for name in ("quantity", "value"))
     lines = [f"{row.quantity:{first}}  {row.value:{second}}  {row.source}" for row in (header, *rows)]
@@ -214,7 +214,8 @@ def _shard_rows(recipe: Recipe) -> list[Row]:
     text = f"{arrays}, {settings.tile_size}² x {settings.channels}: pipeline/shards/format.py"
     rows = [Row("shards, of a training pair", readable_size(of_a_pair), text)]
     if not MANIFEST.is_file():
-        return [*rows, Row("shards", "not known", f"there is no {MANIFEST}: name your photographs, run `make repro`")]
+        remedy = "name your photographs in params.yaml, run `make repro`"
+        return [*rows, Row("shards", "not known", f"there is no {MANIFEST}: {remedy}")]
     images = _images(recipe)
     for split in SPLITS:
         chosen = [image for image in images if image.split == split]
@@ -251,8 +252,8 @@ def _traffic_rows(recipe: Recipe, weights: int, gpus: int) -> list[Row]:
     sent, train = 2 * (gpus - 1) / gpus * weights, recipe.train
     source = f"2·(N − 1)/N times the gradients, N = {gpus}, float32: {RESULTS / 'scaling.md'}"
     rows = [
-        Row("gradients, sent by a GPU in a step", readable_size(sent), source),
-        Row("gradients, sent by a GPU in all", readable_size(sent * train.num_steps), source),
+        Row("gradients, sent by one GPU in a step", readable_size(sent), source),
+        Row("gradients, sent by one GPU in total", readable_size(sent * train.num_steps), source),
     ]
     cache = read_environment().shard_cache_gb * 1e9
     images = [image for image in _images(recipe) if image.split == "train"]
@@ -268,7 +269,7 @@ def _traffic_rows(recipe: Recipe, weights: int, gpus: int) -> list[Row]:
 
 
 def _images(recipe: Recipe) -> list[Entry]:
-    """Return the photographs of this checkout that the recipe uses; none where prepare has not run."""
+    """Return the photographs of this checkout that the recipe uses; none if prepare has not run."""
     images = select_images(read_manifest(MANIFEST), recipe.synthesize) if MANIFEST.is_file() else []
     return [image for image in images if min(image.height, image.width) >= recipe.min_side]
 

@@ -1,4 +1,4 @@
-"""Show a task's degradation on a few photographs, or make a training pair again; write images to the folder preview.
+"""Shows a task's degradation on a few photographs, or reproduces a training pair; writes images to the folder preview.
 
 --task TASK: a contact sheet of the task's photographs, degraded as params.yaml says; it needs no shards.
 --task TASK --pair KEY: clean and degraded image of a pair in the task's shards, as training saw it; with --verify
@@ -91,7 +91,7 @@ def write_pair(task: str, shards: Path, key: str, epoch: int, *, verify: bool = 
         task: names the files.
         shards: folder with train/, val/ and test/.
         key: key of the pair.
-        epoch: epoch of training, where the loader degrades; val and test split have epoch 0 alone.
+        epoch: epoch of training, if the loader degrades; the val and test splits have only epoch 0.
         verify: make the pair again from its source image and compare it with the shard; all bits must be equal.
 
     Raises:

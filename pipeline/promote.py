@@ -1,6 +1,6 @@
-"""Register a model folder; it becomes the champion if it beats the present one on the same test set.
+"""Registers a model folder; it becomes the champion if it beats the current one on the same test set.
 
-Beating means that even the lower bound of the interval of the gain is above a margin: pipeline/tracking/decision.py.
+It must exceed a margin even with the lower bound of the interval of its gain: pipeline/tracking/decision.py.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TEST, PSNR = "test", "test.restored.psnr"  # tags: test set, protocol and measur
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Register one task's model, set the alias where it is earned, and write the promotion record."""
+    """Register one task's model, set the alias if it is the new champion, and write the promotion record."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.promote", description=__doc__.splitlines()[0])
     parser.add_argument("--task", required=True, help="a section of params.yaml")
     parser.add_argument("--model", required=True, type=Path, help="model folder")
@@ -116,7 +116,7 @@ def _with_statistics(folder: Path, metrics: Mapping[str, Any]) -> Iterator[Path]
 
 
 def _earlier_decision(champion: Version) -> Decision:
-    """Return what the tags of the champion say on how it became champion."""
+    """Return the decision that made the champion, from its tags."""
     reason = champion.tags.get(registry.CHAMPION_BECAUSE, "made champion by hand")
     gain = champion.tags.get(registry.CHAMPION_GAIN, registry.NO_GAIN)
     return Decision(False, reason, None, None if gain == registry.NO_GAIN else json.loads(gain))
@@ -137,7 +137,7 @@ def _compared(
 
 
 def _with_consent(decision: Decision, version: Version, settings: Promote) -> Decision:
-    """Return the decision, or that a person must or may take it."""
+    """Return the decision, changed if a person must or may decide."""
     if decision.asks_a_person:
         reason = f"{decision.reason}; add photographs, or decide by hand"
     elif not decision.set_champion:
@@ -181,7 +181,7 @@ def _measure_again(task: str) -> str:
 
 
 def _finite(psnr: float) -> float:
-    """Return a PSNR in dB as it counts in a mean, with the decimals of the reports; ValueError for NaN."""
+    """Return a PSNR in dB in the form in which it enters a mean, rounded as in reports. Raises ValueError for NaN."""
     if math.isnan(psnr):
         raise ValueError("a PSNR is not a number")
     return round(min(psnr, HIGHEST_PSNR), DECIMALS)
@@ -191,7 +191,7 @@ def measured_scores(version: Version, shards: Path, protocol: Protocol, test: st
     """Return the PSNR in dB of each test image of a registered version: stored ones of `test`, else measured now.
 
     Args:
-        version: the version, as a rule the champion.
+        version: the version, usually the champion.
         shards: folder of test shards to measure on.
         protocol: how to measure.
         test: test set, protocol and measuring code of the PSNRs.
@@ -214,7 +214,7 @@ def measured_scores(version: Version, shards: Path, protocol: Protocol, test: st
 
 
 def _registered(args: argparse.Namespace, model: Path, metrics: Mapping[str, Any], test: str) -> Version:
-    """Return the version that holds the model folder and today's code, with current tags; register it if needed."""
+    """Return the version with this model folder and the current code; register it if needed, and update its tags."""
     task, shards, report = args.task, args.shards, args.report
     content = digest(model.iterdir())
     numbers = {

@@ -1,7 +1,7 @@
-"""Bring results from a cluster to another clone: what DVC stores, and the dvc.lock that belongs to a commit.
+"""Brings results from a cluster to another clone: the objects that DVC stores, and the dvc.lock of a commit.
 
-dvc.lock is not in git. The driver on a cluster stores it beside the checkpoints, under the commit of the checkout, and
-pushes what it names to the DVC remote after each stage. In a clone of that commit `make fetch` gets both.
+dvc.lock is not in git. After each stage, the driver on a cluster stores it beside the checkpoints, under the commit of
+the checkout, and pushes the objects that it names to the DVC remote. In a clone of that commit `make fetch` gets both.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.results", description=__doc__)
     actions = parser.add_subparsers(required=True, dest="action")
     actions.add_parser("prepare", help="set the DVC remote of DGUNET_REMOTE, and get the results of earlier runs")
-    actions.add_parser("store", help="push outputs and run cache, and store dvc.lock under the commit")
+    actions.add_parser("store", help="after prepare: push outputs and run cache, store dvc.lock by commit")
     actions.add_parser("fetch", help="get dvc.lock of this commit, and all outputs that it names")
     action = parser.parse_args(arguments).action
-    _set_remote()
     {"prepare": _prepare, "store": _store, "fetch": _fetch}[action]()
 
 
@@ -46,7 +45,8 @@ def _set_remote() -> None:
 
 
 def _prepare() -> None:
-    # The run cache says for which inputs a stage has run, so that `dvc repro --pull` takes its outputs.
+    _set_remote()
+    # The run cache records the inputs of finished stages: `dvc repro --pull` fetches their outputs.
     _dvc("fetch", "--run-cache", "--quiet")
 
 
@@ -61,16 +61,17 @@ def _store() -> None:
 
 
 def _fetch() -> None:
+    _set_remote()
     found = commit().removesuffix(CHANGED)
     if found == "unknown":
-        raise ValueError("results are stored by commit, and git does not say which one this checkout has")
+        raise ValueError("results are stored by commit, but git cannot tell the commit of this checkout")
     content, of = _read(found), found
     if content is None:
         of = found + CHANGED
         content = _read(of)
     if content is None:
         raise ValueError(
-            f"{read_environment().storage} has no results of commit {found[:10]}: check out the commit that the "
+            f"{read_environment().storage} has no results for commit {found[:10]}: check out the commit that the "
             "cluster has run, or set DGUNET_STORAGE to what it was there"
         )
     if of != found:

@@ -1,4 +1,4 @@
-"""Make the previous champion of a task the champion again."""
+"""Makes the previous champion of a task the champion again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Print a table of results, one line per task, from the reports of evaluate and promote; and what to run next."""
+"""Prints a table of results, one line per task, from the reports of evaluate and promote; and what to run next."""
 
 from __future__ import annotations
 

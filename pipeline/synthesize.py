@@ -8,9 +8,8 @@ Work in progress is in a folder of its own, named by a fingerprint of everything
 photographs.json lists the images in train and val by the hashes of their pixels, published.json, where there are any,
 those of published sets by name: `evaluate` reports no benchmark that shows their scenes.
 
-A run that was interrupted, at any point, is continued from there: intact shards are not made again. The output folder
-is replaced in one step at the end. Where DGUNET_SHARDS names a URL the tars are stored there and the output holds the
-index files alone.
+An interrupted run continues from there: intact shards are not made again. The output folder is replaced in one step at
+the end. If DGUNET_SHARDS is a URL, the tar files are stored there and the output holds only the index files.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ SHARDS = "shards"
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to be made: its name below the shards' folder, its plan, and its entry if it was finished before."""
+    """One shard to make: its name below the shards' folder, its plan, and its entry if it was finished before."""
 
     name: str
     plan: ShardPlan

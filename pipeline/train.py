@@ -1,4 +1,4 @@
-"""Shards -> model folder: trains a DGUNet on Ray workers; the model has the averaged weights that are best on val."""
+"""Trains a DGUNet on Ray workers, from shards; exports the averaged weights with the best PSNR on the val split."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _val(stats: Mapping[str, float]) -> str:
 
 
 def _speed(stats: Mapping[str, float]) -> str:
-    """Return images/s and the time left, without what is not known, as where a run was just resumed."""
+    """Return images/s and the time left, each only if it is known; after a resumption it is not known at first."""
     images, left = stats["images_per_second"], stats["seconds_left"]
     text = f", {images:.0f} images/s" if images > 0 else ""
     if not math.isfinite(left):

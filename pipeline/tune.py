@@ -1,4 +1,4 @@
-"""Search better values for a task's recipe on the val split and propose them; `make apply` writes them."""
+"""Searches for better values of a task's recipe on the val split and proposes them; `make apply` writes them."""
 
 from __future__ import annotations
 

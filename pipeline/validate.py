@@ -1,4 +1,4 @@
-"""Validates the whole of params.yaml before anything is built."""
+"""Validates all of params.yaml before anything is built."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class General(Section):
 
 
 def check(path: Path = PARAMS_FILE) -> None:
-    """Validate all sections, also those of tasks that are not built.
+    """Validate all sections, including those of tasks that are not built.
 
     Raises:
         ParamsError: params.yaml is not valid; one line for every mistake in the file.
@@ -69,7 +69,7 @@ def _mistakes(params: Mapping[str, Any]) -> Iterator[str]:
     listed = listed if isinstance(listed, list) else []
     for task in listed:
         if task not in tasks:
-            yield f"tasks: {task} has no section; there is: {', '.join(tasks)}"
+            yield f"tasks: {task} has no section; available: {', '.join(tasks)}"
     if len(set(map(str, listed))) != len(listed):
         yield "tasks: a task is named twice"
     yield from _mistakes_in_defaults(params)
@@ -85,11 +85,11 @@ def _mistakes(params: Mapping[str, Any]) -> Iterator[str]:
         yield from _mistakes_in_task(params, task, section)
         for name in _named_benchmarks(params, section):
             if name not in names:
-                yield f"{task}.evaluate.benchmarks: there is no benchmark `{name}`; there is: {', '.join(names)}"
+                yield f"{task}.evaluate.benchmarks: there is no benchmark `{name}`; available: {', '.join(names)}"
 
 
 def _mistakes_in_dataset(name: str, benchmark: Any) -> Iterator[str]:
-    """Yield what is wrong where a benchmark names a published set: no such set or split, or pairs to be degraded."""
+    """Yield mistakes of a benchmark that names a published set: no such set or split, or pairs to be degraded."""
     if not isinstance(benchmark, dict) or not isinstance(benchmark.get("dataset"), str):
         return
     try:
@@ -109,11 +109,11 @@ def _mistakes_in_names(tasks: Iterable[object]) -> Iterator[str]:
 
 
 def _mistakes_in_defaults(params: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong in `defaults`, also where every task states another value."""
+    """Yield mistakes in `defaults`, even if every task states another value."""
     defaults = params.get("defaults")
     for stage in defaults if isinstance(defaults, dict) else ():
         if stage not in KINDS:
-            yield f"defaults.{stage}: no such key; there is: {', '.join(KINDS)}"
+            yield f"defaults.{stage}: no such key; available: {', '.join(KINDS)}"
             continue
         section = default_section(params, stage)
         for name in WITHOUT_DEFAULT[stage]:

@@ -17,6 +17,12 @@ from factories import write_folder
 from processes import S3Server, SmallDisk
 from synthesis_checkout import synthesis_checkout  # noqa: F401 (a fixture of several packages)
 
+# Files that take minutes, the longest first. The two that make hosts are apart, as one waits for the other.
+LONGEST = (
+    "test_cluster.py", "test_failures.py", "test_repro.py", "test_training_run.py", "test_commands.py",
+    "test_search.py", "test_slurm.py", "test_golden.py", "test_dvc.py",
+)  # fmt: skip
+
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
@@ -40,10 +46,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes run the tests, files with slow tests come first, so that all processes end together."""
+    """Where several processes run the tests, long files come first, so that all processes end together."""
     if hasattr(config, "workerinput"):
-        slow = {item.path for item in items if item.get_closest_marker("slow") and item.get_closest_marker("cluster")}
-        items.sort(key=lambda item: item.path not in slow)
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+        def place(item: pytest.Item) -> tuple[int, bool]:
+            return (LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST), item.path not in slow)
+
+        items.sort(key=place)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -34,7 +34,7 @@ exec "$@"
 
 def why_not() -> str | None:
     """Why hosts cannot be made here; None where they can."""
-    for program in ("ip", "nsenter", "unshare"):
+    for program in ("ip", "nsenter", "setpriv", "unshare"):
         if shutil.which(program) is None:
             return f"needs {program}: apt-get install iproute2 util-linux"
     if os.geteuid() != 0:
@@ -48,10 +48,15 @@ def ip(*arguments: str) -> None:
 
 
 class Started:
-    """A command on a host."""
+    """A command on a host.
 
-    def __init__(self, entered: subprocess.Popen[bytes]) -> None:
+    Attributes:
+        log: the file of what it prints.
+    """
+
+    def __init__(self, entered: subprocess.Popen[bytes], log: Path) -> None:
         self.entered = entered  # nsenter; the command is its child process, and process groups end at it
+        self.log = log
 
     def send(self, number: int) -> None:
         """Send a signal to the command alone."""
@@ -91,7 +96,8 @@ class Host:
     def power_on(self) -> None:
         """Start process 1 of the host."""
         assert self.machine is None
-        enter = ["nsenter", f"--net=/run/netns/{self.namespace}", "unshare", "--mount", "--uts", "--ipc", "--pid"]
+        enter = ["setpriv", "--pdeathsig", "KILL"]  # a test that is killed leaves no process on its hosts
+        enter += ["nsenter", f"--net=/run/netns/{self.namespace}", "unshare", "--mount", "--uts", "--ipc", "--pid"]
         enter += ["--fork", "--kill-child", "--mount-proc", "bash", "-c", ENTER, "bash", "sleep", "infinity"]
         variables = {**os.environ, "HOST_NAME": self.name, "HOST_FOLDER": str(self.folder)}
         with (self.folder / "machine.log").open("w") as log:
@@ -108,7 +114,7 @@ class Host:
         with log.open("a") as output:
             entered = subprocess.Popen([*enter, *command], start_new_session=True, stdout=output, stderr=output)
         self.entered.append(entered)
-        return Started(entered)
+        return Started(entered, log)
 
     def power_off(self) -> None:
         """Kill all processes of the host at once."""
@@ -160,6 +166,8 @@ def _made(count: int, folder: Path) -> Iterator[list[Host]]:
 
 def _remove_remains(count: int) -> None:
     """Remove what a killed test has left."""
-    names = [("netns", "del", f"dgunet-n{number}") for number in range(1, count + 1)]
+    numbers = range(1, count + 1)
+    names = [("netns", "del", f"dgunet-n{number}") for number in numbers]
+    names += [("link", "del", f"dgveth{number}") for number in numbers]
     for arguments in [*names, ("link", "del", BRIDGE)]:
         subprocess.run(["ip", *arguments], check=False, capture_output=True)

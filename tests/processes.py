@@ -13,12 +13,18 @@ import psutil
 
 
 def until(condition: Callable[[], Any], seconds: float = 600) -> Any:
-    """Call `condition` until it returns something true, and return that; TimeoutError after `seconds`."""
+    """Call `condition` until it returns something true, and return that; TimeoutError after `seconds`.
+
+    The pauses are long where `condition` takes long, so that asking leaves the CPUs to what is waited for.
+    """
     deadline = time.monotonic() + seconds
+    asked = time.monotonic()
     while not (result := condition()):
-        if time.monotonic() > deadline:
+        answered = time.monotonic()
+        if answered > deadline:
             raise TimeoutError(f"not within {seconds:g} s: {condition}")
-        time.sleep(0.05)
+        time.sleep(min(max(0.05, 5 * (answered - asked)), 1.0))
+        asked = time.monotonic()
     return result
 
 
@@ -42,6 +48,10 @@ def started(*command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
                 for running in [*parent.children(recursive=True), parent]:
                     with suppress(psutil.NoSuchProcess):
                         running.kill()
+
+
+# `mlflow server` starts processes for jobs, each of which imports MLflow for seconds; no test needs them.
+WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 class S3Server:

@@ -7,19 +7,35 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
+import yaml
 from checkout import Checkout
+from factories import PROJECT
 from hosts import OUTSIDE, Host, Started, hosts
-from processes import S3Server, until
+from processes import WITHOUT_JOBS, S3Server, until
 
 TOKEN = "of-tests-0123456789abcdef0123456789abcdef"
+RAYJOB = yaml.safe_load((PROJECT / "infra" / "kuberay" / "base" / "rayjob.yaml").read_text())["spec"]
 PROGRAMS = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+
+WAIT_FOR_NODES = """
+import sys, time
+from pipeline.cluster.ray_internals import cluster_state
+nodes = -1
+while nodes != int(sys.argv[1]):
+    time.sleep(1)
+    try:
+        nodes = len(cluster_state("n1:6379", 5).nodes)
+    except OSError as error:  # there is no head yet
+        print(error, flush=True)
+"""
 
 
 def shrink(params: dict[str, Any]) -> None:
@@ -35,7 +51,7 @@ class Site:
     """Hosts, a checkout that all of them see, a storage and an MLflow server."""
 
     def __init__(self, folder: Path, machines: list[Host], s3: S3Server) -> None:
-        self.folder, self.hosts, self.s3 = folder, machines, s3
+        self.folder, self.hosts, self.s3, self.client = folder, machines, s3, s3.client()
         with socket.socket() as probe:
             probe.bind((OUTSIDE, 0))
             port = probe.getsockname()[1]
@@ -75,7 +91,8 @@ class Site:
         ]
         server += ["--allowed-hosts", f"{OUTSIDE}:*"]
         with (folder / "mlflow.log").open("w") as log:
-            self.server = subprocess.Popen(server, stdout=log, stderr=log, start_new_session=True)
+            variables = os.environ | WITHOUT_JOBS
+            self.server = subprocess.Popen(server, stdout=log, stderr=log, start_new_session=True, env=variables)
 
     def clone(self, name: str) -> None:
         """Run what follows in a new clone of the checkout, in which nothing has run."""
@@ -84,9 +101,25 @@ class Site:
 
     def start_node(self, host: Host) -> None:
         """Run infra/node.sh on a host; n1 is the head."""
-        role = ["head", "--include-dashboard=false"] if host.number == 1 else ["worker", "n1:6379", "--num-cpus=1"]
+        role = ["worker", "n1:6379", "--num-cpus=1"]
+        variables: dict[str, str] = {}
+        if host.number == 1:
+            role = ["head", f"--dashboard-host={host.address}"]
+            container = RAYJOB["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+            variables = {each["name"]: each["value"] for each in container["env"]}
         script = str(self.checkout / "infra" / "node.sh")
-        self.nodes[host.name] = self.start(host, script, *role, f"--node-ip-address={host.address}", log=host.name)
+        role += [f"--node-ip-address={host.address}"]
+        self.nodes[host.name] = self.start(host, script, *role, log=host.name, **variables)
+
+    def submit(self, name: str) -> Started:
+        """Start the entrypoint of the RayJob on the head, as KubeRay does; the command prints what the job prints."""
+        entrypoint = RAYJOB["entrypoint"].replace("/opt/dgunet", str(self.checkout))
+        return self.job("submit", "--submission-id", name, "--", entrypoint, log=name)
+
+    def job(self, action: str, *arguments: str, log: str) -> Started:
+        """Run a command of `ray job` on the head."""
+        command = ["ray", "job", action, "--address", "http://n1:8265", *arguments]
+        return self.start(self.hosts[0], *command, log=log, PYTHONUNBUFFERED="1")
 
     def start(self, host: Host, *command: str, log: str, **variables: str) -> Started:
         """Run a command in the checkout on a host."""
@@ -95,18 +128,6 @@ class Site:
     def log(self, name: str) -> Path:
         """The file of what a command has printed."""
         return self.folder / f"{name}.log"
-
-    def nodes_alive(self) -> int:
-        """How many nodes the head counts; 0 without a head."""
-        program = (
-            "from pipeline.cluster.ray_internals import cluster_state;"
-            "print('alive', len(cluster_state('n1:6379', 5).nodes))"
-        )
-        log = self.log("alive")
-        log.write_text("")
-        if self.start(self.hosts[0], sys.executable, "-c", program, log="alive").wait(60):
-            return 0
-        return int(log.read_text().split()[-1])
 
     def mlflow_answers(self) -> bool:
         """Whether the MLflow server has started."""
@@ -117,19 +138,32 @@ class Site:
 
     def wait_for_nodes(self, count: int) -> None:
         """Wait until the cluster has this number of nodes."""
-        until(lambda: self.nodes_alive() == count, 240)
+        waiting = self.start(self.hosts[0], sys.executable, "-c", WAIT_FOR_NODES, str(count), log="nodes")
+        assert waiting.wait(300) == 0, waiting.log.read_text()
+
+    def keys(self, prefix: str = "") -> set[str]:
+        """The keys of all objects in the storage that begin with a prefix."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.s3.bucket, Prefix=prefix)
+        return {entry["Key"] for page in pages for entry in page.get("Contents", [])}
 
     def checkpoints(self) -> set[str]:
         """The names of all complete checkpoints."""
-        listed = self.s3.client().list_objects_v2(Bucket=self.s3.bucket, Prefix="runs/denoise")
-        keys = [entry["Key"] for entry in listed.get("Contents", [])]
-        return {key.split("/")[2] for key in keys if key.endswith("checksums.json")}
+        return {key.split("/")[2] for key in self.keys("runs/denoise") if key.endswith("checksums.json")}
 
     def wait_for_checkpoint(self, driver: Started) -> None:
         """Wait until the run of a driver has a new checkpoint."""
+        self.wait_for_checkpoint_while(driver.running)
+        assert driver.running(), driver.log.read_text()[-5000:]
+
+    def wait_for_checkpoint_while(self, running: Callable[[], bool]) -> None:
+        """Wait until there is a new checkpoint, or `running` is false."""
         before = self.checkpoints()
-        until(lambda: self.checkpoints() - before or not driver.running(), 300)
-        assert driver.running(), self.log("driver").read_text()[-5000:]
+
+        def ended() -> bool:
+            time.sleep(1)  # the servers and the training share the CPUs with this process
+            return bool(self.checkpoints() - before) or not running()
+
+        until(ended, 600)
 
 
 @contextmanager
@@ -141,7 +175,6 @@ def site(folder: Path) -> Iterator[Site]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_ENDPOINT_URL", f"http://{OUTSIDE}:{s3.port}")
-        s3.client()
         built = Site(folder, machines, s3)
         try:
             until(built.mlflow_answers, 120)

@@ -16,11 +16,11 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     )
     demo.add_argument("--model", required=True, action="append", help=f"{MODEL_HELP}; may be given several times")
     demo.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; others than 127.0.0.1 can be reached from outside"
+        "--host", default="127.0.0.1", help="address to listen on; any other than 127.0.0.1 can be reached from outside"
     )
     demo.add_argument("--port", type=int, default=7860, help="(default: 7860; 0: a free one)")
-    demo.add_argument("--max-megapixels", type=float, default=12.0, help="larger photos are refused (default: 12)")
-    demo.add_argument("--max-seconds", type=float, default=120.0, help="restoring ends after this (default: 120)")
+    demo.add_argument("--max-megapixels", type=float, default=12.0, help="limit for a photo (default: 12)")
+    demo.add_argument("--max-seconds", type=float, default=120.0, help="limit for restoring a photo (default: 120)")
     add_device(demo)
     demo.set_defaults(action=_demo)
 

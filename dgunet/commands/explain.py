@@ -16,8 +16,8 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     explain = actions.add_parser(
         "explain",
         help="show what every stage does to a photo",
-        description="Write one HTML page, without other files: the estimate after each stage, what its gradient step "
-        "and its proximal mapping moved, the residual of the data term, the learned degradation applied to the "
+        description="Write a self-contained HTML page: the estimate after each stage, the changes by its gradient step "
+        "and its proximal mapping, the residual of the data term, the learned degradation applied to the "
         "estimate; with a clean reference the PSNR of each stage.",
     )
     explain.add_argument("photo", type=path, metavar="PHOTO")
@@ -80,7 +80,7 @@ def _part(
     else:
         left, top, side = crop
         if left >= width or top >= height:
-            raise UsageError(f"--crop {left},{top},{side}: outside of {photo}, which has {_size(pixels)} pixels")
+            raise UsageError(f"--crop {left},{top},{side}: outside {photo}, which has {_size(pixels)} pixels")
         rows, columns = slice(top, min(top + side, height)), slice(left, min(left + side, width))
     size = f"{columns.stop - columns.start}x{rows.stop - rows.start}"
     if size == _size(pixels):

@@ -10,8 +10,8 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     export = actions.add_parser(
         "export",
         help="write a model as an ONNX graph or a torch.export program",
-        description="Write a new folder with the graph, its card and, for ONNX, an example that needs onnxruntime and "
-        "numpy alone. The graph takes images of any number and size, and is compared with the model before it is "
+        description="Write a new folder with the graph, its card and, for ONNX, an example that needs only onnxruntime "
+        "and numpy. The graph takes images of any number and size, and is compared with the model before it is "
         "written. It takes statistics of the whole image.",
     )
     export.add_argument("model", help=MODEL_HELP)

@@ -34,9 +34,9 @@ def _film(arguments: argparse.Namespace) -> int:
     if not source.is_file():
         raise UsageError(f"{source}: there is no such file")
     if source.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{source}: no film this reads; it reads {', '.join(SUFFIXES)}")
+        raise UsageError(f"{source}: not a supported film; give one of {', '.join(SUFFIXES)}")
     if out.exists() and (out.samefile(source) or not arguments.overwrite):
-        raise UsageError(f"{out}: exists; --overwrite replaces it, but not the film itself")
+        raise UsageError(f"{out}: exists; --overwrite replaces it, unless it is the film itself")
     return _restore(arguments, source, out)
 
 

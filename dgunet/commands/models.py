@@ -1,4 +1,4 @@
-"""dgunet models: what a model registry holds."""
+"""dgunet models: lists the models of a registry."""
 
 import argparse
 import json

@@ -24,7 +24,7 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         "push",
         help="write a model where others can load it",
         description="Write model.safetensors, config.json and a model card (README.md) into a new folder, or as one "
-        "commit into a repository of the Hugging Face Hub, which is created where it does not exist.",
+        "commit into a repository of the Hugging Face Hub, which is created if it does not exist.",
     )
     push.add_argument("model", help=MODEL_HELP)
     push.add_argument("target", type=not_empty, help="a new folder, or hf://OWNER/NAME[@BRANCH]")

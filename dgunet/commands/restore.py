@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgunet.commands.arguments import MODEL_HELP, add_device, chosen_device, not_empty, path
-from dgunet.jobs import FORMATS, plan
+from dgunet.commands.arguments import add_device, add_restoring, chosen_device, not_empty, path, restore_options
+from dgunet.jobs import UsageError, plan
 
 if TYPE_CHECKING:
     from dgunet.network import DGUNet
@@ -18,9 +18,9 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     restore = actions.add_parser(
         "restore",
         help="restore photos into a folder",
-        description="Restore photos into a folder, with the same names and formats, alpha and metadata. What a format "
-        "cannot hold is named. A photo that is refused does not stop the others. What is done stays: after an "
-        "interruption or a full disk, run the same command with --skip-existing.",
+        description="Restore photos into a folder, with the same names and formats, alpha and metadata. Metadata "
+        "that a format cannot hold is reported. A refused photo does not stop the others. Finished photos are kept: "
+        "after an interruption or a full disk, run the same command with --skip-existing.",
         epilog="Exit status: 0 all restored or skipped, 1 some refused, 2 wrong usage, 130 interrupted.",
     )
     restore.add_argument(
@@ -36,40 +36,18 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         metavar="OUT",
         help="folder to write to, created if it does not exist; or, for one photo, a file name",
     )
-    restore.add_argument("--model", required=True, help=MODEL_HELP)
+    add_restoring(restore)
     restore.add_argument(
-        "--tile",
-        type=_tile,
-        help="side of the tiles in pixels (default: as memory allows; photos of up to 1024x1024 pixels are one tile)",
-    )
-    restore.add_argument(
-        "--statistics",
-        choices=("whole", "local", "tile"),
-        help="where the network takes the statistics of its features: of the whole photo, over windows (if the model "
-        "names them), or of each tile, which is faster for large photos and not exact (default: local if the model "
-        "names windows, else whole)",
-    )
-    restore.add_argument(
-        "--stages", type=_count, metavar="K", help="stop after K stages: faster, and less restored (default: all)"
-    )
-    restore.add_argument(
-        "--self-ensemble", action="store_true", help="average over 8 flips and rotations; takes 8 times as long"
-    )
-    restore.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="bfloat16 is faster on GPUs and less exact (default: float32)",
+        "--fast",
+        action="store_true",
+        help="compute with OpenVINO on the CPU: the same but for rounding, in less time; not for statistics over "
+        "windows, and for photos of more than 1024x1024 pixels only with --statistics tile; needs dgunet[fast]",
     )
     add_device(restore)
-    restore.add_argument(
-        "--format", choices=FORMATS, help="format to write (default: that of each photo; PNG for HEIC)"
-    )
-    restore.add_argument("--page", type=_count, help="which picture of files that hold several, from 1")
     existing = restore.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace photos that exist in OUT")
     existing.add_argument(
-        "--skip-existing", action="store_true", help="pass over photos that exist in OUT: goes on after an interruption"
+        "--skip-existing", action="store_true", help="skip photos that exist in OUT: continues after an interruption"
     )
     restore.add_argument(
         "--compare",
@@ -104,8 +82,8 @@ def _load_restore(arguments: argparse.Namespace) -> Callable[..., Any]:
 
     device = chosen_device(arguments.device)
     model: DGUNet = load_model(arguments.model).to(device)
-    options = {name: getattr(arguments, name) for name in ("tile", "statistics", "self_ensemble", "precision")}
-    options["num_stages"] = arguments.stages
+    options = restore_options(arguments)
+    options["fast"] = _load_graph(arguments, model) if arguments.fast else None
 
     def restored(pixels: Any, show_tiles: Callable[[int, int], None]) -> Any:
         return restore(model, pixels, progress=show_tiles, **options)
@@ -113,13 +91,24 @@ def _load_restore(arguments: argparse.Namespace) -> Callable[..., Any]:
     return restored
 
 
-def _tile(text: str) -> int:
-    if not text.isdigit() or int(text) % 32 or int(text) < 192:
-        raise argparse.ArgumentTypeError(f"{text}: must be a multiple of 32 and at least 192")
-    return int(text)
+def _load_graph(arguments: argparse.Namespace, model: "DGUNet") -> Callable[..., Any] | None:
+    """Return the graph of OpenVINO, and say which photos it does not restore; None: it restores none."""
+    from dgunet.console import write_line
 
+    if next(model.parameters()).device.type != "cpu":
+        raise UsageError("--fast is for the CPU: add --device cpu, or leave it out")
+    if model.local_statistics is not None and arguments.statistics in (None, "local"):
+        write_line(
+            "--fast is not for statistics over windows, as this model takes them; --statistics whole would be "
+            "fast. Restored without it.",
+            to_stderr=True,
+        )
+        return None
+    from dgunet.fast import load_graph
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1")
-    return int(text)
+    if arguments.statistics != "tile":
+        write_line(
+            "--fast: photos of more than one tile are restored without it; --statistics tile would be fast",
+            to_stderr=True,
+        )
+    return load_graph(model, arguments.stages, arguments.precision)

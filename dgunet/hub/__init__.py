@@ -1,4 +1,4 @@
-"""Model folders from elsewhere: an address, a Hugging Face repository, an MLflow registry. They are cached."""
+"""Fetches model folders from an address, a Hugging Face repository or an MLflow registry, and caches them."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ FORMS = (
 
 
 def model_folder(source: str | Path) -> Path:
-    """Return the folder of a model; one that lies elsewhere is fetched into the user's cache first, or found there.
+    """Return the folder of a model. A model that is elsewhere is fetched into the user's cache, unless it is there.
 
     Args:
         source: a folder; `https://…/FOLDER`, `s3://BUCKET/FOLDER` or another address that fsspec reads, of a folder
@@ -17,11 +17,11 @@ def model_folder(source: str | Path) -> Path:
             `hf://OWNER/NAME` or `hf://OWNER/NAME@REVISION`; `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
     Returns:
-        The folder. Of an address it is part of the cache: do not change it. Without a connection it is the one of the
-        last answer, which a line on stderr says.
+        The folder. For an address it is part of the cache: do not change it. Without a connection it is the model of
+        the last answer; a line on stderr says so.
 
     Raises:
-        ValueError: there is no such model, it cannot be fetched, or what came is not what config.json says.
+        ValueError: there is no such model, it cannot be fetched, or the received files do not match config.json.
         ImportError: an optional package is not installed; the message says which.
     """
     if isinstance(source, Path) or not ("://" in source or source.startswith("models:/")):

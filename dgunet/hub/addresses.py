@@ -80,7 +80,7 @@ def _download(address: str, card: bytes, sha256: str | None, folder: Path) -> Pa
             raise ValueError(f"{url}: the connection ended after {file.tell()} of {num_bytes} bytes; try again")
     if sha256 and hashed.hexdigest() != sha256:
         raise ValueError(
-            f"{url}: the sha256 of what came is {hashed.hexdigest()} instead of {sha256}: damaged or changed"
+            f"{url}: the sha256 of the received file is {hashed.hexdigest()} instead of {sha256}: damaged or changed"
         )
     return model
 
@@ -145,7 +145,7 @@ def _open_fsspec(url: str) -> Iterator[tuple[IO[bytes], int | None]]:
     except ValueError as error:
         if "Protocol not known" not in str(error):
             raise
-        raise ValueError(f"{url}: {scheme}:// is not known") from error
+        raise ValueError(f"{url}: {scheme}:// is not a known protocol") from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
             raise

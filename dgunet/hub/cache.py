@@ -18,7 +18,7 @@ def folder() -> Path:
 
 
 def digest(*parts: str) -> str:
-    """Return 12 characters that differ where the parts do."""
+    """Return 12 characters of a hash of the parts."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
@@ -42,7 +42,7 @@ def remember(key: str, model: Path) -> None:
 
 
 def fill(model: Path, fetch: Callable[[Path], Path]) -> None:
-    """Have `fetch` write into an empty folder; the folder that it returns becomes `model`, which appears as a whole."""
+    """Let `fetch` write into an empty folder; the folder that it returns is renamed to `model`."""
     model.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=model.parent, prefix=".fetching-") as temporary:
         fetched = fetch(Path(temporary))

@@ -51,7 +51,7 @@ def fetch_repository(source: str) -> Path:
 
 
 def push_folder(folder: Path, target: str) -> str:
-    """Upload a folder as one commit to a repository, which is created where it does not exist; return its address.
+    """Upload a folder as one commit to a repository, which is created if it does not exist; return its address.
 
     Raises:
         ValueError: the target is not an address of a repository, or the Hub refuses the upload.
@@ -124,5 +124,5 @@ def _errors(address: str) -> Iterator[None]:
                 f"{address}: no such repository, or it is private: log in with `hf auth login` or set HF_TOKEN"
             ) from error
         if isinstance(error, HfHubHTTPError) or _is_without_answer(error):
-            raise ValueError(f"{address}: no success at the Hub ({cache.first_line(error)})") from error
+            raise ValueError(f"{address}: the request to the Hub failed ({cache.first_line(error)})") from error
         raise

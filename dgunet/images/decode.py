@@ -48,7 +48,7 @@ _NO_IMAGES = {
     b"<": "a web page or an SVG instead of a photograph",
     b"version https://git-lfs": "a pointer of Git LFS instead of the file; fetch it with `git lfs pull`",
 }
-_OTHER_FORMATS = {  # told apart for their error messages
+_OTHER_FORMATS = {  # recognised only for their error messages
     **_NO_IMAGES,
     b"GIF8": "a GIF",
     b"8BPS": "a Photoshop document (PSD)",
@@ -68,7 +68,7 @@ _OTHER_FORMATS = {  # told apart for their error messages
     b"P5": "a PGM",
 }
 _LOST_PIXELS = "premature end"  # in a warning of libjpeg
-_UNKNOWN = "no PNG, JPEG, TIFF, BMP, WebP, AVIF or HEIC image of a known kind"
+_UNKNOWN = "not a PNG, JPEG, TIFF, BMP, WebP, AVIF or HEIC image of a known kind"
 
 
 def decode(data: bytes, name: str, *, page: int | None = None, max_pixels: int = MAX_PIXELS) -> Photo:
@@ -187,7 +187,7 @@ def _format(data: bytes) -> str:
             return "AVIF"
         if any(brand in brands for brand in (b"hei", b"hev", b"mif1", b"msf1")):
             return "HEIF"
-        raise ValueError(RAW_PHOTO if b"crx " in brands else "a film, or a format of its kind; no photograph")
+        raise ValueError(RAW_PHOTO if b"crx " in brands else "a film or a similar format, not a photograph")
     for signature, kind in _OTHER_FORMATS.items():
         if data.startswith(signature):
             raise ValueError(
@@ -254,7 +254,7 @@ def _read_jpeg(data: bytes, page: int | None, max_pixels: int) -> tuple[Photo, i
 
 
 def _jpeg_samples(data: bytes) -> Pixels:
-    """Return the samples. To libvips lost pixels, which come out gray, are a warning, as harmless things are."""
+    """Return the samples. libvips only warns of lost pixels, which come out gray, as it does of harmless faults."""
     try:
         return samples_of(pyvips.Image.jpegload_buffer(data, fail_on="warning", unlimited=True))
     except pyvips.Error as error:

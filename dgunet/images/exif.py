@@ -50,7 +50,7 @@ class _Entry:
 
 
 class _Structure:
-    """The directories of EXIF as a TIFF structure. Raises struct.error where an offset leads out of it."""
+    """The directories of EXIF as a TIFF structure. Raises struct.error if an offset points outside."""
 
     def __init__(self, exif: bytes) -> None:
         self.data = bytearray(exif)
@@ -163,7 +163,7 @@ def up_to_date(exif: bytes, height: int, width: int) -> bytes:
 
 
 def without_maker_notes(exif: bytes) -> bytes:
-    """Return the tags that describe the photograph, without what only the maker of the camera understands."""
+    """Return the tags that describe the photograph, without the camera maker's private notes."""
     parsed = Image.Exif()
     parsed.load(MARKER + exif)
     selected = Image.Exif()

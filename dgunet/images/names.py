@@ -31,19 +31,19 @@ _MOST_LISTED = 6
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a part of `name`, the path of a file or folder below the given folder, is hidden or of a program."""
+    """Whether a part of `name`, the path of a file or folder below the given folder, is hidden or a system file."""
     return any(part.startswith(".") or part.lower() in _OF_PROGRAMS for part in name.split("/"))
 
 
 def why_no_photo(name: str, suffixes: Collection[str]) -> str | None:
-    """Return why a file is no photograph by its name; None if it may be one.
+    """Return why a file is not a photograph, judged by its name; None if it may be one.
 
     Args:
         name: its path below the given folder, with forward slashes; the names of the given folder do not count.
         suffixes: of photographs, in lower case, with their dots.
     """
     if is_hidden(name):
-        return "hidden, or made by a program"
+        return "hidden, or a system file"
     suffix = _suffix(name)
     return None if suffix in suffixes else f"{suffix or 'no suffix'}{NO_PHOTO}"
 
@@ -58,7 +58,7 @@ def count_unread(names: Iterable[str], suffixes: Collection[str]) -> dict[str, i
 
 
 def describe_unread(counts: dict[str, int]) -> str:
-    """Return one line on the result of `count_unread`, such as "12 files are not photographs this reads: .heic 9, …".
+    """Return one line on the result of `count_unread`, such as "12 files are not supported photographs: .heic 9, …".
 
     Empty if there is no such file. Says which package reads a suffix, where there is one.
     """
@@ -68,10 +68,10 @@ def describe_unread(counts: dict[str, int]) -> str:
     listed = [f"{suffix or 'no suffix'} {count}" for suffix, count in counts.items()]
     if len(listed) > _MOST_LISTED + 1:
         listed[_MOST_LISTED:] = [f"{len(listed) - _MOST_LISTED} more suffixes"]
-    verb = "file is not a photograph" if total == 1 else "files are not photographs"
+    verb = "file is not a supported photograph" if total == 1 else "files are not supported photographs"
     needed = [suffix for suffix in counts if suffix in _HINTS]
     hints = f"for {', '.join(needed)}: {_HINTS[needed[0]]}" if needed else ""
-    return f"{total} {verb} this reads: {', '.join(listed)}" + (f" ({hints})" if hints else "")
+    return f"{total} {verb}: {', '.join(listed)}" + (f" ({hints})" if hints else "")
 
 
 def _suffix(name: str) -> str:

@@ -39,7 +39,7 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit
 
 
 class UnreadableImage(ValueError):
-    """The file is no image, damaged, too large, or of a kind that is not supported."""
+    """The file is not an image, is damaged or too large, or is of an unsupported kind."""
 
 
 @dataclass(frozen=True)

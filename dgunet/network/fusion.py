@@ -80,9 +80,12 @@ def project(features: Float[Tensor, "B n H W"], basis: Float[Tensor, "B r H W"])
         rows = rows / (ROW_NORM_EPSILON + rows.abs().sum(dim=2, keepdim=True))
         columns = features.to(exact).flatten(2).transpose(1, 2)
         gram = rows @ rows.transpose(1, 2)
-        trace = gram.diagonal(dim1=1, dim2=2).sum(dim=1)
-        damping = (RELATIVE_DAMPING * trace + ABSOLUTE_DAMPING)[:, None, None]
         identity = torch.eye(rows.shape[1], device=rows.device, dtype=rows.dtype)
+        if torch.compiler.is_exporting():  # OpenVINO has no diagonal
+            trace = (gram * identity).sum(dim=(1, 2))
+        else:
+            trace = gram.diagonal(dim1=1, dim2=2).sum(dim=1)
+        damping = (RELATIVE_DAMPING * trace + ABSOLUTE_DAMPING)[:, None, None]
         coefficients = _solve(gram + damping * identity, rows @ columns)
         projected: Tensor = rows.transpose(1, 2) @ coefficients  # B (H W) n: channels last, as all features are
     return projected.float().transpose(1, 2).reshape(features.shape)

@@ -4,8 +4,8 @@
     half instance norm   mean x, 1/√(var x + ε)          per channel
     subspace projection  C = (V Vᵀ)⁻¹ V gᵀ               per image; the projection is Vᵀ C
 
-Without a `Statistics` in use, the modules compute them of what they are given, in training too. A `Statistics` computes
-them from sums over blocks of 32×32 pixels of the image, in float64:
+Without a `Statistics` in use, the modules compute them from their input, in training too. A `Statistics` computes them
+from sums over blocks of 32×32 pixels of the image, in float64:
 
     whole image   the total of all blocks
     windows       the total of the blocks within a square window; between the centres of the blocks, values are
@@ -52,7 +52,7 @@ class Tile:
 
 
 class Statistics:
-    """The statistics of one run of modules over an image, in the order in which the modules ask for them.
+    """The statistics of one run of modules over an image, in the order in which the modules request them.
 
     Args:
         height: of the padded image, in pixels.
@@ -74,12 +74,12 @@ class Statistics:
 
     @property
     def num_known(self) -> int:
-        """How many values are known."""
+        """Number of values that are known."""
         return len(self._known)
 
     @contextmanager
     def used_on(self, tile: Tile | None = None) -> Iterator[None]:
-        """Have the modules that run within this context use these statistics; None: the tile is the image."""
+        """Let the modules that run inside this context use these statistics; None: the tile is the image."""
         self._index = 0
         self._tile = tile or self._tile
         token = _IN_USE.set(self)
@@ -230,7 +230,7 @@ _IN_USE: ContextVar[Statistics | None] = ContextVar("statistics", default=None)
 
 
 def in_use() -> Statistics | None:
-    """Return the statistics that modules shall use; None: they compute them of what they are given."""
+    """Return the statistics that modules must use; None: they compute them from their input."""
     return None if torch.compiler.is_compiling() else _IN_USE.get()
 
 

@@ -24,7 +24,7 @@ class RunListener:
     """Callbacks of the driver for what happens in a run.
 
     Attributes:
-        report: (metrics) once for each report, when its checkpoint is in the storage.
+        report: (metrics) called once for each report, when its checkpoint is in the storage.
         progress: (step, stats) of the latest step that is known.
         notice: (one line of text) when workers failed or the run waits for something.
     """
@@ -53,7 +53,7 @@ class ReportCallback(ray.train.UserCallback):  # type: ignore[misc]
 
 
 class WorkerChannel:
-    """What a training worker calls to reach the channel."""
+    """The worker's side of the channel."""
 
     def __init__(self, channel: Any) -> None:
         self.channel, self.answer, self.asked, self.stopping = channel, None, -math.inf, False
@@ -70,8 +70,8 @@ class WorkerChannel:
     def stop_requested(self) -> bool:
         """Return whether the driver asked the workers to save a checkpoint and return.
 
-        The channel is asked every SECONDS_BETWEEN_REQUESTS. The answer takes milliseconds and is waited for, at most
-        MAX_SECONDS_FOR_ANSWER; a later one is read at the next call.
+        The worker asks every SECONDS_BETWEEN_REQUESTS. It waits at most MAX_SECONDS_FOR_ANSWER for the answer, which
+        usually takes milliseconds; a later answer is read at the next call.
         """
         self._read_answer(0.0)
         if self.answer is None and time.monotonic() - self.asked >= SECONDS_BETWEEN_REQUESTS:

@@ -1,8 +1,8 @@
 """Checkpoints of a run in the storage: their checksums, and a backup of Ray's list of them.
 
-Ray writes its list (the snapshot) in place: where a disk is full it is cut off, and Ray then refuses to start the run.
-The backup is made at each report. Of the checkpoints in a list, those are left out that no longer exist or whose
-checksums differ, as after a loss of power.
+Ray writes its list (the snapshot) in place: if the disk is full, the list is truncated, and Ray then refuses to start
+the run. A backup is written at each report. Checkpoints that no longer exist, or whose checksums differ (for example
+after a power failure), are removed from the list.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ def filesystem(address: str) -> tuple[Any, str]:
 
 
 def create_run_dir(address: str) -> None:
-    """Create the run's folder. Raises OSError where it cannot."""
+    """Create the run's folder. Raises OSError if that fails."""
     files, folder = filesystem(address)
     files.create_dir(folder)
 
 
 def write_origin(name: str, commit: str, shards: Iterable[str]) -> None:
-    """Write into the folder of the run `name` what it is made from: `make gc` keeps what an unfinished run needs.
+    """Write the origin of the run `name` into its folder, so that `make gc` keeps what an unfinished run needs.
 
     Args:
         name: name of the run.
-        commit: commit of the code, as `pipeline.runtime.provenance.commit` gives it.
+        commit: commit of the code, as returned by `pipeline.runtime.provenance.commit`.
         shards: sha256 of each shard that it reads.
 
     Raises:
@@ -60,13 +60,13 @@ def write_origin(name: str, commit: str, shards: Iterable[str]) -> None:
 
 
 def delete_checkpoints(name: str) -> None:
-    """Delete the checkpoints of the run `name`. Raises FileNotFoundError where there are none."""
+    """Delete the checkpoints of the run `name`. Raises FileNotFoundError if there are none."""
     files, folder = filesystem(run_dir(name))
     files.delete_dir(folder)
 
 
 def write_checksums(checkpoint: Path) -> None:
-    """Write the checksums of a checkpoint's files beside them. Raises OSError where it cannot."""
+    """Write the checksums of a checkpoint's files beside them. Raises OSError if that fails."""
     sums = {}
     for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != CHECKSUMS):
         with path.open("rb") as file:
@@ -75,21 +75,21 @@ def write_checksums(checkpoint: Path) -> None:
 
 
 def backup_snapshot(address: str) -> None:
-    """Copy Ray's list of checkpoints beside itself. Raises OSError where it cannot."""
+    """Write a backup of Ray's list of checkpoints beside it. Raises OSError if that fails."""
     files, folder = filesystem(address)
     files.copy_file(f"{folder}/{SNAPSHOT}", f"{folder}/{SNAPSHOT_BACKUP}.new")
     files.move(f"{folder}/{SNAPSHOT_BACKUP}.new", f"{folder}/{SNAPSHOT_BACKUP}")
 
 
 def repair_snapshot(address: str, *, must_exist: bool = False) -> str | None:
-    """Replace a damaged list of checkpoints by its backup, or move it away where the backup is damaged too.
+    """Replace a damaged list of checkpoints with its backup, or move it away if the backup is damaged too.
 
     Args:
         address: the run's folder.
-        must_exist: checkpoints were stored before, so that a folder without a list is an unmounted storage.
+        must_exist: checkpoints were stored before, so a folder without a list means that the storage is not mounted.
 
     Returns:
-        A line for people, or None where nothing was damaged.
+        One line that describes the damage, or None if there is none.
 
     Raises:
         OSError: the storage cannot be read; nothing is changed.
@@ -102,7 +102,7 @@ def repair_snapshot(address: str, *, must_exist: bool = False) -> str | None:
     content, is_complete = _read(files, folder, SNAPSHOT)
     if is_complete:
         return None
-    damage = f"the checkpoints in {address} are damaged, as by a full disk or a loss of power"
+    damage = f"the checkpoints in {address} are damaged, for example by a full disk or a power failure"
     content = content or _read(files, folder, SNAPSHOT_BACKUP)[0]
     if content:
         with files.open_output_stream(f"{folder}/{SNAPSHOT}.new") as file:
@@ -114,7 +114,7 @@ def repair_snapshot(address: str, *, must_exist: bool = False) -> str | None:
 
 
 def _read(files: Any, folder: str, name: str) -> tuple[dict[str, Any] | None, bool]:
-    """Return a list without the checkpoints that are missing or damaged (None if all are), and whether none was."""
+    """Return the list without missing and damaged checkpoints (None if none is left), and whether all were complete."""
     try:
         with files.open_input_stream(f"{folder}/{name}") as file:
             content = json.loads(file.read())

@@ -12,14 +12,14 @@ class WorkersLost(OSError):
 
 
 class StorageLost(OSError):
-    """For longer than a run waits, checkpoints could not be stored or shards not be read."""
+    """Checkpoints could not be stored, or shards could not be read, for longer than a run waits."""
 
 
 def storage_lost(meaning: str, error: OSError, waited: float) -> StorageLost:
-    """Return the error to raise when a storage could not be used.
+    """Return the error to raise if a storage could not be used.
 
     Args:
-        meaning: what could not be done.
+        meaning: what failed, for the message.
         error: the last error.
         waited: seconds for which it was tried.
     """

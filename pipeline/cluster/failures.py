@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import ray
 import ray.train
 
-# Of gloo where it connects workers on CPUs; the address is the one that the other worker gave as its own.
+# gloo's error when it connects workers on CPUs; the address is the one that the other worker gave as its own.
 GLOO_FAILURE = "Gloo connectFullMesh failed"
 GLOO_PEER = re.compile(r"remote=\[([^\]]+)\]")
 GLOO_ADVICE = (
@@ -28,7 +28,7 @@ def describe_failure(error: Exception) -> str:
 
 
 def describe_start_failure(error: Exception) -> str:
-    """Return in one line why workers did not start; `error` is that of one of them."""
+    """Return in one line why workers did not start; `error` is the error of one of them."""
     what = _describe_cause(error)
     return f"workers {what.replace('died', 'died as they started', 1)}".replace("its node", "their node")
 
@@ -42,7 +42,7 @@ def describe_worker_failures(errors: Mapping[int, Exception]) -> str:
 
 
 def num_lost_workers(errors: Mapping[int, Exception]) -> int:
-    """Return how many workers died or hung; those that only waited for them, or raised an error, are not counted."""
+    """Return how many workers died or hung, without those that only waited for them or raised an error."""
     return sum(_describe_cause(error).startswith(("died", "hung")) for error in errors.values())
 
 
@@ -50,7 +50,7 @@ def _describe_cause(error: Exception) -> str:
     kind, text = type(error).__name__, str(error)
     if GLOO_FAILURE in text:
         return _describe_gloo_failure(text)
-    descriptions = {  # the first that holds
+    descriptions = {  # the first match counts
         "hung and was killed": "HealthCheckTimeout" in kind,
         "died: its node has too little memory": "low on memory" in text,
         "died with its node": "node has died" in text,

@@ -1,14 +1,14 @@
 """A lease file with a heartbeat in the run's folder, so that two drivers do not run the same training.
 
-The file has a random id of the driver and the number of its heartbeats, 0 while the driver only claims the lease.
-Neither locks nor the clocks of machines are used:
+The file holds a random id of the driver and the number of its heartbeats, 0 while the driver only claims the lease.
+The protocol needs neither file locks nor synchronised clocks:
 
-    claim   wait until there is no lease, or one whose heartbeat has stopped; write an id; wait longer than from that
-            read to the write; read back: the driver whose id is there has the lease
-    hold    write a heartbeat every SECONDS_BETWEEN_HEARTBEATS, also over the claim of another driver
+    claim   wait until there is no lease, or its heartbeat has stopped; write an id; wait for longer than the time from
+            that read to the write; read back: the driver whose id is in the file has the lease
+    hold    write a heartbeat every SECONDS_BETWEEN_HEARTBEATS, which overwrites claims of other drivers
 
-The claim is Fischer's algorithm (Lamport, "A Fast Mutual Exclusion Algorithm", 1987). Where a storage is slow, a claim
-may be written over a lease that is held by then; its driver waits until the holder has written its next heartbeat.
+The claim is Fischer's algorithm (Lamport, "A Fast Mutual Exclusion Algorithm", 1987). On a slow storage, a claim may
+overwrite a lease that is already held; the claiming driver then waits for the next heartbeat of the holder.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pipeline.cluster import checkpoints
 from pipeline.runtime.environment import read_environment
 
 FILE = "driver.json"
+OTHER_STORAGE = "DGUNET_STORAGE names another place for the checkpoints of your own runs"
 SECONDS_BETWEEN_HEARTBEATS = 10.0
 SECONDS_TO_WATCH = 25.0  # of a heartbeat that may have stopped
 SECONDS_TO_SETTLE = 1.0  # from a claim to its read back
@@ -38,24 +39,24 @@ class Lease:
     """A lease that this driver holds.
 
     Attributes:
-        lost: the error to raise when another driver has taken over the lease, as after a suspension of this machine.
+        lost: the error to raise if another driver has taken the lease, for example while this machine was suspended.
     """
 
-    def __init__(self, address: str) -> None:
-        self.address, self.id = address, uuid.uuid4().hex
+    def __init__(self, address: str, remedy: str) -> None:
+        self.address, self.id, self._remedy = address, uuid.uuid4().hex, remedy
         self.lost: ValueError | None = None
         self._content: dict[str, Any] = {"driver": self.id, "heartbeat": 0, **_this_process()}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._write_heartbeats, daemon=True)
 
     def claim(self) -> None:
-        """Wait for the lease, and begin its heartbeat.
+        """Wait for the lease, and start its heartbeat.
 
         Raises:
             ValueError: another driver has it.
             OSError: the storage cannot be used.
         """
-        read = _wait_until_free(self.address)
+        read = _wait_until_free(self.address, self._remedy)
         _write(self.address, self._content)
         seconds = time.monotonic() - read
         if seconds < SECONDS_TO_SETTLE / 2:
@@ -64,11 +65,11 @@ class Lease:
             time.sleep(seconds + 2 * SECONDS_BETWEEN_HEARTBEATS)
         found = _read(self.address)
         if found is None or found["driver"] != self.id:
-            raise _taken(self.address, found)
+            raise _taken(self.address, found, self._remedy)
         self._thread.start()
 
     def release(self) -> None:
-        """End the heartbeat and delete the file, if it is still that of this driver."""
+        """Stop the heartbeat and delete the file if it still belongs to this driver."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(SECONDS_BETWEEN_HEARTBEATS)  # a storage may hang for longer
@@ -81,10 +82,10 @@ class Lease:
     def _write_heartbeats(self) -> None:
         while True:
             self._content["heartbeat"] += 1
-            with suppress(OSError):  # whoever stores a checkpoint reports that the storage cannot be used
+            with suppress(OSError):  # the next checkpoint reports that the storage cannot be used
                 found = _read(self.address)
                 if found and found["driver"] != self.id and found["heartbeat"]:
-                    self.lost = _taken(self.address, found)
+                    self.lost = _taken(self.address, found, self._remedy)
                     return
                 _write(self.address, self._content)
             if self._ended.wait(SECONDS_BETWEEN_HEARTBEATS):
@@ -92,15 +93,14 @@ class Lease:
 
 
 @contextmanager
-def hold_lease(address: str) -> Iterator[Lease]:
-    """Hold the lease of the run whose folder is `address`.
+def hold_lease(address: str, remedy: str = OTHER_STORAGE) -> Iterator[Lease]:
+    """Hold the lease of the run whose folder is `address`; `remedy` ends the message where another driver has it.
 
-    The lease of a driver that was killed is taken at once on the same machine, elsewhere after SECONDS_TO_WATCH. While
-    another driver has it, wait for up to DGUNET_DRIVER_WAIT_SECONDS: a cluster that starts a run again may do so before
-    the former driver has ended. Raises ValueError where another driver still has it then, OSError where the storage
-    cannot be used.
+    The lease of a killed driver is taken immediately on the same machine, on others after SECONDS_TO_WATCH. While
+    another driver has it, wait for up to DGUNET_DRIVER_WAIT_SECONDS: a cluster may restart a run before the former
+    driver has ended. Raises ValueError if another driver still has it then, OSError if the storage cannot be used.
     """
-    lease = Lease(address)
+    lease = Lease(address, remedy)
     _held.add(lease.id)
     try:
         lease.claim()
@@ -111,9 +111,9 @@ def hold_lease(address: str) -> Iterator[Lease]:
 
 
 def driven(addresses: Iterable[str]) -> set[str]:
-    """Return those of the folders of runs whose driver is alive; takes SECONDS_TO_WATCH where that is not certain.
+    """Return the folders of runs whose driver is alive. Takes SECONDS_TO_WATCH if that is uncertain for any of them.
 
-    Raises OSError where the storage cannot be read.
+    Raises OSError if the storage cannot be read.
     """
     first = {address: _read(address) for address in addresses}
     watched = {address: found for address, found in first.items() if found is not None and not _is_gone(found)}
@@ -124,8 +124,8 @@ def driven(addresses: Iterable[str]) -> set[str]:
     return alive
 
 
-def _wait_until_free(address: str) -> float:
-    """Wait until there is no lease or its driver is gone; return when that was read.
+def _wait_until_free(address: str, remedy: str) -> float:
+    """Wait until there is no lease or its driver is gone; return the time of that read, from time.monotonic().
 
     Raises ValueError if the driver is alive after DGUNET_DRIVER_WAIT_SECONDS.
     """
@@ -142,24 +142,21 @@ def _wait_until_free(address: str) -> float:
             return read
         if found != first:
             if read > deadline:
-                raise _taken(address, found)
+                raise _taken(address, found, remedy)
             first, watched_since = found, read
     return read
 
 
-def _taken(address: str, found: Mapping[str, Any] | None) -> ValueError:
-    """Return the error to raise when another driver, whose lease is `found`, has the run."""
+def _taken(address: str, found: Mapping[str, Any] | None, remedy: str) -> ValueError:
+    """Return the error to raise if another driver, whose lease is `found`, has the run."""
     driver = f": number {found['pid']} on {found['host']}" if found else ""
-    return ValueError(
-        f"another process drives the run in {address}{driver}. Wait for it, or stop it; DGUNET_STORAGE names another "
-        "place for the checkpoints of your own runs"
-    )
+    return ValueError(f"another process drives the run in {address}{driver}. Wait for it, or stop it; {remedy}")
 
 
 def _is_gone(found: Mapping[str, Any]) -> bool:
-    """Return whether the driver of a lease is certainly gone: False where that cannot be known from here.
+    """Return whether the driver of a lease is certainly gone; False if this process cannot know.
 
-    The name of a host is not enough: two containers may have the same.
+    The host name is not enough: two containers may have the same one.
     """
     this = _this_process()
     if not this["boot"] or any(found.get(name) != this[name] for name in ("host", "boot", "pid_namespace")):
@@ -170,7 +167,7 @@ def _is_gone(found: Mapping[str, Any]) -> bool:
 
 
 def _this_process() -> dict[str, Any]:
-    """Return what tells this process from all others, on all machines; `boot` is empty where Linux does not say it."""
+    """Return what identifies this process among those of all machines; `boot` is empty if Linux does not report it."""
     identity = {"host": socket.gethostname(), "pid": os.getpid(), "boot": "", "pid_namespace": "", "started": 0}
     with suppress(OSError):
         namespace = str(Path("/proc/self/ns/pid").readlink())

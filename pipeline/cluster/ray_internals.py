@@ -1,6 +1,6 @@
 """The only file that uses internals of Ray: callbacks of the Train controller, and state without public access.
 
-Written for and tried with the versions of Ray in TRIED_WITH; another version is refused when this file is imported.
+It was tried with the versions of Ray in TRIED_WITH; importing it with any other version raises an error.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ if not ray.__version__.startswith(tuple(f"{version}." for version in TRIED_WITH)
     )
 
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # noqa: E402
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback  # noqa: E402
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback  # noqa: E402
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME as SNAPSHOT  # noqa: E402
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError  # noqa: E402
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback  # noqa: E402
@@ -34,7 +36,7 @@ from pipeline.cluster.resources import ClusterState  # noqa: E402
 
 __all__ = [
     "SNAPSHOT", "RunTrainer", "WorkerGroupCleanup", "cluster_state", "preemption_notice",
-    "refresh_tuner", "without_lines_of_nodes",
+    "refresh_tuner", "without_lines_of_nodes", "without_stderr",
 ]  # fmt: skip
 ALIVE = 0  # state of a node
 
@@ -42,13 +44,13 @@ ALIVE = 0  # state of a node
 def cluster_state(address: str, timeout_seconds: float) -> ClusterState:
     """Return the state of the cluster whose head is at HOST:PORT.
 
-    `ray.init` checks the same, but ends the process with a stack trace of C++ where this machine is no node.
+    `ray.init` checks the same, but ends the process with a C++ stack trace if this machine is not a node.
 
     Raises:
         PermissionError: the head refuses the token.
         OSError: the head does not answer.
     """
-    with _without_stderr():
+    with without_stderr():
         try:
             client = GcsClient(address=address)
             found = client.get_all_node_info(timeout=timeout_seconds).values()
@@ -68,8 +70,8 @@ def cluster_state(address: str, timeout_seconds: float) -> ClusterState:
 
 
 @contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Discard what C++ code writes to stderr meanwhile: warnings that repeat the exception."""
+def without_stderr() -> Iterator[None]:
+    """Discard what C++ code writes to stderr meanwhile: what repeats an exception, or helps nobody."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -83,10 +85,10 @@ def _without_stderr() -> Iterator[None]:
 
 @contextmanager
 def without_lines_of_nodes() -> Iterator[None]:
-    """Discard the lines that Ray prints in the driver about nodes and processes that have died.
+    """Discard the lines that Ray prints in the driver about nodes and processes that died.
 
-    Ray prints them also with log_to_driver=False, with the end of the log of the node; they stay in Ray's own logs. A
-    run reports in a line what they mean for it, see `pipeline.cluster.failures`.
+    Ray prints them even with log_to_driver=False, with the end of the node's log; they remain in Ray's own logs. A run
+    reports in one line what they mean for it, see `pipeline.cluster.failures`.
     """
     printed = ray._private.worker.print_to_stdstream
     ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
@@ -97,7 +99,7 @@ def without_lines_of_nodes() -> Iterator[None]:
 
 
 def preemption_notice() -> Any:
-    """Return the last announcement of nodes of this run that will be taken away; None if there was none.
+    """Return the last announcement that nodes of this run will be preempted; None if there was none.
 
     The public ray.train.get_preemption_info() exchanges messages with all workers at each call; Ray also stores the
     announcement in each worker.
@@ -106,7 +108,7 @@ def preemption_notice() -> Any:
 
 
 def refresh_tuner(tuner: tune.Tuner, *, max_concurrent_trials: int, callbacks: list[tune.Callback]) -> Any:
-    """Set what a restored Tuner must take from this process instead of the saved state; return its scheduler."""
+    """Replace those settings of a restored Tuner that must come from this process; return its scheduler."""
     inner = tuner._local_tuner
     inner._run_config.callbacks = callbacks
     inner._tune_config.max_concurrent_trials = max_concurrent_trials
@@ -116,8 +118,8 @@ def refresh_tuner(tuner: tune.Tuner, *, max_concurrent_trials: int, callbacks: l
 class WorkerGroupCleanup(WorkerGroupCallback):  # type: ignore[misc]
     """Tells the channel when all workers have stopped, and frees the resources of a group whose start failed.
 
-    If the start of a group fails after the first callback was called, Ray does not free what the group holds of the
-    cluster (`WorkerGroup._start`), and the next group waits for it forever.
+    If the start of a group fails after the first callback, Ray does not free the group's resources
+    (`WorkerGroup._start`), and the next group waits for them forever.
     """
 
     def __init__(self, channel: Any) -> None:
@@ -126,7 +128,7 @@ class WorkerGroupCleanup(WorkerGroupCallback):  # type: ignore[misc]
 
     @contextmanager
     def on_worker_group_start(self) -> Iterator[None]:
-        """Surround the start of a group."""
+        """Free the resources of a group whose start fails."""
         self.starting = None
         try:
             yield
@@ -143,16 +145,26 @@ class WorkerGroupCleanup(WorkerGroupCallback):  # type: ignore[misc]
         self.starting = worker_group
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
-        """Report that the workers stop, also where none failed: a node is drained, or the group grows."""
+        """Report that the workers stop, even if none failed: a node may be drained, or the group may grow."""
         self.channel.workers_gone.remote()
 
 
 class RunTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
-    """TorchTrainer whose first callback is `WorkerGroupCleanup`; configured callbacks come after Ray's own."""
+    """TorchTrainer whose first callback is `WorkerGroupCleanup`; configured callbacks come after Ray's own.
+
+    Two of Ray's callbacks are left out where they are of no use, as each starts a process that imports Ray Train for
+    seconds of CPU time: `DatasetsCallback` starts one for each group of workers, and no run has Ray datasets.
+    `PlacementGroupCleanerCallback` frees what the workers of a dead controller hold; a session that this process has
+    started ends with the run and frees all.
+    """
 
     def __init__(self, channel: Any, **settings: Any) -> None:
         super().__init__(**settings)
         self.cleanup = WorkerGroupCleanup(channel)
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [self.cleanup, *super()._create_default_callbacks()]
+        useless: tuple[type, ...] = (DatasetsCallback,)
+        if not os.environ.get("RAY_ADDRESS"):
+            useless = (*useless, PlacementGroupCleanerCallback)
+        of_ray = super()._create_default_callbacks()
+        return [self.cleanup, *(callback for callback in of_ray if not isinstance(callback, useless))]

@@ -12,12 +12,12 @@ from pipeline.runtime.environment import read_environment
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """Workers of a run and their parts of the cluster.
+    """Workers of a run and their shares of the cluster.
 
     Attributes:
-        num_workers: number of workers, or the least where `max_workers` is larger.
+        num_workers: number of workers; the minimum if `max_workers` is larger.
         cpus_per_worker: CPUs of each; may be a fraction.
-        gpus_per_worker: GPUs of each; a fraction where workers share one.
+        gpus_per_worker: GPUs of each; a fraction if workers share one.
         max_workers: if larger than `num_workers`, the run grows when a node joins and shrinks when one leaves.
     """
 
@@ -29,11 +29,11 @@ class WorkerResources:
 
 @dataclass(frozen=True)
 class ClusterState:
-    """What the head of a cluster says before one joins it.
+    """What the head of a cluster reports before a process joins it.
 
     Attributes:
-        nodes: resources of each node that is alive, by its address.
-        sockets: path of each node's local socket, by its address; a driver needs the one of its own machine.
+        nodes: resources of each live node, by address.
+        sockets: path of each node's local socket, by address; a driver needs the socket of its own machine.
         ray_version: version of Ray on the head.
         python_version: version of Python on the head.
     """
@@ -45,7 +45,7 @@ class ClusterState:
 
 
 def requested_workers() -> tuple[int, int]:
-    """Return the least and the most training workers: DGUNET_WORKERS ("4", "2:8"), else one per GPU, else one."""
+    """Return minimum and maximum number of workers: DGUNET_WORKERS ("4", "2:8"), else one per GPU, else one."""
     if workers := read_environment().workers:
         return workers
     default = int(ray.cluster_resources().get("GPU", 0)) or 1
@@ -65,9 +65,9 @@ def plan_resources(nodes: Sequence[Mapping[str, float]], most_workers: int | Non
     least, most = (min(number, most_workers or number) for number in requested_workers())
     total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     gpus_per_worker, cpus_asked = 1.0 if total["GPU"] else 0.0, read_environment().cpus_per_worker
-    # Where some GPUs stay unused, their CPUs do too: a worker with more CPUs would fit less often on a node.
+    # If some GPUs stay unused, so do their CPUs: fewer workers would fit on a node if each had more CPUs.
     whole = range(max(1, int(total["CPU"] // max(most, total["GPU"]))), 0, -1)
-    # An equal part of all CPUs may fit on a node less often than a smaller one.
+    # With an equal share of all CPUs, fewer workers may fit on a node than with a smaller share.
     for cpus_per_worker in [cpus_asked] if cpus_asked else [*map(float, whole), 1 / 2, 1 / 4, 1 / 8]:
         resources = WorkerResources(least, cpus_per_worker, gpus_per_worker, max_workers=most)
         if num_workers_that_fit(resources, nodes) >= least:
@@ -87,5 +87,5 @@ def num_workers_that_fit(resources: WorkerResources, nodes: Sequence[Mapping[str
 
 
 def nodes() -> list[dict[str, float]]:
-    """Return the resources of each node that is alive."""
+    """Return the resources of each live node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -1,7 +1,7 @@
 """A Ray actor that stores reports, progress, notices and stop requests of a training run, and exports its metrics.
 
-It has a module of its own, which imports little: Ray starts a process for it in each run, and importing ray.train and
-torch there would take seconds.
+This module imports little on purpose: Ray starts a process for the actor in each run, and importing ray.train and torch
+there would take seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pipeline.cluster.run_metrics import RunMetrics
 
 
 class RunChannel:
-    """Actor that stores messages until the driver polls them. It calls nobody.
+    """Actor that stores messages until the driver polls them. It calls no other process.
 
     Args:
         run: name of the run, the label of its metrics.
@@ -53,7 +53,7 @@ class RunChannel:
         self.working = True
 
     def workers_gone(self, text: str = "", num_lost: int = 0) -> None:
-        """Record that all workers have stopped, `num_lost` of them for no reason of their own.
+        """Record that all workers have stopped, `num_lost` of them because they died or hung.
 
         Repeated notices about the same workers are dropped.
         """

@@ -1,4 +1,4 @@
-"""A lock that keeps two processes on this machine off the same run."""
+"""A lock that keeps two processes on this machine from working on the same run."""
 
 from __future__ import annotations
 

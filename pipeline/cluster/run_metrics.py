@@ -1,6 +1,6 @@
 """Metrics of a training run for Prometheus: Ray exports them on each node as ray_dgunet_…, with the label `run`.
 
-It imports nothing of the pipeline, as the actor that uses it starts in each run; see `run_channel`.
+It imports nothing from the pipeline, so that the actor of `run_channel` starts quickly.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from ray.util.metrics import Gauge
 
 LEAST_SECONDS_UNTIL_STANDING = 60.0  # without progress; a step, or its report, may take long
 DESCRIPTIONS = {
-    "dgunet_images_per_second": "Images of all workers together, since they started; 0 while they stand.",
-    "dgunet_waiting_share": "Share of the time that worker 0 waits for its batches, since it started.",
-    "dgunet_loss": "Loss of the last step, not a number where it was skipped.",
+    "dgunet_images_per_second": "Images per second of all workers together, since they started; 0 without workers.",
+    "dgunet_waiting_share": "Share of its time that worker 0 has waited for batches, since it started.",
+    "dgunet_loss": "Loss of the last step; not a number if the step was skipped.",
     "dgunet_val_psnr": "PSNR of the last validation in dB.",
-    "dgunet_lost_workers": "Workers that died, hung or went away with their node, since the driver started.",
+    "dgunet_lost_workers": "Workers that died, hung or were lost with their node, since the driver started.",
     "dgunet_checkpoint_age_seconds": "Seconds since the last checkpoint was stored, or since the driver started.",
 }
 STATS = {  # of `ProgressMeter.stats`
@@ -29,10 +29,10 @@ STATS = {  # of `ProgressMeter.stats`
 
 
 class RunMetrics:
-    """The gauges of one run, which is the value of their label `run`.
+    """The gauges of one run, whose name is the value of their label `run`.
 
-    Ray exports a gauge only where it was set since the last export, about every ten seconds, and forgets it a little
-    later: `refresh` sets all of them. `dgunet_lost_workers` is a gauge, too: a counter would outlive the run.
+    Ray exports a gauge only if it was set since the last export, about every ten seconds, and forgets it soon after:
+    `refresh` sets all of them again. `dgunet_lost_workers` is a gauge, because a counter would outlive the run.
     """
 
     def __init__(self, run: str) -> None:
@@ -44,9 +44,9 @@ class RunMetrics:
         self.seconds_until_standing = LEAST_SECONDS_UNTIL_STANDING
 
     def add_progress(self, stats: Mapping[str, float]) -> None:
-        """Take over what `stats` has; a validation PSNR that is not a number is not known yet."""
+        """Update the gauges from `stats`; a validation PSNR that is not a number is not known yet."""
         now = time.monotonic()
-        # Three times the last pause: the speed is not to fall to 0 in each step that takes minutes.
+        # Three times the last pause: the speed must not fall to 0 during a step that takes minutes.
         self.seconds_until_standing = max(LEAST_SECONDS_UNTIL_STANDING, 3 * (now - self.last_progress))
         self.last_progress = now
         known = {name for name in STATS.keys() & stats.keys() if name != "val_psnr" or not math.isnan(stats[name])}
@@ -65,7 +65,7 @@ class RunMetrics:
         self.values["dgunet_images_per_second"] = 0.0
 
     def refresh(self) -> None:
-        """Set all gauges; to be called about every second."""
+        """Set all gauges; call it about every second."""
         now = time.monotonic()
         if now - self.last_progress > self.seconds_until_standing:
             self.stop_workers()

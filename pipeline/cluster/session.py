@@ -22,33 +22,33 @@ from pipeline.runtime.environment import read_environment, restored_environ
 from pipeline.runtime.files import PROJECT
 from pipeline.runtime.threads import VARIABLES, thread_settings
 
-SECONDS_TO_ANSWER = 4.0  # until a head accepts a connection, and until it says that it speaks gRPC
+SECONDS_TO_ANSWER = 4.0  # limits until a head accepts a connection, and until it answers in gRPC
 SETTINGS_FRAME = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"  # length, type 4, flags, stream
 LONGEST_SOCKET_PATH = 107  # bytes, on Linux
 LONGEST_SOCKET_NAME = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.65535")
-OBJECT_STORE_BYTES = 256 * 2**20  # no large object is passed through it
+OBJECT_STORE_BYTES = 256 * 2**20  # no large object is stored there
 RAY_DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports wait for the controller's next poll; Ray's own: 2 s
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it forwards printed lines twice
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise printed lines are forwarded twice
 }
 FORWARDED = ("MLFLOW_", "AWS_", "DGUNET_", "GLOO_", "NCCL_", "RAY_TRAIN_", *VARIABLES)
 
 
 class NotANode(ValueError):
-    """This machine is no node of the cluster, or not yet."""
+    """This machine is not, or not yet, a node of the cluster."""
 
 
 @contextmanager
 def session(*, dashboard: bool = False) -> Iterator[str]:
     """Join the Ray cluster of RAY_ADDRESS, or start Ray on this machine; leave it at the end.
 
-    Yields the URL of Ray's dashboard, "" where there is none.
+    Yields the URL of Ray's dashboard, "" if there is none.
 
-    Inside, os.environ has what Ray and its processes read from it; afterwards it is as before. What the user has set
-    stays.
+    Inside, os.environ has the variables that Ray and its processes read; afterwards it is restored. Variables that the
+    user has set are kept.
 
     Args:
-        dashboard: whether Ray's dashboard is needed, as by a search. It takes about 1 GB of memory.
+        dashboard: whether Ray's dashboard is needed, for example by a search. It takes about 1 GB of memory.
 
     Raises:
         ValueError: this process cannot join the cluster at RAY_ADDRESS; it has no dashboard, but needs one.
@@ -61,7 +61,7 @@ def session(*, dashboard: bool = False) -> Iterator[str]:
             os.environ.setdefault(name, value)
         try:
             if address := os.environ.get("RAY_ADDRESS"):
-                # Imported here as it imports Ray Train, which takes seconds that a session on this machine need not.
+                # Imported here: it imports Ray Train, which takes seconds and is not needed on this machine alone.
                 from pipeline.cluster.ray_internals import without_lines_of_nodes
 
                 stack.enter_context(without_lines_of_nodes())
@@ -75,7 +75,7 @@ def _join(address: str, *, dashboard: bool) -> Any:
     """Join a cluster and return Ray's context."""
     check_cluster(address)
     forwarded = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED)}
-    # On a node the checkout is a copy, another one after each change of the code: no place for a cache.
+    # On a node, each version of the code has its own copy of the checkout: a cache inside would be lost.
     forwarded.setdefault("DGUNET_SHARD_CACHE", f"{tempfile.gettempdir()}/dgunet-shards-{os.getuid()}")
     if "://" not in address:
         forwarded["RAY_ADDRESS"] = address
@@ -93,8 +93,8 @@ def check_cluster(address: str) -> ClusterState | None:
         address: HOST:PORT; for the addresses ray://HOST:PORT and auto there is no state to return.
 
     Raises:
-        ValueError: no Ray head answers there, it refuses the token, its versions are others, or this machine is no
-            node of its cluster; the last as NotANode.
+        ValueError: no Ray head answers there, it refuses the token, or it has other versions.
+        NotANode: this machine is not a node of its cluster (a ValueError, too).
     """
     _check_head(address)
     if address == "auto" or "://" in address:
@@ -119,7 +119,7 @@ def check_cluster(address: str) -> ClusterState | None:
     own = {each.address for interface in psutil.net_if_addrs().values() for each in interface}
     if not any(node in own and Path(socket).exists() for node, socket in state.sockets.items()):
         raise NotANode(
-            f"RAY_ADDRESS={address}: this machine is no node of that cluster, and a driver must run on one: start "
+            f"RAY_ADDRESS={address}: this machine is not a node of that cluster, and a driver must run on one: start "
             f"infra/run.sh on a node, or let this machine join with `ray start --address={address} --num-cpus=0`"
         )
     return state
@@ -144,7 +144,7 @@ def nodes_without(address: str, file: Path) -> list[str]:
 
 
 def _check_head(address: str) -> None:
-    """Raise ValueError if no Ray head answers at an address; Ray itself tries for two minutes without a message.
+    """Raise ValueError if no Ray head answers at an address. Ray itself would try for two minutes without a message.
 
     The head and the Ray client's server speak gRPC, which is HTTP/2: they send a SETTINGS frame (RFC 9113, 6.5) when a
     connection opens.
@@ -169,14 +169,14 @@ def _check_head(address: str) -> None:
         reason = error.strerror or str(error)
         raise ValueError(f"RAY_ADDRESS={address}: cannot be reached ({reason}); {advice}") from None
     if frame[3:4] != SETTINGS_FRAME[3:4]:
-        raise ValueError(f"RAY_ADDRESS={address}: what answers there is no Ray head; {advice}")
+        raise ValueError(f"RAY_ADDRESS={address}: the server there is not a Ray head; {advice}")
 
 
 def _short_folder() -> str | None:
-    """Return a folder for Ray's sockets where its own is too deep for them; None where it is not.
+    """Return a folder for Ray's sockets if the path of Ray's own folder is too long for them, else None.
 
     Raises:
-        ValueError: no folder for temporary files has a short path.
+        ValueError: no folder for temporary files has a short enough path.
     """
     own = os.environ.get("RAY_TMPDIR") or f"{tempfile.gettempdir()}/ray"
     if len(os.fsencode(own)) + LONGEST_SOCKET_NAME <= LONGEST_SOCKET_PATH:
@@ -187,13 +187,13 @@ def _short_folder() -> str | None:
             folder.mkdir(mode=0o700, exist_ok=True)
             if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK | os.X_OK):
                 return str(folder)
-    raise ValueError(f"{own} is too deep for Ray's sockets: set RAY_TMPDIR to a folder with a short path, such as /tmp")
+    raise ValueError(f"{own} is too long a path for Ray's sockets: set RAY_TMPDIR to a short one, such as /tmp")
 
 
 def _start(*, dashboard: bool) -> Any:
     """Start Ray on this machine and return its context."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray listens on this machine alone, and HOME may be read-only
-    # It watches for nodes that will be taken away, in a process of its own; here is one node.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray listens only on this machine, and HOME may be read-only
+    # Ray's monitor process watches for nodes that will be taken away; this session has only one node.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
     runtime: dict[str, object] = {}
@@ -204,12 +204,12 @@ def _start(*, dashboard: bool) -> Any:
         options["_temp_dir"] = folder
     with restored_environ():
         if dashboard:
-            # What frees the CPUs of a stopped trial searches the machine for the session's address, and gives up where
-            # it finds two sessions. So all processes of this session are given the address.
+            # Ray's code that frees the CPUs of a stopped trial searches this machine for the session's address, and
+            # gives up if it finds two sessions. Therefore all processes of this session get the address.
             port = _free_port()
             os.environ["RAY_GCS_SERVER_PORT"] = str(port)
             runtime["env_vars"] = {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
-            # Ray prints a warning when four times as many processes start at once; a search starts eight.
+            # Ray prints a warning if four times this number of processes start at once; a search starts eight.
             options["_system_config"] = {"worker_maximum_startup_concurrency": 8}
         return ray.init(
             "local", include_dashboard=dashboard, log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES,

@@ -1,4 +1,4 @@
-"""Checks that a storage can be used: a small file is written, read and deleted."""
+"""Checks that a storage can be used: writes, reads and deletes a small file."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import uuid
 
 import fsspec
 
-# A run waits for a storage that is away for a moment; a check does not.
+# A run waits for a storage that is briefly unreachable; a check does not.
 S3_OPTIONS = {
     "skip_instance_cache": True,
     "config_kwargs": {"connect_timeout": 3, "read_timeout": 4, "retries": {"max_attempts": 1}},
 }
-CONTENT = b"written to see that this storage can be used; it may be deleted\n"
+CONTENT = b"written to check that this storage can be used; it may be deleted\n"
 
 
 def check_storage(variable: str, address: str) -> str:
@@ -35,7 +35,7 @@ def check_storage(variable: str, address: str) -> str:
         files.pipe_file(f"{folder}/{name}", CONTENT)
         try:
             if files.cat_file(f"{folder}/{name}") != CONTENT:
-                raise OSError("what was written is not what is read")
+                raise OSError("the content read differs from the content written")
         finally:
             files.rm_file(f"{folder}/{name}")
     except Exception as error:  # each protocol of fsspec raises errors of its own
@@ -49,7 +49,7 @@ def _explain(error: Exception, protocol: str) -> str:
     if protocol != "s3":
         return f"cannot be used ({reason})"
     if isinstance(error, FileNotFoundError) or code == "NoSuchBucket":
-        return "there is no such bucket: create it, or name another"
+        return "there is no such bucket: create it, or set another"
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
         return f"refused ({reason}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to keys that may write there"
     return f"cannot be reached ({reason}): start it, or set AWS_ENDPOINT_URL to its address"

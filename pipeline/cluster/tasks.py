@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def map_unordered(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield `function(item)` for each item, as they finish, on all cores of the cluster.
+    """Call `function(item)` for each item on all cores of the cluster; yield results as they finish.
 
     Items are read only as fast as they are processed, so neither they nor the results fill the memory. An item whose
     process or node died is processed again, up to three times. An exception of `function` is raised here.
@@ -30,6 +30,19 @@ def map_unordered(function: Callable[[Item], Result], items: Iterable[Item]) -> 
         yield _result(done[0])
 
 
+def start_task(function: Callable[[], Result]) -> Callable[[bool], Result | None]:
+    """Call a function in another process; the result is that of what is returned.
+
+    That takes whether to wait for it; None if it is not there yet. It raises what the function raised.
+    """
+    reference = ray.remote(num_cpus=0, max_retries=3)(_apply).remote(lambda _: function(), None)
+
+    def result(wait: bool) -> Result | None:
+        return _result(reference) if wait or ray.wait([reference], timeout=0)[0] else None
+
+    return result
+
+
 def _apply(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)
 
@@ -38,5 +51,5 @@ def _result(reference: ray.ObjectRef) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        # A user's error is raised as it was; of any other, Ray's error has the traceback of the task.
+        # A user error is raised unchanged; for any other, Ray's error has the traceback of the task.
         raise (error.cause if isinstance(error.cause, ValueError | OSError) else error) from None

@@ -1,7 +1,7 @@
-"""Runs a training job on workers of the cluster with Ray Train: restarts them after failures, stops them on request.
+"""Runs a training job on workers of the cluster with Ray Train; restarts them after failures, stops them on request.
 
-The environment, never params.yaml, says how large a run is and where it stores its state; see
-`pipeline.runtime.environment.Environment`.
+The size of a run, and where it stores its state, are set in the environment, never in params.yaml
+(`pipeline.runtime.environment.Environment`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipeline.training.context import WorkerContext
 
 POLL_SECONDS = 0.5
 SECONDS_UNTIL_NOTICE = 60.0  # without workers; they start within some ten
-SECONDS_BETWEEN_RESIZES = 30.0  # a group of another size starts from the last checkpoint
+SECONDS_BETWEEN_RESIZES = 30.0  # a resized group starts from the last checkpoint
 Job = Callable[[WorkerContext], None]
 
 
@@ -51,16 +51,16 @@ def fit(
 ) -> None:
     """Run `job` on every training worker and copy the last checkpoint to a folder.
 
-    A run of the same name that did not finish continues from its last checkpoint. Workers that die or hang are started
-    again from it. On SIGTERM and Ctrl-C the workers save a checkpoint first.
+    An unfinished run of the same name continues from its last checkpoint. Workers that die or hang are restarted from
+    the last checkpoint. On SIGTERM and Ctrl-C the workers first save a checkpoint.
 
     Args:
         job: what each worker does.
-        name: name of the run; runs that may differ in their results need different names.
+        name: name of the run; runs with different results need different names.
         into: folder of the last checkpoint.
         listener: callbacks for reports, progress and notices.
-        resources: workers of the run and their parts of the cluster; default: workers that use all of it.
-        most_workers: limit of the number of workers, without `resources`.
+        resources: workers of the run and their shares of the cluster; by default workers that use all of it.
+        most_workers: maximum number of workers, if `resources` is not given.
 
     Raises:
         ValueError: the workers do not fit on the cluster, another driver runs this training, or `job` raised it.
@@ -119,7 +119,7 @@ def _drive(job: Job, name: str, into: Path, *, listener: RunListener, resources:
                 )
     forward_messages(channel, listener)
     if isinstance(outcome[0], ray.train.TrainingFailedError | ray.exceptions.RayActorError):
-        # When a controller has died, not every cluster frees what its workers held before the session ends.
+        # After a controller has died, not every cluster frees the resources of its workers before the session ends.
         what = (
             describe_failure(outcome[0])
             if isinstance(outcome[0], ray.train.TrainingFailedError)
@@ -140,9 +140,9 @@ def _drive(job: Job, name: str, into: Path, *, listener: RunListener, resources:
 def _run_and_resume(
     run: Callable[[], ray.train.Result], name: str, channel: Any, stop: threading.Event
 ) -> ray.train.Result:
-    """Call `run`, and call it again where Ray gives up too early.
+    """Call `run`, and call it again if Ray gives up too early.
 
-    Ray gives up when driver or controller cannot reach the storage for a moment, and when more workers failed than
+    Ray gives up if driver or controller briefly cannot reach the storage, and if more workers have failed than
     DGUNET_MAX_FAILURES since the start, even with new checkpoints in between.
 
     Args:
@@ -160,7 +160,7 @@ def _run_and_resume(
     pause, failing_since, stored, failures = 1.0, 0.0, 0, 0
     while True:
         before = ray.get(channel.num_reports.remote())
-        stored = max(stored, before)  # a channel that died and was started again counts from 0
+        stored = max(stored, before)  # a channel that died and was restarted counts from 0
         try:
             if damage := checkpoints.repair_snapshot(run_dir(name), must_exist=stored > 0):
                 channel.notice.remote(damage)
@@ -231,7 +231,9 @@ def _run_trainer(job: Job, name: str, channel: Any, resources: WorkerResources) 
 def _stop_signals() -> Iterator[threading.Event]:
     """Set an event on the first SIGTERM or Ctrl-C; the second Ctrl-C raises KeyboardInterrupt.
 
-    Python handles signals in the main thread alone; elsewhere (in a trial of a search) the event is never set.
+    One request to stop may arrive as both signals: `ray job stop` sends SIGTERM to all processes of a job, and
+    infra/run.sh, which receives it too, sends SIGINT.
+    Python handles signals only in the main thread; in other threads (trials of a search) the event is never set.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -240,7 +242,8 @@ def _stop_signals() -> Iterator[threading.Event]:
 
     def request_stop(number: int, frame: Any) -> None:
         stop.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

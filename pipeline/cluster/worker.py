@@ -60,7 +60,7 @@ def _last_checkpoint(retry_while_unavailable: Callable[..., Any]) -> Iterator[Pa
 
         def fetch() -> Path:
             folder = Path(stack.enter_context(checkpoint.as_directory()))
-            if not any(folder.iterdir()):  # which raises an OSError itself where a folder is missing
+            if not any(folder.iterdir()):  # iterdir raises OSError if it is missing
                 raise FileNotFoundError(f"{folder} is empty")
             return folder
 
@@ -88,15 +88,15 @@ def _report(metrics: dict[str, float], folder: Path | None, *, retry_while_unava
             return _upload(checkpoint, name, retry_while_unavailable)
         except StorageLost as error:
             lost.append(error)
-            # Ray repeats an upload where the message of the error is one that it knows, as of a timeout of S3.
+            # Ray retries an upload if it knows the message of the error, for example a timeout of S3.
             raise RuntimeError("the upload was given up") from None
 
     try:
         ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_fn=upload)
     except RuntimeError as error:
         raise (lost[0] if lost else error) from None
-    # report() returns before the controller has committed the checkpoint: a worker that is killed before would lose
-    # this one and the one before.
+    # report() returns before the controller has committed the checkpoint: a worker killed in between would lose this
+    # checkpoint and the previous one.
     ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
 
 
@@ -106,7 +106,7 @@ def _upload(checkpoint: Any, name: str, retry_while_unavailable: Callable[..., A
     def persist() -> Any:
         try:
             return storage.persist_current_checkpoint(checkpoint, name)
-        except RuntimeError as error:  # Ray's error where the marker file that it has put into the storage is missing
+        except RuntimeError as error:  # Ray's error if its marker file in the storage is missing
             raise OSError(f"there is no {storage.experiment_fs_path}") from error
 
     return retry_while_unavailable(f"the checkpoint cannot be stored in {storage.experiment_fs_path}", persist)
@@ -115,13 +115,13 @@ def _upload(checkpoint: Any, name: str, retry_while_unavailable: Callable[..., A
 def _retry_while_unavailable(
     channel: WorkerChannel, timeout_seconds: float, meaning: str, action: Callable[[], Any]
 ) -> Any:
-    """Return what `action` returns; while it raises OSError, call it again, at growing intervals.
+    """Return the result of `action`; while it raises OSError, call it again, at growing intervals.
 
     Args:
-        channel: receives a notice at each error, and says whether to stop.
-        timeout_seconds: how long to go on.
+        channel: receives a notice at each error, and tells whether to stop.
+        timeout_seconds: how long to try.
         meaning: what an OSError means, for the notice.
-        action: what to do.
+        action: called without arguments.
 
     Raises:
         StorageLost: after `timeout_seconds`, or when the run was asked to stop.

@@ -50,7 +50,7 @@ Kind = TypeVar("Kind")
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a YAML file as it is, with its line ends and its byte order mark; ParamsError if not UTF-8."""
+    """Return the text of a YAML file, with its line ends and byte order mark. Raises ParamsError if it is not UTF-8."""
     content = path.read_bytes()
     try:
         return content.decode("utf-8")
@@ -88,7 +88,7 @@ def load_section(name: str, kind: type[Kind], path: Path = PARAMS_FILE) -> Kind:
         if not isinstance(value, dict) or part not in value:
             existing = ", ".join(map(str, value)) if isinstance(value, dict) else repr(value)
             place = ".".join(parts[:depth]) or str(path)
-            raise ParamsError(f"{place} has no `{part}`; there is: {existing}")
+            raise ParamsError(f"{place} has no `{part}`; available: {existing}")
         value = value[part]
     return validated(value, kind, name)
 
@@ -132,7 +132,7 @@ def merged_task(params: Mapping[str, Any], task: str) -> dict[str, Any]:
 
 
 def task_names(params: Mapping[str, Any]) -> list[str]:
-    """Return the tasks of params.yaml, also those that `tasks` does not list."""
+    """Return the tasks of params.yaml, including those that `tasks` does not list."""
     return [name for name in params if name not in GENERAL]
 
 
@@ -216,7 +216,7 @@ def _mistake(
 def _task_section(params: Mapping[str, Any], task: str, stage: str) -> Place:
     tasks = task_names(params)
     if task not in tasks:
-        raise ParamsError(f"{PARAMS_FILE} has no task `{task}`; there is: {', '.join(tasks)}")
+        raise ParamsError(f"{PARAMS_FILE} has no task `{task}`; available: {', '.join(tasks)}")
     if not isinstance(params[task], dict) or stage not in params[task]:
         raise ParamsError(f"{task}.{stage}: missing; write `{stage}: {{}}` to take all values from `defaults`")
     return Place(f"{task}.{stage}", params[task][stage])
@@ -251,7 +251,7 @@ def _problem(details: Mapping[str, Any]) -> str:
         return f"should be a mapping, not {details['input']!r}"
     if details["type"] == "union_tag_invalid":
         kind, known = details["ctx"]["tag"], details["ctx"]["expected_tags"]
-        return f"there is no kind {kind!r}; there is: {known}"
+        return f"there is no kind {kind!r}; available: {known}"
     if details["type"] == "union_tag_not_found":
         return "needs a `kind`"
     what: str = details["msg"].removeprefix("Value error, ").removeprefix("Input ")

@@ -1,8 +1,8 @@
 """Augmented training patches as a torch Dataset, addressed by (step, slot).
 
-A patch is a random crop of a pair, flipped and turned at random. Where pairs are made online, the whole tile is
-degraded before the crop. All random numbers of a sample come from (seed, key, epoch), so a sample does not depend on
-the rank or the process that makes it.
+A patch is a random crop of a pair, flipped and rotated at random. If pairs are made online, the whole tile is degraded
+before the crop. All random numbers of a sample come from (seed, key, epoch), so a sample does not depend on the rank or
+the process that makes it.
 
 With mixup (Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv 1710.09412) clean and degraded
 patch x at (step, j) become
@@ -47,7 +47,7 @@ class PatchDataset(Dataset[tuple[np.ndarray, np.ndarray, str]]):
         patch_size: side of the patches in pixels.
         seed: seed of the training.
         mixup_alpha: α of mixup; 0 turns it off.
-        index: the index of `folder`, where only another machine can read it; None: read it.
+        index: the index of `folder`, if only another machine can read it; None: read it.
 
     Raises:
         ValueError: too few samples for one batch, or tiles smaller than `patch_size`.

@@ -108,7 +108,7 @@ def _prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def collate(samples: Sequence[tuple[np.ndarray, np.ndarray, str]]) -> Batch:
-    """Stack samples to one batch."""
+    """Stack samples into one batch."""
     clean, degraded, keys = zip(*samples, strict=True)
     return Batch(_stack(clean), _stack(degraded), keys)
 

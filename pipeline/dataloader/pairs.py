@@ -1,7 +1,7 @@
-"""Whole clean/degraded pairs of a folder of shards, for validation, evaluation and to make a training pair again.
+"""Whole clean/degraded pairs of a folder of shards, for validation, evaluation and for reproducing a training pair.
 
-Where the shards hold no degraded image, it is made online: random numbers from (seed, key, epoch), so that the pair of
-a key in an epoch can be made again bit for bit. Validation and evaluation use epoch 0 and the seed of the shards.
+If the shards hold no degraded image, it is made online, with random numbers from (seed, key, epoch), so the pair of a
+key in an epoch can be reproduced bit for bit. Validation and evaluation use epoch 0 and the seed of the shards.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def pairs(folder: Path, rank: int = 0, world_size: int = 1, *, index: Index | No
         folder: folder or URL of the shards of one split.
         rank: 0 to `world_size` - 1.
         world_size: number of ranks.
-        index: the index of `folder`, where only another machine can read it; None: read it.
+        index: the index of `folder`, if only another machine can read it; None: read it.
 
     Raises:
         ValueError: the index or a shard is damaged.
@@ -103,7 +103,7 @@ def sample_generator(seed: int, key: str, epoch: int) -> np.random.Generator:
 
 
 def online_degradation(index: Index) -> Degradation | None:
-    """Return the degradation that the loader applies; None where the shards hold the degraded images."""
+    """Return the degradation that the loader applies; None if the shards hold the degraded images."""
     return parse_degradation(index.recipe["degradation"]) if index.recipe["online"] else None
 
 

@@ -53,7 +53,7 @@ class SampleOrder:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """S: steps in which each sample is used once, but for a remainder smaller than a batch."""
+        """S: steps in which each sample is used once, except for a remainder smaller than a batch."""
         return self.index.samples // self.batch_size
 
     def locate(self, step: int, slot: int) -> tuple[int, int, int]:

@@ -1,8 +1,8 @@
 """Classical restoration filters to compare the network with.
 
-Each is a frozen dataclass, chosen by its `kind` in params.yaml, and sees the degraded image alone: non-local means
-estimates the noise from the image, as a blind network does. Only the baseline of compressive sensing measures the
-clean image, as its network does.
+Each is a frozen dataclass, chosen by its `kind` in params.yaml, and sees only the degraded image: non-local means
+estimates the noise from the image, as a blind network does. The baseline of compressive sensing measures the clean
+image, as its network does.
 """
 
 from __future__ import annotations

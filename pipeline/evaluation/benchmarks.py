@@ -1,4 +1,4 @@
-"""Test sets of the field: named in the section `benchmarks` of params.yaml, their images in the folder DGUNET_DATA.
+"""Published test sets: named in the section `benchmarks` of params.yaml, with images in the folder DGUNET_DATA.
 
 A benchmark whose images are absent is not an error: `evaluate` skips it with a message.
 """
@@ -31,10 +31,10 @@ Image = Float32[np.ndarray, "H W C"]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A test set of the field.
+    """A published test set.
 
     name: as in params.yaml.
-    dataset: the published set that the images are of, None for others.
+    dataset: the published set that the images belong to, None for other images.
     clean, degraded: folders, archives, URLs, or patterns of names, as `sources.listing.Pairs` takes them. Without
         `degraded`, the clean images are degraded by `degradation`, with a seed that depends only on the image's name;
         without both, by the task's own degradation.
@@ -49,9 +49,9 @@ class Benchmark:
     dataset: str | None = None
 
     def absent(self) -> str | None:
-        """Return the folder, archive or URL that is missing or empty (an unmounted disk), None if all is there.
+        """Return the folder, archive or URL that is missing or empty (an unmounted disk), None if nothing is missing.
 
-        Raises StorageError if an archive is damaged, or a file of a published set is not the one of the registry.
+        Raises StorageError if an archive is damaged, or a file of a published set does not match the registry.
         """
         if self.dataset and datasets.is_incomplete(self.dataset):
             return datasets.folder_of(self.dataset)
@@ -89,7 +89,7 @@ class Benchmark:
         return total.hexdigest()
 
     def _images(self) -> dict[str, listing.Candidate]:
-        """By name, sorted."""
+        """Return the images by name, sorted."""
         source = listing.Pairs(clean=self.clean, degraded=self.degraded) if self.degraded else None
         try:
             images, left_out = listing.require_images(source or listing.Folder(path=self.clean))
@@ -102,7 +102,7 @@ class Benchmark:
         for image in sorted(images, key=lambda image: image.name):
             if (other := named.setdefault(image.name, image)) is not image:
                 one, two = other.degraded or other.uri, image.degraded or image.uri
-                raise ValueError(f"benchmark {self.name}: {one} and {two} differ in their suffix alone: remove one")
+                raise ValueError(f"benchmark {self.name}: {one} and {two} differ only in their suffix: remove one")
         return named
 
 
@@ -135,7 +135,7 @@ def _layout(name: str, dataset: str, split: str | None) -> tuple[str, str | None
 
 
 def _located(place: str) -> str:
-    """Return a place of params.yaml as one to read from: relative ones are below DGUNET_DATA."""
+    """Return the place to read from for a place in params.yaml: relative places are below DGUNET_DATA."""
     return place if "://" in place or Path(place).is_absolute() else f"{read_environment().data}/{place}"
 
 
@@ -145,13 +145,13 @@ def _missing(place: str) -> str | None:
     except places.NotThere:
         return place
     except places.StorageError as error:
-        if "://" in place:  # out of reach, as where there is no network
+        if "://" in place:  # out of reach, for example without a network
             return f"{place} ({str(error).removeprefix(f'{place}: ')})"
         raise
 
 
 def _read(uri: str, channels: int) -> tuple[Image, bool]:
-    """Return an image in the task's channels, and whether it came as gray where they are three."""
+    """Return an image in the task's channels, and whether three channels repeat a gray image."""
     try:
         pixels = read_photo(storage.read(uri)).pixels
     except (UnreadableImage, places.UnreadableFile) as error:

@@ -1,7 +1,8 @@
 """Chooses on the val split over which windows a network takes its statistics when it restores an image.
 
-A network is trained on patches, and takes the statistics of its features over a patch. Over a whole image they may be
-others, so that it restores worse. Whether windows help, which, and for which statistics differs between tasks.
+A network is trained on patches and takes the statistics of its features over a patch. Over a whole image they may
+differ, and the network then restores worse. Whether windows help, which size, and for which statistics, depends on the
+task.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Candidate:
 
     @property
     def is_better(self) -> bool:
-        """Whether it restores most images better than the statistics of the whole image do, and enough in the mean."""
+        """Whether it restores most images better than with statistics of the whole image, and by enough on average."""
         share = sum(gain > 0 for gain in self.gains) / len(self.gains)
         return fmean(self.gains) > LEAST_GAIN_DB and share >= LEAST_SHARE
 
@@ -55,11 +56,11 @@ def measure(
     windows: Sequence[LocalStatistics],
     protocol: Protocol,
 ) -> tuple[Candidate, ...]:
-    """Measure the statistics of the whole image, then over each of the windows; the model is as it was afterwards.
+    """Measure with statistics of the whole image, then with each of the windows; the model is unchanged afterwards.
 
     Args:
         model: the network, on the device where it computes.
-        images: gives the pairs of the val split anew at every call; there may be none.
+        images: returns the pairs of the val split at every call; there may be none.
         windows: the candidates.
         protocol: how images are measured.
     """

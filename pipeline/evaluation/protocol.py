@@ -1,6 +1,6 @@
 """How images are measured: PSNR and SSIM of which channels, of which part, rounded to 8 bits or not.
 
-No torch, so that params.yaml is checked fast; `pipeline.evaluation.quality` measures.
+It imports no torch, so that params.yaml is checked quickly; `pipeline.evaluation.quality` measures.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import ClassVar, Literal
 class Protocol:
     """How images are measured: the same for degraded, baseline and restored images.
 
-    colour: `rgb` measures all channels together, `luma` the Y of MATLAB's `rgb2ycbcr`. Gray images are measured as
-    they are, whichever it is.
-    quantise: clip to [0, 1] and round to 8 bits first, as a file would. False where the noise is neither clipped nor
-    rounded, as the field does it for Gaussian denoising.
+    colour: `rgb` measures all channels together, `luma` the Y of MATLAB's `rgb2ycbcr`. It does not matter for gray
+    images.
+    quantise: clip to [0, 1] and round to 8 bits first, as in a file. False if the noise is neither clipped nor rounded,
+    as in published results of Gaussian denoising.
     crop: (height, width) in pixels of the top left part that is measured, for landscape images; a portrait image is
     cropped to (width, height). null: the whole image.
     border: pixels that are left out at each side. Super-resolution leaves out as many as its scale.

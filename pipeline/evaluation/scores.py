@@ -28,8 +28,8 @@ Image = Float32[np.ndarray, "H W C"]
 class Restoration(NamedTuple):
     """The images of one pair: clean, degraded, restored by the baseline, and the K estimates of the network.
 
-    Estimates and baseline lie in [0, 1]; the degraded image need not. Only the last estimate is there where the image
-    was restored in tiles, or as the mean over flips and quarter turns.
+    Estimates and baseline are in [0, 1]; the degraded image need not be. If the image was restored in tiles, or as the
+    mean over flips and quarter turns, only the last estimate is known.
     """
 
     clean: Image
@@ -115,7 +115,7 @@ def evaluate(model: DGUNet, pairs: Iterable[EvaluationPair], baseline: Baseline,
     """Measure a network on pairs, one after the other.
 
     Args:
-        model: the network in evaluation mode, on the device where it shall compute.
+        model: the network in evaluation mode, on the device to compute on.
         pairs: read one at a time.
         baseline: the classical restoration to compare with.
         protocol: how images are measured.
@@ -152,7 +152,7 @@ def restore_pair(model: DGUNet, pair: EvaluationPair, baseline: Baseline, self_e
         self_ensemble: whether to average over flips and quarter turns; not for a sensing network.
 
     Raises:
-        ValueError: `self_ensemble` for a sensing network, or the network makes values that are not finite.
+        ValueError: `self_ensemble` for a sensing network, or the network returns values that are not finite.
     """
     if model.config.sensing_ratio_percent is not None:
         if self_ensemble:
@@ -211,6 +211,6 @@ def _clipped(estimates: Iterable[Image]) -> tuple[Image, ...]:
     clipped = tuple(estimate.clip(0, 1) for estimate in estimates)
     if not all(np.isfinite(estimate).all() for estimate in clipped):
         raise ValueError(
-            "the network makes values that are not finite: train it again with a lower train.learning_rate"
+            "the network returns values that are not finite: train it again with a lower train.learning_rate"
         )
     return clipped

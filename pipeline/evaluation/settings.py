@@ -36,7 +36,7 @@ class Evaluate(Section):
     """How a task's model is measured: on its own test split, and on benchmarks, named as in `benchmarks`.
 
     local_statistics: the windows to try. Those that restore the val split better than the statistics of the whole image
-    become part of the model; the others are measured and forgotten.
+    become part of the model; the others only appear in the report.
     """
 
     protocol: Protocol
@@ -88,11 +88,11 @@ class BenchmarkSettings(Section):
 
 
 def benchmark_settings(params: Mapping[str, Any], name: str) -> BenchmarkSettings:
-    """Return a benchmark's entry of params.yaml; ParamsError if there is none of that name, or it is not valid."""
+    """Return a benchmark's entry of params.yaml. Raises ParamsError if it is missing or not valid."""
     benchmarks = params.get(BENCHMARKS)
     if not isinstance(benchmarks, dict) or name not in benchmarks:
         there = ", ".join(map(str, benchmarks)) if isinstance(benchmarks, dict) else "none"
-        raise ParamsError(f"there is no benchmark `{name}` in params.yaml; there is: {there}")
+        raise ParamsError(f"there is no benchmark `{name}` in params.yaml; available: {there}")
     defaults = default_section(params, "evaluate")
     shared = Place(defaults.name, {"protocol": defaults.value.get("protocol")})
     return validated_merge(Place(f"{BENCHMARKS}.{name}", benchmarks[name]), shared, BenchmarkSettings)

@@ -1,1 +1,1 @@
-"""Source images to inspected, deduplicated and split manifest entries."""
+"""Turns source images into manifest entries: inspects, deduplicates and splits them."""

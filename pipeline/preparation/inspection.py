@@ -26,7 +26,7 @@ from pipeline.sources.hashing import pixel_hash
 from pipeline.sources.listing import Candidate, read_source_image
 from pipeline.sources.places import UnreadableFile
 
-_CHUNK = 256  # images between two commits; an interrupted run loses at most so many
+_CHUNK = 256  # images between two commits; an interrupted run inspects at most this many again
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -39,7 +39,7 @@ def inspect_images(
     Args:
         candidates: the images.
         max_pixels: limit per image; images with more pixels are not decoded.
-        cache_file: the inspection cache; made if it does not exist.
+        cache_file: the inspection cache; created if it does not exist.
 
     Yields:
         Each candidate, in the given order, with its inspection.
@@ -67,7 +67,10 @@ def inspect_images(
 
 
 def inspect_image(candidate: Candidate, *, max_pixels: int) -> Inspection:
-    """Decode an image and its degraded partner, and describe them. Raises StorageError if a source is unreachable."""
+    """Decode an image, and its degraded partner if it has one, and inspect them.
+
+    Raises StorageError if a source cannot be reached. An image that cannot be used is no error: `reason` says why.
+    """
     uri = candidate.uri
     try:
         image = _read(uri, max_pixels)
@@ -87,7 +90,7 @@ def inspect_image(candidate: Candidate, *, max_pixels: int) -> Inspection:
 
 
 def group_scenes(thumbnails: Mapping[str, bytes], cache_file: Path) -> dict[str, str]:
-    """Return `near_duplicates.name_scenes`, cached for the same set of images: it takes long for very many."""
+    """Return `near_duplicates.name_scenes(thumbnails)`; it is slow for many images and therefore cached."""
     key = hashlib.sha256(" ".join((_code_version(), *sorted(thumbnails))).encode()).hexdigest()
     with InspectionCache(cache_file) as cache:
         scenes = cache.find_scenes(key)
@@ -105,7 +108,7 @@ def _read(uri: str, max_pixels: int) -> NDArray[np.float32]:
 
 
 def _map_in_threads(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
-    """Map in threads, a few items ahead, results in order. Decoding and hashing release the interpreter lock."""
+    """Map in threads, a few items ahead, results in order. Threads suffice: decoding and hashing release the GIL."""
     num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pending: deque[Future[Out]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:

@@ -1,10 +1,10 @@
-"""The inspection cache: an SQLite file that holds what earlier runs found out about images.
+"""The inspection cache: an SQLite file with the results of earlier inspections.
 
     inspections   one row per image file, pixel limit and version of the reading code, with a checksum of the row
     scenes        the grouping of the last set of images
 
-The cache holds nothing that cannot be computed again. A damaged file is deleted and filled again; a damaged row counts
-as absent. A full disk, or a folder that cannot be written, is an error.
+Everything in the cache can be computed again. A damaged file is deleted and filled again; a damaged row counts as
+absent. A full disk, or a folder that cannot be written, is an error.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _DAMAGED_ON_READING = {sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_COR
 
 @dataclass(frozen=True)
 class Inspection:
-    """What decoding an image found. `reason` says why the image cannot be used; the other fields are empty then.
+    """Result of decoding an image. If the image cannot be used, `reason` says why and the other fields are empty.
 
     sha256, degraded_sha256: hash of the pixels of the image, and of its degraded partner in a real pair.
     height, width: in pixels.
@@ -57,10 +57,10 @@ class Inspection:
 
 
 class InspectionCache:
-    """Open cache; a context manager that commits on exit, also after an exception.
+    """An open cache; as a context manager it commits on exit, also after an exception.
 
-    Every method deletes a damaged file, says so on stderr, and continues with an empty one. Raises OSError if the disk
-    is full or if the file cannot be read or written.
+    Every method deletes a damaged file, reports this on stderr, and continues with an empty one. It raises OSError if
+    the disk is full or if the file cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -99,13 +99,13 @@ class InspectionCache:
         return scenes
 
     def store_scenes(self, key: str, scenes: dict[str, str]) -> None:
-        """Store a grouping under `key` in place of the one before."""
+        """Store a grouping under `key`, and delete the previous one."""
         row = (key, json.dumps(scenes))
         self._execute("DELETE FROM scenes")
         self._execute("INSERT INTO scenes VALUES (?, ?, ?)", (*row, _checksum(row)))
 
     def commit(self) -> None:
-        """Write to disk what was stored."""
+        """Write the stored results to disk."""
         try:
             self._database.commit()
         except sqlite3.DatabaseError as error:

@@ -1,13 +1,13 @@
-"""Near duplicates: one scene seen twice (resized, recompressed, brightened, noisy, mirrored, a stereo partner).
+"""Finds near duplicates: images of one scene (resized, recompressed, brightened, noisy, mirrored, stereo partners).
 
-An image is its gray thumbnail, 32×32, without its low frequencies (those that all landscapes share). Two images are one
-scene if, for one of them or its mirror image,
+Each image is compared as a gray 32×32 thumbnail without its low frequencies, which all landscapes share. Two images
+show one scene if, for the second image or its mirror image,
 
-  1. their 16×16 halves correlate: all pairs at once, as matrix products of blocks;
-  2. so do three in four windows of a 4×4 grid, each free to shift by 2 pixels (parallax, small crops).
+  1. the thumbnails, reduced to 16×16, correlate: all pairs are compared, as products of blocks of a matrix;
+  2. three out of four windows of a 4×4 grid correlate; each may shift by up to 2 pixels (parallax, small crops).
 
-Both limits are measured (docs/decisions.md). Not found: rotations by more than a few degrees, crops that cut away a
-tenth or more.
+Both limits were measured (docs/decisions.md). Rotations by more than a few degrees, and crops that cut away a tenth or
+more, are not found.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dgunet.images import quantise
 
 THUMBNAIL_SIDE = 32
-MIN_CORRELATION = 0.6  # of the halves; different scenes reach 0.63 (one pair in 1000: 0.44), a stereo pair 0.79
+MIN_CORRELATION = 0.6  # at 16×16; different scenes reach 0.63 (one pair in 1000: 0.44), a stereo pair 0.79
 MIN_WINDOW_CORRELATION = 0.6  # lower quartile; different scenes that pass the first test: 0.49, a stereo pair: 0.83
 _GRID, _SHIFT = 4, 2
 _LOW_FREQUENCY_SIGMA = 3.0
@@ -34,7 +34,7 @@ Thumbnails: TypeAlias = UInt8[np.ndarray, "N 32 32"]
 
 
 def thumbnail(image: Float32[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "32 32"]:
-    """Gray, stretched to a square and to the full range, so that neither size, format nor brightness matter."""
+    """Return a gray thumbnail, stretched to a square and to the full range: size and brightness do not matter."""
     small = cv2.resize(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
     gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     contrast = max(float(np.ptp(gray)), 1e-6)
@@ -42,9 +42,9 @@ def thumbnail(image: Float32[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "32 32"]
 
 
 def same_scene(thumbnails: Thumbnails) -> list[list[int]]:
-    """Return the groups of two and more rows that show one scene, transitively; each group and the list ascending.
+    """Return the groups of two or more rows that show one scene, transitively; each group and the list are ascending.
 
-    All N²/2 pairs meet, as products of blocks: time grows with N², memory with N.
+    All N²/2 pairs are compared, block by block: time grows with N², memory with N.
     """
     halves = _halves(thumbnails)
     group = np.arange(len(thumbnails))
@@ -77,7 +77,10 @@ def shared_scenes(first: Thumbnails, second: UInt8[np.ndarray, "M 32 32"]) -> li
 
 
 def name_scenes(thumbnails: Mapping[str, bytes]) -> dict[str, str]:
-    """Pixel hash -> thumbnail to pixel hash -> group: the first 16 digits of the smallest hash of its scene."""
+    """Return the scene of each image: the first 16 digits of the smallest pixel hash among the images of the scene.
+
+    `thumbnails` maps the pixel hash of each image to the bytes of its thumbnail.
+    """
     hashes = sorted(thumbnails)
     pixels = np.frombuffer(b"".join(thumbnails[sha256] for sha256 in hashes), np.uint8)
     groups = {sha256: sha256[:16] for sha256 in hashes}
@@ -100,7 +103,7 @@ def _candidates(halves: Float32[np.ndarray, "N 16 16"]) -> Iterator[tuple[int, N
 
 
 def _halves(thumbnails: Thumbnails) -> Float32[np.ndarray, "N 16 16"]:
-    """Details at half the size, of mean 0 and norm 1 (flat images: 0, which correlates with nothing)."""
+    """Return the thumbnails at half size, without low frequencies, with mean 0 and norm 1 (0 for flat images)."""
     side = THUMBNAIL_SIDE // 2
     halves = np.empty((len(thumbnails), side, side), np.float32)
     for row, image in enumerate(thumbnails):

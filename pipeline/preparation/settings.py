@@ -12,7 +12,7 @@ from pipeline.sources.listing import Source
 
 
 class Split(Section):
-    """Shares of the scenes that are held out for choosing (val) and for measuring (test)."""
+    """Shares of the scenes that are held out for model selection (val) and for evaluation (test)."""
 
     val: Fraction
     test: Fraction
@@ -25,7 +25,14 @@ class Split(Section):
 
 
 class Prepare(Section):
-    """The section `prepare` of params.yaml: where clean photographs come from and what is asked of them; in pixels."""
+    """The section `prepare` of params.yaml: the sources of clean photographs, and limits on their size.
+
+    Attributes:
+        sources: where the photographs are.
+        min_side: smallest height and width, in pixels.
+        max_megapixels: images with more pixels are not decoded.
+        split: shares of the val and test splits.
+    """
 
     sources: Annotated[list[Annotated[Source, Field(discriminator="kind")]], Field(min_length=1)]
     min_side: PositiveInt
@@ -36,5 +43,5 @@ class Prepare(Section):
     @classmethod
     def _pillow_reads_them(cls, megapixels: float) -> float:
         if megapixels * 1e6 > MAX_PIXELS:
-            raise ValueError(f"must be at most {MAX_PIXELS // 10**6}: Pillow reads no image of more, not {megapixels}")
+            raise ValueError(f"must be at most {MAX_PIXELS // 10**6}, the largest that Pillow reads, not {megapixels}")
         return megapixels

@@ -3,7 +3,7 @@
     u = sha256(seed, smallest pixel hash of the scene) / 2^256
     test if u < s_test,   val if u < s_test + s_val,   else train
 
-The split of a photograph depends on its scene, the seed and the shares: not on names, order or other scenes.
+The split of a photograph depends on its scene, the seed and the shares, but not on names, order or other scenes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def split_of(group: str, *, seed: int, shares: Mapping[SplitName, float]) -> Spl
 
 
 def check_splits(groups: Sequence[str], *, seed: int, shares: Mapping[SplitName, float], origin: str) -> None:
-    """Raise ValueError, naming `origin` and what to do, if a split that should have images has none."""
+    """Raise ValueError if a split with a share has no image; the message names `origin` and says what to change."""
     counts = Counter(split_of(group, seed=seed, shares=shares) for group in groups)
     empty = [split for split in SPLITS if not counts[split] and shares.get(split, 1) > 0]
     if not empty:
@@ -45,7 +45,7 @@ def check_splits(groups: Sequence[str], *, seed: int, shares: Mapping[SplitName,
 
 
 def smallest_filling_seed(groups: Sequence[str], shares: Mapping[SplitName, float]) -> int | None:
-    """Return the smallest seed that leaves no split empty (of those with a share); None if none was found."""
+    """Return the smallest seed that leaves no split with a share empty, None if none was found."""
     wanted = {split for split in SPLITS if shares.get(split, 1) > 0}
     if len(groups) < len(wanted):
         return None

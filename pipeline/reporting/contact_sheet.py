@@ -22,7 +22,7 @@ FONT = ImageFont.load_default(FONT_SIZE)  # has no Greek and no mathematical sig
 
 
 class Note(NamedTuple):
-    """A name and text items; a line break is placed between items only."""
+    """A name and text items; lines are broken only between items."""
 
     name: str
     items: Sequence[str]
@@ -49,7 +49,7 @@ def sheet_of_pairs(
     """Draw a row for each pair: clean, degraded, difference, PSNR and notes.
 
     Args:
-        rows: pairs of any size.
+        rows: pairs of images of any size.
         degraded_title: heading of the degraded images.
         notes_title: heading of the notes.
     """
@@ -122,7 +122,7 @@ def _lines(notes: Sequence[Note]) -> list[tuple[str, str]]:
 
 
 def to_pillow(image: Float32[np.ndarray, "H W C"]) -> Image.Image:
-    """Return an image in [0, 1], gray or colour, as Pillow's."""
+    """Convert an image in [0, 1], gray or colour, to a Pillow image."""
     codes = quantise(np.ascontiguousarray(image, np.float32), np.uint8)
     return Image.fromarray(np.repeat(codes, 3, axis=2) if codes.shape[2] == 1 else codes)
 

@@ -1,4 +1,4 @@
-"""Renders a report as one HTML page without other files: degraded and restored images, crops, scores, plots."""
+"""Renders a report as one self-contained HTML page: degraded and restored images, crops, scores, plots."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.reporting.contact_sheet import describe
 from pipeline.reporting.plots import ON_DARK, ON_LIGHT, Plot, svg
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-LONGEST_SIDE = 768  # of an image on the page; larger ones are shrunk
+LONGEST_SIDE = 768  # longest side of an image on the page; larger images are reduced
 JPEG_QUALITY = 90
 CROP_SIDE = 72
 Image = Float32[np.ndarray, "H W C"]
@@ -66,7 +66,7 @@ class Page:
 def choose(evaluation: Evaluation, number: int) -> dict[str, str]:
     """Return the keys of `number` images and why each is shown, from the smallest gain to the largest.
 
-    The worst, the best and the median are chosen first, then the quartiles, then those between.
+    The worst, the best and the median are chosen first, then the quartiles, then images between them.
     """
     ranked = sorted(evaluation.images, key=lambda image: (image.gain_db, image.key))
     last = len(ranked) - 1
@@ -82,7 +82,7 @@ def choose(evaluation: Evaluation, number: int) -> dict[str, str]:
 
 
 def _fractions() -> Iterable[float]:
-    """0, 1, 1/2, then 1/4, 3/4, 1/8, 3/8, ..."""
+    """Yield 0, 1, 1/2, then 1/4, 3/4, 1/8, 3/8, ..."""
     yield from (0.0, 1.0)
     parts = 2
     while True:
@@ -153,7 +153,7 @@ def _item(number: int, item: GalleryItem) -> str:
         ("clean", images.clean, None),
     )
     stages = list(zip(images.estimates, scores.stages, strict=True))
-    if len(stages) == 1:  # restored in tiles, or as a mean: the last estimate is shown already
+    if len(stages) == 1:  # restored in tiles or by self-ensemble: only the final estimate exists
         stages = []
     return _ITEM.substitute(
         number=number,

@@ -1,4 +1,4 @@
-"""The plots of a report: training curve, PSNR per stage, histogram of gains. Equal data give equal bytes."""
+"""Draws the plots of a report: training curve, PSNR per stage, histogram of gains. Equal data give equal bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from pipeline.evaluation.scores import Evaluation
 
 Curve = Sequence[Mapping[str, float | None]]
-"""Rows of train.csv: step, loss, learning_rate, val_psnr; None where nothing was measured."""
+"""Rows of train.csv: step, loss, learning_rate, val_psnr; None if the value was not measured."""
 Plot = Callable[[Any, "Palette"], None]
 
 
@@ -35,7 +35,7 @@ ON_DARK = Palette(text="#dfe4ea", faint="#4a525c", accent="#5cc4ee", second="#f0
 
 
 def plots(evaluation: Evaluation, curve: Curve) -> dict[str, Plot]:
-    """Return the plots by name, each a function that draws into axes; no training curve without a `curve`."""
+    """Return the plots by name, each a function that draws into axes; the training curve only if `curve` has rows."""
     scores: dict[str, Plot] = {
         "stages": lambda axes, palette: _stages(axes, palette, evaluation),
         "gains": lambda axes, palette: _gains(axes, palette, evaluation),
@@ -98,7 +98,7 @@ def _training(axes: Any, palette: Palette, curve: Curve) -> None:
 
 
 def _plain_number(value: float, _: int | None) -> str:
-    """Return the label of a tick on a logarithmic axis: 0.02 in place of 2 × 10⁻²; empty for digits close together."""
+    """Return the label of a tick on a logarithmic axis: 0.02, not 2 × 10⁻²; empty where labels would overlap."""
     digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
     return f"{value:g}" if digit in (1, 2, 3, 5, 7) else ""
 

@@ -26,9 +26,9 @@ DECIMALS = 4  # of dB and of SSIM: finer than a relevant difference, coarser tha
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder; at the end its files replace those in `folder`, but not after an exception."""
+    """Yield a temporary folder; at the end, unless there was an exception, its files replace those in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for abandoned in folder.glob(f".*{PARTIAL}"):  # by a process that was killed; DVC runs one at a time
+    for abandoned in folder.glob(f".*{PARTIAL}"):  # left by a killed process; DVC runs only one at a time
         shutil.rmtree(abandoned)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=PARTIAL) as name:
         yield Path(name)

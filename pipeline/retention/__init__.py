@@ -1,1 +1,1 @@
-"""What is stored and no longer needed: finds it, with the reason why the rest is kept."""
+"""Finds stored data that is no longer needed, and says why the rest is kept."""

@@ -1,4 +1,4 @@
-"""Folders of unfinished runs in DGUNET_STORAGE that nobody will continue, and the copies of dvc.lock beside them."""
+"""Finds folders of unfinished runs in DGUNET_STORAGE that nobody will continue; reads the copies of dvc.lock there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.cluster.checkpoints import LOCKS, ORIGIN, filesystem
 from pipeline.retention.items import YOUNG, Item, Place, reachable
 from pipeline.runtime.environment import Environment
 
-# A task and a fingerprint; the trials of a search have names of their own behind those of the search.
+# TASK-FINGERPRINT; the folder of a trial has the name of its search, followed by its own.
 RUN = re.compile(r"((?:tune-)?[\w-]+?-[0-9a-f]{16})(?:-\w+)?")
 
 
@@ -38,7 +38,7 @@ class Collected:
 
     Attributes:
         place: the place with its items.
-        live: names of the runs that a driver works on, and of those with young checkpoints.
+        live: names of the runs that a driver is training, and of those with young checkpoints.
         shards: sha256 of the shards that kept runs read.
         commits: commits whose results are stored with a copy of dvc.lock.
         locks: contents of these copies.
@@ -55,10 +55,10 @@ def collect(environment: Environment, commits: set[str], current: set[str], olde
     """Find the folders of runs that no commit and no living driver refers to.
 
     Args:
-        environment: says where the storage is.
+        environment: has the address of the storage.
         commits: all commits of this clone.
         current: names of the runs that this checkout would start or continue.
-        oldest: what was changed later than this, in seconds since 1970, is kept.
+        oldest: time in seconds since 1970; everything that was changed later is kept.
 
     Raises:
         ValueError: the storage cannot be read.
@@ -89,7 +89,7 @@ def collect(environment: Environment, commits: set[str], current: set[str], olde
 
 
 def _check_exists(files: Any, root: str, environment: Environment) -> None:
-    """Raise FileNotFoundError where the storage was named, but is not there, as a file system that is not mounted."""
+    """Raise FileNotFoundError if DGUNET_STORAGE is set but does not exist, for example because it is not mounted."""
     is_named = bool(os.environ.get("DGUNET_STORAGE"))
     top = root if isinstance(files, pyarrow.fs.LocalFileSystem) else root.partition("/")[0]
     if is_named and files.get_file_info(top).type == pyarrow.fs.FileType.NotFound:
@@ -102,7 +102,7 @@ def _folders(files: Any, root: str, infos: Sequence[Any]) -> dict[str, Folder]:
         top, _, rest = info.path.removeprefix(root).lstrip("/").partition("/")
         match = RUN.fullmatch(top)
         if not match or not rest:
-            continue  # not of this pipeline
+            continue  # not written by this pipeline
         folder = folders.setdefault(match[1], Folder(match[1]))
         folder.paths.add(f"{root.rstrip('/')}/{top}")
         folder.size += info.size or 0

@@ -1,4 +1,4 @@
-"""Everything that is stored and that no commit, registered version or live run refers to, in all places."""
+"""Finds and deletes stored data that no commit, registered version or live run refers to, in all places."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.training.settings import Train
 
 
 def collect(root: Path, now: float) -> list[Place]:
-    """Find what can be deleted; deletes nothing.
+    """Find what can be deleted; delete nothing.
 
     Args:
         root: the checkout; it must be the current directory.
-        now: the time, in seconds since 1970; what was changed in the week before is kept.
+        now: current time in seconds since 1970; everything that was changed in the week before is kept.
 
     Raises:
-        ValueError: a place cannot be read, so that references to what lies elsewhere may be missing.
+        ValueError: a place cannot be read, so references to other places may be missing.
     """
     environment, oldest = read_environment(), now - SECONDS_TO_KEEP
     commits, locks = references.commits(root), references.lock_files(root)
@@ -41,9 +41,9 @@ def collect(root: Path, now: float) -> list[Place]:
 
 
 def delete(shown: Sequence[Place], root: Path, now: float) -> int:
-    """Delete the items that were shown, but for those that have been referred to since; return the bytes deleted.
+    """Delete the items that were shown, except those that something refers to by now; return the bytes deleted.
 
-    Raises ValueError or OSError where a place cannot be read or written.
+    Raises ValueError or OSError if a place cannot be read or written.
     """
     confirmed = {(place.kind, place.address): place.parts() for place in shown}
     freed = 0

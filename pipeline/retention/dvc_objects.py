@@ -1,8 +1,9 @@
-"""Objects of DVC, in its cache and its remote, that nothing refers to.
+"""Finds objects in DVC's cache and remote that nothing refers to.
 
-`dvc gc` deletes all that the commits of one clone do not name, also what another clone has just pushed. Here an object
-is also kept where it is young, where a young directory or a young entry of the run cache names it (DVC does not upload
-an object again that it finds in the remote), and where a lock file names it that is not in git.
+`dvc gc` deletes everything that the commits of one clone do not name, including what another clone has just pushed.
+Here an object is also kept if it is young, if a young directory or a young entry of the run cache names it (DVC does
+not upload an object that the remote already has, so the object itself may be old), or if a lock file outside git names
+it.
 """
 
 from __future__ import annotations
@@ -67,10 +68,10 @@ def collect(root: Path, locks: Sequence[str], oldest: float) -> Collected:
     Args:
         root: the checkout.
         locks: contents of all lock files that refer to objects.
-        oldest: what was changed later than this, in seconds since 1970, is kept.
+        oldest: time in seconds since 1970; everything that was changed later is kept.
 
     Raises:
-        ValueError: the checkout is no DVC repository, or a store cannot be read.
+        ValueError: the checkout is not a DVC repository, or a store cannot be read.
     """
     stores = _stores(root)
     entries = [entry for store in stores for entry in store.run_cache.values()]
@@ -98,7 +99,7 @@ def _stores(root: Path) -> list[Store]:
         filesystem = files if remote.fs.protocol == "local" else remote.fs.fs
 
         def forget() -> None:
-            get_index(remote).clear()  # else `dvc push` takes what was deleted for stored
+            get_index(remote).clear()  # otherwise `dvc push` assumes that the remote still has the deleted objects
 
         found.append(_with_own_times(_read_store("DVC remote", filesystem, remote.path, legacy.path, forget), found[0]))
     return found
@@ -107,7 +108,7 @@ def _stores(root: Path) -> list[Store]:
 def _with_own_times(remote: Store, cache: Store) -> Store:
     """Return a remote whose entries of the run cache are as old as those of this clone.
 
-    `dvc push --run-cache` uploads all entries again, so that their time there says nothing about those of this clone.
+    `dvc push --run-cache` uploads all entries again, so their times in the remote do not tell how old they are.
     """
     own = {_entry_name(path): file.modified for path, (file, _) in cache.run_cache.items()}
     entries = {
@@ -139,7 +140,7 @@ def _read_store(kind: str, filesystem: Any, folder: str, parent: str, after_dele
 def _with_contents(
     stores: Sequence[Store], kept: set[str], names: Mapping[str, str]
 ) -> tuple[set[str], list[bytes], list[str]]:
-    """Return the objects with all that their directories hold, indices of shards, and shards whose index is missing."""
+    """Return `kept` with the files of its directories, the indices of shards, and the shards whose index is missing."""
     directories = {md5 for md5 in kept if md5.endswith(DIRECTORY)}
     contents = _read_objects(stores, directories)
     kept, with_index = set(kept), set[str]()
@@ -167,8 +168,8 @@ def _place(store: Store, named: set[str], kept: set[str], names: Mapping[str, st
     def delete(paths: Sequence[str]) -> None:
         delete_files(store.filesystem, paths)
         for path in store.run_cache.keys() & set(paths):
-            with suppress(OSError):  # it has other entries, or is in an object store, which has no folders
-                Path(path).parent.rmdir()  # `dvc repro` fails where it finds an empty one
+            with suppress(OSError):  # the folder has other entries, or is in an object store, which has no folders
+                Path(path).parent.rmdir()  # `dvc repro` fails on an empty folder
         store.after_deletion()
 
     place = Place(store.kind, store.address, delete)
@@ -190,12 +191,12 @@ def _place(store: Store, named: set[str], kept: set[str], names: Mapping[str, st
 
 
 def _by_directory(store: Store, garbage: Mapping[str, File], names: Mapping[str, str]) -> list[Item]:
-    """Return an item for each directory, with those of its files that no other has, and for each file alone."""
+    """Return an item for each directory, with the files that no earlier item has, and one for each other file."""
     items, left = [], dict(garbage)
     directories = [md5 for md5 in garbage if md5.endswith(DIRECTORY)]
     for md5, content in _read_objects([store], directories).items():
         members = [left.pop(name) for name in (md5, *(each["md5"] for each in json.loads(content))) if name in left]
-        # Deleted in this order, so that no directory is left without its files.
+        # The directory comes first and is deleted first, so that no directory is left without its files.
         paths = tuple(file.path for file in members)
         newest = max(file.modified for file in members)
         items.append(Item(names.get(md5, md5), paths, sum(file.size for file in members), newest))

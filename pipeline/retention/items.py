@@ -1,4 +1,4 @@
-"""What can be deleted in one place, and what is kept there."""
+"""A place of stored data: what can be deleted there, what is kept, and how its files are listed and deleted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import fsspec
 
-SECONDS_TO_KEEP = 7 * 24 * 3600.0  # since the last change, whoever made it: another clone may have pushed it
+SECONDS_TO_KEEP = 7 * 24 * 3600.0  # since the last change, by any clone: another clone may just have pushed it
 TIMES = ("mtime", "LastModified", "last_modified", "updated", "timeModified")  # as the file systems of fsspec name it
 YOUNG = "changed within a week"
 
@@ -30,9 +30,9 @@ class Item:
     """Something that nothing refers to.
 
     Attributes:
-        name: how people know it.
-        parts: what it consists of, as the `delete` of its place takes it.
-        size: its bytes; 0 where they are not known.
+        name: name shown to people.
+        parts: its parts, in the form that the `delete` of its place takes.
+        size: in bytes; 0 if not known.
         modified: when it was last changed, in seconds since 1970.
     """
 
@@ -47,13 +47,13 @@ class Place:
     """A place where things are stored.
 
     Attributes:
-        kind: what lies there, such as "shards".
+        kind: what is stored there, such as "shards".
         address: folder or URL.
         delete: deletes parts of items.
         items: what can be deleted.
-        kept: how many things are kept, by the reason.
-        kept_bytes: how large these are together.
-        notes: lines for people.
+        kept: number of things that are kept, by reason.
+        kept_bytes: their total size.
+        notes: further lines of the report.
     """
 
     kind: str
@@ -75,9 +75,9 @@ class Place:
 
 
 def list_files(filesystem: Any, folder: str) -> list[File]:
-    """Return all files below a folder of an fsspec file system, none where it does not exist.
+    """Return all files below a folder of an fsspec file system, none if the folder does not exist.
 
-    The time of a file that the file system does not tell is infinite: such a file counts as new.
+    If the file system does not report when a file was changed, `modified` is infinite: the file counts as new.
     """
     filesystem.invalidate_cache()
     found = filesystem.find(folder, detail=True)
@@ -85,14 +85,14 @@ def list_files(filesystem: Any, folder: str) -> list[File]:
 
 
 def delete_files(filesystem: Any, paths: Sequence[str]) -> None:
-    """Delete files of an fsspec file system; one that another process has deleted is passed over."""
+    """Delete files of an fsspec file system; ignore those that another process has deleted."""
     for path in paths if _is_local(filesystem) else ():
         try:
             filesystem.rm_file(path)
         except FileNotFoundError:
             continue
     if paths and not _is_local(filesystem):
-        filesystem.rm(list(paths))  # in bulk; object stores do not complain about what is gone
+        filesystem.rm(list(paths))  # in bulk; object stores raise no error for missing files
 
 
 def local_filesystem() -> Any:
@@ -102,7 +102,7 @@ def local_filesystem() -> Any:
 
 @contextmanager
 def reachable(what: str) -> Iterator[None]:
-    """Turn any error of a library of a storage into a ValueError of one line; each library has errors of its own."""
+    """Turn any error into a ValueError of one line: each storage library has its own types of errors."""
     try:
         yield
     except ValueError:

@@ -1,4 +1,4 @@
-"""What refers to stored things from git: commits, and every dvc.lock and .dvc file that there is or was."""
+"""Reads what refers to stored data from git: commits, and all present and past dvc.lock and .dvc files."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ NO_BLOB = "0" * 40
 def commits(root: Path) -> set[str]:
     """Return all commits of the repository of a checkout: of branches, tags, stashes, experiments, and the reflog.
 
-    Raises ValueError where git cannot tell them all.
+    Raises ValueError if git cannot list all of them.
     """
     if _git(root, "rev-parse", "--is-shallow-repository") == "true":
-        raise ValueError("nothing is deleted: this clone has a part of the history only; run `git fetch --unshallow`")
+        raise ValueError("nothing is deleted: this clone has only part of the history; run `git fetch --unshallow`")
     return set(_git(root, "rev-list", "--all", "--reflog", *(["HEAD"] if _has_commit(root) else [])).split())
 
 
 def lock_files(root: Path) -> list[str]:
-    """Return the contents of all dvc.lock and .dvc files: of all commits, and of all work trees as they are.
+    """Return the contents of all dvc.lock and .dvc files: of all commits, and of all work trees, changed ones included.
 
-    Raises ValueError where git cannot tell them.
+    Raises ValueError if git cannot list them.
     """
     raw = _git(
         root, "log", "--all", "--reflog", "-m", "--raw", "--no-abbrev", "--no-renames", "--format=", "--",
@@ -73,7 +73,7 @@ def _git(root: Path, *arguments: str) -> str:
             check=True, errors="replace",
         )  # fmt: skip
     except FileNotFoundError:
-        raise ValueError("nothing is deleted: git is not installed, so references cannot be known") from None
+        raise ValueError("nothing is deleted: git is not installed, and references are read with it") from None
     except subprocess.CalledProcessError as error:
-        raise ValueError(f"nothing is deleted: of this checkout, git says that {reason_of_git(error.stderr)}") from None
+        raise ValueError(f"nothing is deleted: git cannot read this checkout: {reason_of_git(error.stderr)}") from None
     return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""Shards at DGUNET_SHARDS that nothing refers to."""
+"""Finds shards at DGUNET_SHARDS that nothing refers to."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Known:
 
 
 def of_indices(contents: Iterable[bytes]) -> set[str]:
-    """Return the sha256 of the shards that index files name; a file of another form names none."""
+    """Return the sha256 of the shards that index files name; files of any other form are ignored."""
     found = set[str]()
     for content in contents:
         try:
@@ -43,7 +43,7 @@ def of_indices(contents: Iterable[bytes]) -> set[str]:
 
 
 def of_checkout(root: Path) -> set[str]:
-    """Return the sha256 of the shards of a checkout, also of those that `synthesize` is making."""
+    """Return the sha256 of the shards of a checkout, including those that `synthesize` is writing."""
     indices = [*root.glob("data/shards/*/*/index.json"), *root.glob(".cache/synthesize/*/shards/*/index.json")]
     found = of_indices(path.read_bytes() for path in indices)
     for path in root.glob(".cache/synthesize/*/progress.jsonl"):
@@ -57,7 +57,7 @@ def collect(address: str, known: Known, oldest: float) -> Place:
     Args:
         address: DGUNET_SHARDS.
         known: what refers to shards.
-        oldest: what was changed later than this, in seconds since 1970, is kept.
+        oldest: time in seconds since 1970; everything that was changed later is kept.
 
     Raises:
         ValueError: the URL cannot be read.

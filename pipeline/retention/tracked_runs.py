@@ -1,4 +1,4 @@
-"""Runs in MLflow that no commit, registered version or living driver refers to, and what registered versions need."""
+"""Finds runs in MLflow that no commit, registered version or live driver refers to, and what the versions need."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipeline.tracking.runs import LOCK_FILE, SYSTEM_METRICS
 from pipeline.tracking.trials import PARENT
 
 OWN = ({"fingerprint"}, {"model", "code"}, {"trial", PARENT})  # tags of the runs that this pipeline makes
-CHANGES = "+changes"  # behind the commit of a checkout with changes
-UNKNOWN = "unknown"  # the commit, where git did not tell it
+CHANGES = "+changes"  # suffix of the commit of a checkout with uncommitted changes
+UNKNOWN = "unknown"  # in place of the commit, if git could not be read
 SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
 PAGE = 1000
 
@@ -31,9 +31,9 @@ class Versions:
 
     Attributes:
         runs: ids of their runs.
-        origins: commit and sha256 of the index of the training shards, of each version.
-        data: every sha256 in their tags, among them those of indices of shards.
-        locks: contents of dvc.lock as it was when they were registered.
+        origins: for each version, its commit and the sha256 of the index of its training shards.
+        data: every sha256 in their tags, including those of indices of shards.
+        locks: contents of dvc.lock at the time when they were registered.
     """
 
     runs: set[str]
@@ -43,7 +43,7 @@ class Versions:
 
 
 def versions() -> Versions:
-    """Return what the registered versions refer to. MLflow must be connected; raises ValueError where it cannot be."""
+    """Return what the registered versions refer to. MLflow must be connected; raises ValueError if it fails."""
     found = Versions(set(), set(), set(), [])
     client = mlflow.MlflowClient()
     with reachable("the registry of MLflow"):
@@ -65,10 +65,10 @@ def collect(known: Versions, commits: set[str], live: set[str], oldest: float) -
         known: what the registered versions refer to.
         commits: all commits of this clone, and those whose results are stored.
         live: names of the runs in DGUNET_STORAGE that are being trained.
-        oldest: what was changed later than this, in seconds since 1970, is kept.
+        oldest: time in seconds since 1970; everything that was changed later is kept.
 
     Returns:
-        The place, and the sha256 of the indices of shards that runs read which are young or being trained.
+        The place, and the sha256 of the indices of the shards that young and training runs read.
 
     Raises:
         ValueError: MLflow cannot be read.
@@ -108,14 +108,14 @@ def _reason(run: str, tags: Mapping[str, str], known: Versions, commits: set[str
         return "of a registered version"
     if tags.get("fingerprint") in live:
         return "being trained"
-    # A commit whose dvc.lock is committed afterwards was changed when it ran; so changes are no reason to delete.
+    # dvc.lock is often committed after the run, so uncommitted changes at the time of the run are no reason to delete.
     if commit == UNKNOWN or commit in commits or commit.removesuffix(CHANGES) in commits:
         return "of a commit" if commit != UNKNOWN else "of an unknown commit"
     return ""
 
 
 def _changed(client: Any, run: Run, oldest: float) -> float:
-    """Return when a run was changed last, in seconds since 1970; of an ended run, when it ended."""
+    """Return when a run last changed, in seconds since 1970; for an ended run, when it ended."""
     latest: float = max(run.info.start_time or 0, run.info.end_time or 0)
     if latest / 1000 <= oldest and run.info.end_time is None:
         names = sorted(run.data.metrics, key=lambda name: name.startswith(SYSTEM_METRICS))
@@ -160,7 +160,7 @@ def _size(client: Any, run: str, folder: str | None = None) -> int:
 
 
 def _delete(client: Any, ids: Sequence[str]) -> None:
-    """Delete artifacts, then mark the runs as deleted: what remains of them, `mlflow gc` on the server removes."""
+    """Delete artifacts, then mark the runs as deleted; `mlflow gc` on the server removes the rest."""
     for run in ids:
         get_artifact_repository(client.get_run(run).info.artifact_uri).delete_artifacts()
         client.delete_run(run)

@@ -25,14 +25,15 @@ LAST_ERROR = Path(".cache/last-error.txt")
 def run_command(main: Callable[[], None]) -> None:
     """Run `main` and exit with 1 on a ValueError or an OSError, with 130 on Ctrl-C; other exceptions pass through.
 
-    Where the program that reads the output has ended (`| head -1`), exit with 141 and print nothing, as other programs
-    do that SIGPIPE ends.
+    If the program that reads the output has ended (`| head -1`), exit with 141 and print nothing, as programs do that
+    SIGPIPE ends.
 
-    An error prints one line. Unless the message is the project's own, or names an absent file that the command line
-    names, its traceback goes to `.cache/last-error.txt`. A stage of DVC stops when `dvc repro` was killed, as on
-    SIGTERM.
+    An error prints one line. Its traceback goes to `.cache/last-error.txt`, unless the message is the project's own or
+    is about an absent file that the command line names. A stage of DVC stops as on SIGTERM when `dvc repro` is killed.
     """
     if "DVC_STAGE" in os.environ:
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:  # infra/run.sh has DVC ignore it
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         threading.Thread(target=_stop_after_dvc, args=_stage_and_dvc(), daemon=True).start()
     try:
         main()
@@ -63,7 +64,7 @@ def _unread_outputs() -> list[int]:
 
 
 def _save_traceback(error: OSError | ValueError) -> str:
-    """Save the traceback of an unexpected error to a file and return a hint where it is; "" if it was expected."""
+    """Save the traceback of an unexpected error to a file and return a hint where it is; "" for expected errors."""
     if _is_own_message(error) or _is_absent_argument(error):
         return ""
     with suppress(OSError):
@@ -82,7 +83,7 @@ def _is_own_message(error: OSError | ValueError) -> bool:
 
 
 def _is_absent_argument(error: OSError | ValueError) -> bool:
-    """Return whether a file is missing that the command line names, or one in a folder that it names."""
+    """Return whether the missing file, or a folder above it, is an argument of the command line."""
     if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str):
         return False
     return any(Path(error.filename).is_relative_to(argument) for argument in sys.argv[1:] if argument)
@@ -103,7 +104,7 @@ def _is_of_this_stage(process: psutil.Process) -> bool:
 
 
 def _may_be_dvc(process: psutil.Process) -> bool:
-    """Return False for the process that adopted the stage, where DVC had died before its process id was read."""
+    """Return False for the process that adopted the stage, if DVC had died before its process id was read."""
     with suppress(psutil.AccessDenied):
         return any(name in Path(process.exe()).name for name in ("python", "pypy", "dvc"))
     return True
@@ -112,5 +113,5 @@ def _may_be_dvc(process: psutil.Process) -> bool:
 def _stop_after_dvc(stage: psutil.Process, dvc: int) -> None:
     with suppress(psutil.NoSuchProcess):
         while stage.ppid() == dvc and _may_be_dvc(psutil.Process(dvc)):
-            time.sleep(1)  # polled: the operating system reports the death of child processes alone
+            time.sleep(1)  # polled: the operating system reports only the death of child processes
     os.kill(os.getpid(), signal.SIGTERM)

@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pipeline.runtime.files import PROJECT
 
 PREFIX = "DGUNET_"
-TEST_PREFIX = "DGUNET_TEST_"  # read by tests alone
+TEST_PREFIX = "DGUNET_TEST_"  # read only by tests
 
 
 def _parse_range(text: Any) -> tuple[int, int]:
@@ -59,11 +59,11 @@ class Environment(BaseSettings):
     Each `description` says which values are allowed.
 
     Attributes:
-        workers: least and most training workers; None: one per GPU, else one.
-        cpus_per_worker: CPUs of each training worker; 0: an equal part of what the nodes have.
+        workers: minimum and maximum number of training workers; None: one per GPU, else one.
+        cpus_per_worker: CPUs of each training worker; 0: an equal share of the nodes' CPUs.
         loader_processes: processes that make the batches of a worker; None: 4 on a GPU, else 0.
-        storage: where checkpoints of running work lie: a URL without a slash at the end, or an absolute path.
-        shards: URL of the shards, or empty: they lie in their own folders.
+        storage: where checkpoints of running work are stored: a URL without a slash at the end, or an absolute path.
+        shards: URL of the shards, or empty: they are in their own folders.
         shard_cache: folder on each machine for shards that come from a URL.
         shard_cache_gb: size limit of that folder, in 10⁹ bytes.
         checkpoint_minutes: the longest time between two checkpoints.

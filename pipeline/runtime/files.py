@@ -1,4 +1,4 @@
-"""Where the checkout lies, and how files are written (complete or not at all) and their sizes."""
+"""The folder of the checkout, atomic writes, and readable file sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def readable_size(num_bytes: float | int) -> str:
-    """Return a number of bytes as people read it, in powers of 1000."""
+    """Return a number of bytes as text with a unit, in powers of 1000."""
     unit = 0
     while num_bytes >= 999.95 and unit < len(UNITS) - 1:
         num_bytes, unit = num_bytes / 1000, unit + 1

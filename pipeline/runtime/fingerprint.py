@@ -1,4 +1,4 @@
-"""Names unfinished work after everything that decides its result, so that only an equal run continues it.
+"""Fingerprints of everything that decides a result: unfinished work is continued only by a run with the same one.
 
 DVC knows which results are stale, but not which unfinished work may be continued. Both depend on the same code: the
 `deps` that dvc.yaml lists for a stage.
@@ -32,7 +32,7 @@ def stage_code(stage: str) -> list[str]:
 
 
 def code_digest(paths: Iterable[str]) -> str:
-    """Return the sha256 over names and contents of source files; folders are taken with all that they hold.
+    """Return the sha256 over names and contents of source files, and of all source files in folders.
 
     paths: relative to the checkout.
     """

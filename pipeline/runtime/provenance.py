@@ -18,9 +18,9 @@ CODE = ("dgunet", "pipeline", "params.yaml", "dvc.yaml")
 
 
 def commit() -> str:
-    """Return the commit of the checkout, with "+changes" where code or parameters differ from it.
+    """Return the commit of the checkout, with "+changes" if code or parameters differ from it.
 
-    Where git cannot tell, return "unknown" and print the reason once.
+    If git cannot tell, return "unknown" and print the reason once.
     """
     try:
         head = _git("rev-parse", "HEAD")
@@ -40,7 +40,7 @@ def _warn(reason: str) -> None:
 
 
 def reason_of_git(message: str) -> str:
-    """Return what git says in one line, with what helps."""
+    """Return an error message of git in one line, with a remedy if there is one."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     remedy = next((line for line in lines if line.startswith("git config")), None)
     if "dubious ownership" in message and remedy:
@@ -48,7 +48,7 @@ def reason_of_git(message: str) -> str:
     if "unknown revision" in message or "Needed a single revision" in message:
         return "it has no commit yet"
     if "not a git repository" in message:
-        return "it is no git repository"
+        return "it is not a git repository"
     return lines[0].removeprefix("fatal: ") if lines else "git failed without a message"
 
 
@@ -74,7 +74,7 @@ def _num_cores() -> int:
 
 
 def _git(*arguments: str) -> str:
-    environment = {**os.environ, "LC_ALL": "C"}  # its messages are looked at
+    environment = {**os.environ, "LC_ALL": "C"}  # its messages are compared
     done = subprocess.run(
         ["git", *arguments], cwd=PROJECT, env=environment, capture_output=True, text=True, check=True, errors="replace"
     )

@@ -7,7 +7,7 @@ tasks share are stored once.
 
 DGUNET_SHARD_CACHE (default .cache/shards; on a cluster dgunet-shards-UID in each node's temporary folder) is a folder
 that all processes of a machine share. It holds the most recently opened shards, up to DGUNET_SHARD_CACHE_GB (default
-20). A process can go on reading an open shard that is evicted from the cache.
+20). A process can continue to read an open shard after it is evicted from the cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.runtime.environment import read_environment
 
 WAITS = (1.0, 4.0, 16.0)  # seconds between attempts to reach the URL
 ABANDONED_SECONDS = 3600  # a download as old as this belongs to a process that was killed
-OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # a file appears there whole or not at all
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # their writes are atomic
 RECORDS = "records"  # folder below the URL
 Result = TypeVar("Result")
 
@@ -52,16 +52,18 @@ def put(path: Path, sha256: str) -> None:
     """Upload the shard `path`. Raises OutOfReach."""
     filesystem, place = _place(sha256)
 
-    def attempt() -> None:
-        if _protocols(filesystem) & OBJECT_STORES:
-            filesystem.put_file(str(path), place)
-            return
-        partial = f"{place}.{os.getpid()}.partial"
-        filesystem.makedirs(place.rpartition("/")[0], exist_ok=True)
-        filesystem.put_file(str(path), partial)
-        filesystem.mv(partial, place)
+    _persist(lambda: upload(filesystem, path, place), sha256)
 
-    _persist(attempt, sha256)
+
+def upload(filesystem: Any, path: Path, place: str) -> None:
+    """Copy a local file to a place on a file system of fsspec, where it appears whole or not at all."""
+    if _protocols(filesystem) & OBJECT_STORES:
+        filesystem.put_file(str(path), place)
+        return
+    partial = f"{place}.{os.getpid()}.partial"
+    filesystem.makedirs(place.rpartition("/")[0], exist_ok=True)
+    filesystem.put_file(str(path), partial)
+    filesystem.mv(partial, place)
 
 
 def put_record(indices: Mapping[str, str], shards: Iterable[str]) -> None:
@@ -169,7 +171,7 @@ def _evict(folder: Path, limit: float) -> None:
 
 
 def _persist(attempt: Callable[[], Result], sha256: str) -> Result:
-    """Return `attempt()`; on any error but NotThere and a full disk try again after each of WAITS.
+    """Return `attempt()`; after any error except NotThere and a full disk, try again after each of WAITS.
 
     Each protocol of fsspec raises errors of its own, so all are caught.
     """
@@ -202,7 +204,7 @@ def _place(sha256: str) -> tuple[Any, str]:
 def url_to_fs(url: str) -> tuple[Any, str]:
     """Return the file system (of fsspec) of a URL below DGUNET_SHARDS, and the path on it.
 
-    Raises ValueError where a package is not installed or the protocol is unknown.
+    Raises ValueError if a package is not installed or the protocol is unknown.
     """
     try:
         filesystem, place = fsspec.core.url_to_fs(url)

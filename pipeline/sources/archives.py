@@ -42,14 +42,14 @@ from pipeline.sources.places import (
 
 COPIES = Path(".cache/archives")
 _COMPRESSED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-_WINDOWS = (0, 10, 14)  # systems that made a member: FAT, NTFS, VFAT
+_WINDOWS = (0, 10, 14)  # host systems that a zip member names: FAT, NTFS, VFAT
 _ENCRYPTED, _PATCH, _STRONG = 1, 0x20, 0x40  # bits of a member's flags
 _END_OF_ZIP, _LONGEST_END = b"PK\x05\x06", 22 + 65535  # the record at the end of a zip, and its largest size
 _OTHER_ARCHIVES = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR"}
 _JOIN = "one part of a split archive; put all parts into one folder and join them: zip -s 0 FIRST.zip --out WHOLE.zip"
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _OTHER_ZIP_METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "AES"}
-_MAX_RATIO, _HARMLESS_COPY_BYTES = 100, 2**30  # images hardly compress; what unpacks to more is a decompression bomb
+_MAX_RATIO, _HARMLESS_COPY_BYTES = 100, 2**30  # images hardly compress; a larger ratio means a decompression bomb
 _HARMLESS_BYTES = 2**24  # members up to this size are unpacked without a check of their header
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
@@ -84,7 +84,7 @@ class Archive:
             if other is None and "multiple disks" in str(error):
                 raise StorageError(f"{place}: {_JOIN}") from error
             raise StorageError(
-                f"{place}: {other or f'not a whole archive ({describe_error(error)}); fetch it again'}"
+                f"{place}: {other or f'incomplete or damaged ({describe_error(error)}); fetch it again'}"
             ) from error
         except Exception as error:  # each protocol has its own errors
             self._file.close()
@@ -120,7 +120,7 @@ class Archive:
             raise UnreadableFile(f"damaged in its archive: {describe_error(error)}") from error
         except Exception as error:  # each protocol has its own errors
             raise StorageError(
-                f"{self._place}: cannot be reached ({describe_error(error)}); try again when it can"
+                f"{self._place}: cannot be reached ({describe_error(error)}); try again later"
             ) from error
 
     def _open(self, inside: zipfile.ZipInfo | tarfile.TarInfo) -> Any:
@@ -128,7 +128,7 @@ class Archive:
             assert self._zip is not None
             return self._zip.open(inside)
         assert self._tar is not None
-        return self._tar.extractfile(inside)  # None for no regular file; those have a problem
+        return self._tar.extractfile(inside)  # None unless it is a regular file; `read` refuses others
 
     def _zip_members(self) -> Iterator[tuple[str, tuple[str, str | None]]]:
         assert self._zip is not None
@@ -153,7 +153,7 @@ class Archive:
                     name, problem = shown_name(name), NOT_UTF8
                 self._inside[name] = member
                 yield name, (f"{member.offset_data}:{member.size}", problem or _member_problem(name, member.size))
-        # tarfile takes a damaged header, or a cut between two members, for the end: a whole archive ends in zeros
+        # tarfile takes a damaged header, or a cut between two members, for the end; a complete archive ends in zeros
         assert self._tar.fileobj is not None
         self._tar.fileobj.seek(self._tar.offset)
         if self._tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -165,7 +165,7 @@ class Archive:
 
 
 class _ErrorRecordingStream(io.RawIOBase):
-    """A stream that stores the error that ended it: image decoders report such an error as one of the image."""
+    """A stream that stores the error of a failed read: image decoders report such an error as damage of the image."""
 
     def __init__(self, content: Any):
         self._content = content
@@ -213,11 +213,11 @@ def _open_seekable(place: str, version: str | None) -> Any:
     copy = _copy(place, version) if version else None
     if copy and copy.exists():
         return copy.open("rb")
-    file, gives_parts = _open_binary(place)
-    # the directory of a zip is at its end: its first block is not fetched
+    file, has_random_access = _open_binary(place)
+    # a zip has its directory at the end: its first block is not fetched
     start = b"" if place.lower().endswith(".zip") else file.peek(8)
     opener = next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
-    if gives_parts and opener is None:
+    if has_random_access and opener is None:
         return file
     COPIES.mkdir(parents=True, exist_ok=True)
     with file:
@@ -236,7 +236,7 @@ def _copy(place: str, version: str) -> Path:
 
 
 def _written(copy: Path, chunks: Iterator[bytes]) -> io.BufferedReader:
-    """Make the copy, unless another process did meanwhile, and remove older ones of the same archive."""
+    """Write the copy unless another process has written it, and remove older copies of the same archive."""
     with FileLock(copy.with_suffix(".lock")):
         if not copy.exists():
             for stale in copy.parent.glob(f"{copy.stem}.*"):
@@ -258,7 +258,7 @@ def _chunks(place: str, packed: io.BufferedReader, content: Any) -> Iterator[byt
         try:
             chunk = content.read(2**20)
         except Exception as error:  # each protocol and each compression has its own errors
-            raise StorageError(f"{place}: not a whole archive ({describe_error(error)}); fetch it again") from error
+            raise StorageError(f"{place}: incomplete or damaged ({describe_error(error)}); fetch it again") from error
         if not chunk:
             return
         size += len(chunk)
@@ -271,7 +271,7 @@ def _chunks(place: str, packed: io.BufferedReader, content: Any) -> Iterator[byt
 
 
 def _open_binary(place: str) -> tuple[io.BufferedReader, bool]:
-    """Return the file, opened at its start, and whether it can be read in any order."""
+    """Open a file at its start; return it and whether it allows random access."""
     try:
         if "://" not in place:
             local = Path(place).expanduser()
@@ -280,12 +280,12 @@ def _open_binary(place: str) -> tuple[io.BufferedReader, bool]:
             return local.open("rb"), True
         filesystem, path = open_filesystem(place)
         file = filesystem.open(path, "rb")
-        if gives_parts := _gives_parts(file):
+        if has_random_access := _supports_ranges(file):
             file.seek(0)
         else:
             file.close()
-            file = filesystem.open(path, "rb", block_size=0)  # from its start to its end
-        return io.BufferedReader(file), gives_parts
+            file = filesystem.open(path, "rb", block_size=0)  # sequential reads only
+        return io.BufferedReader(file), has_random_access
     except StorageError:
         raise
     except FileNotFoundError as error:
@@ -295,8 +295,8 @@ def _open_binary(place: str) -> tuple[io.BufferedReader, bool]:
         raise StorageError(f"{place}: cannot be opened ({describe_error(error)})") from error
 
 
-def _gives_parts(file: Any) -> bool:
-    """Return whether the server can return a part of a file; HTTP servers need not."""
+def _supports_ranges(file: Any) -> bool:
+    """Whether the server answers range requests; not all HTTP servers do."""
     try:
         file.seek(-1, os.SEEK_END)
         file.read(1)
@@ -337,25 +337,25 @@ def _zip_problem(member: zipfile.ZipInfo) -> str | None:
 
 
 def other_archive(file: BinaryIO) -> str | None:
-    """Return what is to be done with an archive of a kind that is not read, whatever its name; None for other files."""
+    """Return what to do with an archive of an unsupported kind, judged by content, not name; None for other files."""
     file.seek(0)
     start = file.read(8)
     kind = next((kind for magic, kind in _OTHER_ARCHIVES.items() if start.startswith(magic)), None)
-    return kind and f"a {kind} archive, which is not read; unpack it into a folder, or pack it again as a zip"
+    return kind and f"a {kind} archive, which is not supported; unpack it into a folder, or pack it again as a zip"
 
 
 def _is_split(file: BinaryIO) -> bool:
-    """Whether a zip is one of several parts: its record at the end names another disk than the first."""
+    """Whether a zip is one of several parts: its end record names a disk other than the first."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _LONGEST_END))
     end = file.read()
     found = end.rfind(_END_OF_ZIP)
     number = end[found + 4 : found + 6] if found >= 0 else b""
-    return number not in (b"", b"\0\0", b"\xff\xff")  # the last: see the record of a large zip
+    return number not in (b"", b"\0\0", b"\xff\xff")  # 0xffff: the zip64 record holds the number
 
 
 def _by_name(members: Iterator[tuple[str, tuple[str, str | None]]]) -> dict[str, tuple[str, str | None]]:
-    """Return facts and problem of each member by name; of several with one name, the last can be read."""
+    """Return facts and problem of each member by name; of several members with one name, only the last can be read."""
     named: dict[str, tuple[str, str | None]] = {}
     num_replaced = 0
     for name, facts in members:
@@ -371,5 +371,5 @@ def _by_name(members: Iterator[tuple[str, tuple[str, str | None]]]) -> dict[str,
 def _member_problem(name: str, size: int) -> str | None:
     path = name.replace("\\", "/")
     if path.startswith("/") or ".." in path.split("/") or path[1:2] == ":":
-        return "its path leads out of the archive"
+        return "its path points outside the archive"
     return size_problem(size)

@@ -1,12 +1,12 @@
 """Published image sets on this machine: found below DGUNET_DATA, compared with the registry, fetched if absent.
 
-A set lies in its own folder, whoever put it there. Files that are present are never overwritten or deleted: one that is
-not what the registry says is an error. Archives stay archives: their members are read where they are, so nothing is
-unpacked; a folder of the archive's name, without the suffix, stands for an archive that somebody unpacked.
+Each set has a folder of its own. Files that are present are never overwritten or deleted: a file that does not match
+the registry is an error. Archives are read without unpacking them; a folder with the name of an archive, without the
+suffix, counts as this archive, unpacked.
 
-Looking writes nothing into DGUNET_DATA, which may be shared and read-only (that stops no root). Two records are the
-user's own: in the user's cache, size, time and checksum of the files that were compared, so as not to read them again;
-in the user's state, the terms that were accepted.
+Inspecting a set writes nothing into DGUNET_DATA, which may be shared and read-only. Two records belong to the user: the
+user's cache holds size, time and checksum of the files that were compared, so that they are not read again; the user's
+state holds the terms that were accepted.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from pipeline.sources.storage import list_files
 
 PREFIX = "dataset:"  # of the URIs of images of published sets, before their path below DGUNET_DATA
 _ACCEPTED = "accepted-terms.json"
-_NAMED = 5  # files that a message names
+_NAMED = 5  # maximum number of files that a message names
 
 
 @dataclass(frozen=True)
 class Found:
-    """What of a set is on this machine.
+    """State of a set on this machine.
 
     Attributes:
-        missing: the files that are not there.
-        wrong: one line for each file that is not the one of the registry, or does not belong to the set.
-        present: how many files are there.
-        unchecked: how many of these have no checksum to compare with.
+        missing: the files that are absent.
+        wrong: one line for each file that does not match the registry, or does not belong to the set.
+        present: number of files that are present.
+        unchecked: number of these that have no checksum to compare with.
     """
 
     missing: Sequence[DataFile]
@@ -61,12 +61,12 @@ def root() -> str:
 
 
 def located(uri: str) -> str:
-    """Return where an image of a published set lies on this machine; other URIs as they are."""
+    """Return the path or URL of an image of a published set on this machine; other URIs unchanged."""
     return f"{root()}/{uri.removeprefix(PREFIX)}" if uri.startswith(PREFIX) else uri
 
 
 def portable_uri(uri: str, base: str) -> str:
-    """Return the URI of a file below `base` so that it does not depend on where DGUNET_DATA is."""
+    """Return the `dataset:` URI, which does not depend on DGUNET_DATA, of a file below `base`; other URIs unchanged."""
     below = uri.removeprefix(f"{base.rstrip('/')}/")
     return uri if below == uri else PREFIX + below
 
@@ -83,11 +83,11 @@ def layouts(name: str, split: str | None) -> dict[str, Layout]:
 
 
 def require(name: str) -> None:
-    """Make sure that a set is here and as the registry says; fetch what is missing.
+    """Make sure that a set is present and matches the registry; fetch what is missing.
 
     Raises:
-        ValueError: there is no set of that name, a file is not the one of the registry, or the set cannot be fetched;
-            the message says what to put where by hand.
+        ValueError: there is no set of that name, a file does not match the registry, or the set cannot be fetched;
+            the message says how to fetch it by hand.
         OSError: the disk is full, or cannot be written.
     """
     if is_incomplete(name):
@@ -95,14 +95,14 @@ def require(name: str) -> None:
 
 
 def is_incomplete(name: str) -> bool:
-    """Whether a file of a set is not here; False for a URL. Raises StorageError for one that is not the registry's."""
+    """Whether files of a set are missing; False for a URL. Raises StorageError if one does not match the registry."""
     if "://" in root():
         return False
     found, status = data_set(name), inspect(name)
     if status.wrong:
         raise StorageError(_wrong(found, status.wrong))
     if status.unchecked and not status.missing:
-        _note(f"{name}: taken as it is: no checksum is known of {status.unchecked} of its files (see {found.page})")
+        _note(f"{name}: not verified: {status.unchecked} of its files have no known checksum (see {found.page})")
     return bool(status.missing)
 
 
@@ -112,7 +112,7 @@ def folder_of(name: str) -> str:
 
 
 def inspect(name: str) -> Found:
-    """Compare what is here of a set with the registry. DGUNET_DATA must be a folder."""
+    """Compare the files of a set on this machine with the registry. DGUNET_DATA must be a folder."""
     found = data_set(name)
     folder = Path(root(), found.folder)
     verified = _Verified(folder.absolute())
@@ -139,14 +139,14 @@ def fetch(name: str) -> None:
     """Fetch the files of a set that are missing. Raises as `require`."""
     found = data_set(name)
     if "://" in root():
-        raise StorageError(f"{variable_name('data')} is the URL {root()}: sets are fetched into a folder alone")
+        raise StorageError(f"{variable_name('data')} is the URL {root()}: sets can be fetched only into a folder")
     if not is_incomplete(name):
         return
     status = inspect(name)
     if not found.verified:
-        _note(f"{name}: its address could not be checked when it was written into the registry; see {found.page}")
+        _note(f"{name}: its address was not verified when it was added to the registry; see {found.page}")
     if by_hand := [file for file in status.missing if file.url is None]:
-        raise StorageError(f"{name}: cannot be fetched by a program. {how_by_hand(found, by_hand)}")
+        raise StorageError(f"{name}: cannot be fetched automatically. {how_by_hand(found, by_hand)}")
     _require_terms(found)
     folder = Path(root(), found.folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,11 +158,11 @@ def fetch(name: str) -> None:
                 if not (folder / file.path).exists():  # another process may have fetched it meanwhile
                     _fetch_file(found, file, folder / file.path, bar.update)
     if not found.has_checksums():
-        _note(f"{name}: no checksum is known: the files are taken as they came")
+        _note(f"{name}: some of its files have no known checksum and are not verified")
 
 
 def how_by_hand(found: DataSet, files: Sequence[DataFile]) -> str:
-    """Say what to fetch by hand and where to put it."""
+    """Return instructions for fetching files by hand: from where, and where to put them."""
     folder = Path(root(), found.folder).absolute()
     source = found.page
     if found.listed:
@@ -171,15 +171,15 @@ def how_by_hand(found: DataSet, files: Sequence[DataFile]) -> str:
         names = [f"{(file.url or '').removeprefix(found.listed.base)} as {file.path}" for file in files[:_NAMED]]
     else:
         names = [f"{file.url} as {file.path}" if file.url else file.path for file in files[:_NAMED]]
-    more = f" and {len(files) - _NAMED} more, alike" if len(files) > _NAMED else ""
+    more = f" and {len(files) - _NAMED} more in the same way" if len(files) > _NAMED else ""
     return (
         f"Fetch by hand from {source}, and put into {folder}: {', '.join(names)}{more}. "
-        f"Then run `make data NAME={found.name}`, which compares checksums and takes them"
+        f"Then run `make data NAME={found.name}`, which compares the checksums"
     )
 
 
 def _fetch_file(found: DataSet, file: DataFile, target: Path, progress: Callable[[int], object]) -> None:
-    import pooch  # with requests, which load slowly
+    import pooch  # here, because it imports requests, which is slow
 
     from pipeline.sources.download import Downloader, NotFetched
 
@@ -193,11 +193,11 @@ def _fetch_file(found: DataSet, file: DataFile, target: Path, progress: Callable
             break
         except NotFetched as error:
             raise StorageError(f"{found.name}: {error}. {_other_ways(found)}") from error
-        except ValueError as error:  # of pooch, which has deleted the file
-            if downloader.resumed:  # its beginning may be of another version
+        except ValueError as error:  # the checksum differs; pooch has deleted the file
+            if downloader.resumed:  # the part from before may be of another version
                 continue
             raise StorageError(
-                f"{found.name}: {url} is not the file of the registry: its checksum is not {file.checksum}. "
+                f"{found.name}: {url} does not match the registry: its checksum is not {file.checksum}. "
                 f"It was deleted. {_other_ways(found)}"
             ) from error
     if is_archive(file.path):
@@ -205,37 +205,35 @@ def _fetch_file(found: DataSet, file: DataFile, target: Path, progress: Callable
 
 
 def _other_ways(found: DataSet) -> str:
-    """Say what else can be done where a file cannot be fetched, for all files that are missing."""
+    """Return what else a user can do if a file cannot be fetched, for all files that are missing."""
     folder = Path(root(), found.folder)
     missing = [file for file in found.all_files() if not (folder / file.path).exists()]
     variable = variable_name("data_mirror")
     unset = f"Is {variable} right? " if read_environment().data_mirror else ""
-    return f"{unset}{how_by_hand(found, missing)}" + (
-        "" if unset else f"; or name a copy of the addresses in {variable}"
-    )
+    return f"{unset}{how_by_hand(found, missing)}" + ("" if unset else f"; or set {variable} to a mirror")
 
 
 def _refuse_hostile(found: DataSet, archive: Path) -> None:
-    """Delete an archive that is damaged or has members with paths out of it, and say so."""
+    """Delete an archive that is damaged or has members with paths outside it. Raises StorageError then."""
     try:
-        hostile = [file.name for file in list_files(str(archive)) if file.problem and "leads out" in file.problem]
+        hostile = [file.name for file in list_files(str(archive)) if file.problem and "points outside" in file.problem]
     except StorageError as error:
         archive.unlink()
         raise StorageError(f"{found.name}: {error}. It was deleted") from error
     if hostile:
         archive.unlink()
-        raise StorageError(f"{found.name}: {archive.name} has members outside of it, such as {hostile[0]}: deleted")
+        raise StorageError(f"{found.name}: {archive.name} has paths that point outside, such as {hostile[0]}: deleted")
 
 
 def _address(found: DataSet, file: DataFile) -> str:
-    """Return where a file is fetched from: below DGUNET_DATA_MIRROR, if set, under its host and path."""
+    """Return the address of a file: DGUNET_DATA_MIRROR/HOST/PATH if the variable is set, else its own."""
     assert file.url is not None
     prefix = read_environment().data_mirror
     return f"{prefix}/{file.url.partition('://')[2]}" if prefix else file.url
 
 
 def _require_terms(found: DataSet) -> None:
-    """Raise StorageError unless the user accepts the terms of a set; those of a terminal are asked once."""
+    """Raise StorageError unless the user has accepted the terms of a set; at a terminal, ask once."""
     if found.terms is None or found.name in read_environment().accept_terms:
         return
     record = platformdirs.user_state_path("dgunet") / _ACCEPTED
@@ -253,12 +251,12 @@ def _require_terms(found: DataSet) -> None:
             return
     raise StorageError(
         f"{found.name} has terms of use: {found.terms} ({found.page}) "
-        f"Who accepts them sets {variable_name('accept_terms')}={found.name}"
+        f"To accept them, set {variable_name('accept_terms')}={found.name}"
     )
 
 
 def _place(found: DataSet, inner: str) -> str:
-    """Return a place in a set's folder as one to read from: where the archive was unpacked, the folder of its name."""
+    """Return where to read `inner`, a place in a set's folder: in the unpacked folder if the archive is unpacked."""
     folder = f"{root()}/{found.folder}"
     archive, mark, member = inner.partition("!")
     if mark and "://" not in root() and not Path(folder, archive).exists():
@@ -277,7 +275,7 @@ def _unpacked(archive: Path) -> Path:
 
 
 def _strangers(found: DataSet, folder: Path) -> Iterator[Path]:
-    """Yield images in the folder that are no files of the set: they would be measured or trained on with it."""
+    """Yield images in the folder that do not belong to the set: they would be trained on or measured with it."""
     known = {file.path for file in found.all_files()}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -288,13 +286,13 @@ def _strangers(found: DataSet, folder: Path) -> Iterator[Path]:
 def _wrong(found: DataSet, wrong: Sequence[str]) -> str:
     lines = "".join(f"\n  {line}" for line in wrong[:_NAMED]) + ("\n  ..." if len(wrong) > _NAMED else "")
     return (
-        f"{found.name}: {len(wrong)} files are not those of the registry:{lines}\n"
+        f"{found.name}: files that do not match the registry: {len(wrong)}{lines}\n"
         f"Remove them, then run `make data NAME={found.name}`, which fetches what is missing"
     )
 
 
 class _Verified:
-    """Files whose checksum was compared before: not read again while size and time are the same."""
+    """Record of verified files: a file is not read again while its size and time are unchanged."""
 
     def __init__(self, folder: Path):
         key = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
@@ -306,7 +304,7 @@ class _Verified:
             self._known = content if isinstance(content, dict) else {}
 
     def problem(self, path: Path, file: DataFile) -> str | None:
-        """Return why a file is not one of the registry, None if it is, or if no checksum is known."""
+        """Return why a file does not match the registry, None if it does, or if no checksum is known."""
         stat = path.stat()
         candidates = [content for content in file.contents if content.size in (None, stat.st_size)]
         if not candidates:
@@ -325,7 +323,7 @@ class _Verified:
         return None
 
     def save(self) -> None:
-        """Write the record, where the folder can be written: without it files are read again."""
+        """Write the record if its folder can be written; without it, files are read again."""
         if self._changed:
             with suppress(OSError):
                 write_atomically(self._path, json.dumps(self._known))

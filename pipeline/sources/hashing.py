@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 
 def pixel_hash(image: Float32[np.ndarray, "H W 3"]) -> str:
-    """Return the sha256 of size and pixels: equal for the same picture in another lossless format."""
+    """Return the sha256 of shape and pixels: the same for one picture in any lossless format."""
     digest = hashlib.sha256(f"{image.shape}".encode())
     digest.update(np.ascontiguousarray(image, "<f4").data)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Lists the images of the entries of `prepare.sources`: starter photographs, folders, archives, URLs, pairs, sets."""
+"""Lists the images of the sources in `prepare.sources`: starter photographs, folders, archives, URLs, pairs, sets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Starter:
 class Folder:
     """Every image below a folder, an archive (.zip, .tar, .tar.gz, ...), ARCHIVE!FOLDER or an fsspec URL, recursively.
 
-    A pattern may follow, as one side of `Pairs`: then every image whose name matches.
+    A pattern may follow the place, as in `Pairs`: then only the images whose names match.
     """
 
     __pydantic_config__: ClassVar = _STRICT
@@ -60,7 +60,7 @@ class Pairs:
 
     `clean` and `degraded` are each a folder, archive or URL, or such a place followed by a pattern. In a pattern `{}`
     stands for what partners have in common (across folders too) and `*` for anything within one name. Where a name
-    matches in several ways, as 0025_0.8_0.04.jpg does with {}_*.jpg, `{}` is the longest part that a clean image has:
+    matches in several ways, as 0025_0.8_0.04.jpg does with {}_*.jpg, `{}` is the longest part that has a clean image:
 
         clean: rain/target                      degraded: rain/input
         clean: gopro.zip!train/{}/sharp/{}      degraded: gopro.zip!train/{}/blur/{}
@@ -103,9 +103,9 @@ Source: TypeAlias = Starter | Folder | Pairs | Dataset
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image that is not inspected yet; `degraded` is its partner in a real pair. `version` as in places.File.
+    """An image to inspect; `degraded` is its partner in a real pair. `version` as in places.File.
 
-    `name` is that of the file (in a pair, of the degraded one) below its place, without the suffix.
+    `name` is the path of the file (in a pair, of the degraded one) below its place, without the suffix.
     """
 
     uri: str
@@ -138,14 +138,14 @@ def describe(source: Source) -> str:
 
 
 def source_label(name: str) -> str:
-    """Return what `describe` returns for a source of pairs that `synthesize.real_pairs` names."""
+    """Return the name, as from `describe`, of a source of pairs that `synthesize.real_pairs` gives."""
     return name if name.startswith("dataset:") else f"pairs:{name}"
 
 
 def list_images(source: Source) -> Iterator[Candidate | RejectedImage]:
-    """List the images of a source in a fixed order, and what there is besides; a published set is fetched if absent.
+    """List the images and the rejected files of a source in a fixed order; a published set is fetched if absent.
 
-    Raises as storage.list_files, and as datasets.require.
+    Raises what storage.list_files and datasets.require raise.
     """
     match source:
         case Starter():
@@ -159,7 +159,7 @@ def list_images(source: Source) -> Iterator[Candidate | RejectedImage]:
 
 
 def require_images(source: Source) -> tuple[list[Candidate], list[RejectedImage]]:
-    """Return what list_images lists. Raises as it does, and ValueError, showing what is there, if no image is."""
+    """Return images and rejected files of list_images. Raises ValueError, with examples, if there is no image."""
     found = list(list_images(source))
     candidates = [item for item in found if isinstance(item, Candidate)]
     left_out = [item for item in found if isinstance(item, RejectedImage)]
@@ -170,16 +170,16 @@ def require_images(source: Source) -> tuple[list[Candidate], list[RejectedImage]
 
 
 def rejection_summary(left_out: Sequence[RejectedImage]) -> str:
-    """Say how many files were left out, with an example of each reason."""
+    """Return text for a message: how many files were rejected, with an example of each reason."""
     if not left_out:
-        return ": nothing is there"
+        return ": the source is empty"
     first = list({item.reason: item for item in reversed(left_out)}.values())[::-1]
     some = "".join(f"\n  {item.uri}: {item.reason}" for item in first[:5])
     return f" among {len(left_out)} files:{some}" + ("\n  ..." if len(left_out) > min(len(first), 5) else "")
 
 
 def read_source_image(uri: str, *, max_pixels: int = MAX_PIXELS) -> bytes:
-    """Return the bytes of an image named in the manifest. `max_pixels` and what it raises as storage.read."""
+    """Return the bytes of an image of the manifest. `max_pixels` and errors are those of storage.read."""
     package, _, name = uri.removeprefix("starter:").partition("/")
     place = str(_starter_path(package, name)) if uri.startswith("starter:") else datasets.located(uri)
     return read(place, max_pixels=max_pixels)
@@ -195,7 +195,7 @@ def _list_starter(source: Starter) -> Iterator[Candidate | RejectedImage]:
 
 
 def _starter_path(package: str, name: str) -> Path:
-    spec = find_spec(package)  # finds, does not import: importing skimage and sklearn takes seconds
+    spec = find_spec(package)  # imports nothing: importing skimage and sklearn takes seconds
     if spec is None or not spec.submodule_search_locations:
         raise StorageError(f"starter: the package {package} is not installed; `make setup` installs it")
     for file in STARTER_PHOTOS[package]:
@@ -217,7 +217,7 @@ def _list_folder(source: Folder) -> Iterator[Candidate | RejectedImage]:
 
 
 def _list_dataset(source: Dataset) -> Iterator[Candidate | RejectedImage]:
-    """List the images with URIs that are the same wherever DGUNET_DATA is."""
+    """List the images of a published set, with URIs that do not depend on DGUNET_DATA."""
     datasets.require(source.name)
     base = portable_place(datasets.root())
     for layout in datasets.layouts(source.name, source.split).values():
@@ -237,7 +237,7 @@ _Keyed: TypeAlias = dict[str, tuple[File, list[Key]]]
 
 
 def _set_aside(file: File) -> RejectedImage | None:
-    """Return why a file is rejected by its name or size, None if its content decides."""
+    """Return the rejection of a file for its name or size, None if it must be inspected."""
     if file.problem:
         return RejectedImage(file.uri, file.problem)
     if reason := why_no_photo(file.name, SUFFIXES):
@@ -269,7 +269,7 @@ def _list_pairs(source: Pairs) -> Iterator[Candidate | RejectedImage]:
 
 
 def _join(clean: _Keyed, degraded: _Keyed, label: str) -> Iterator[Candidate | RejectedImage]:
-    """Pair the files; of several ways in which a name matches, the longest parts that a clean file has too count."""
+    """Pair the files. If a name matches in several ways, the longest parts that a clean file shares are taken."""
     by_key: dict[Key, list[File]] = defaultdict(list)
     for file, keys in clean.values():
         for key in keys:
@@ -294,10 +294,10 @@ def _join(clean: _Keyed, degraded: _Keyed, label: str) -> Iterator[Candidate | R
 
 
 def _shared(keys: Sequence[Key], others: _Keyed) -> str:
-    """Say what a name may share with its partner, and what the first file of the other side may share."""
+    """Return text for a message: what a name may share with its partner, and an example from the other side."""
     own = " or ".join(_quoted(key) for key in keys[:3])
     example = next((_quoted(other[0]) for _, other in others.values()), None)
-    return f" for {own}; " + (f"there is, for example, {example}" if example else "there is no file at all")
+    return f" for {own}; " + (f"the other side has, for example, {example}" if example else "the other side is empty")
 
 
 def _quoted(key: Key) -> str:

@@ -1,4 +1,4 @@
-"""The manifest: a JSON line per clean image, in the order of pixel hashes.
+"""The manifest: one JSON line per clean image, sorted by pixel hash.
 
 In the file `uri` is called "where" and `scene` is called "group".
 """
@@ -21,10 +21,10 @@ NAMES = {key: name for name, key in KEYS.items()}
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One clean image: what to open, the hash of its pixels, its sides in pixels, its split.
+    """One clean image: its URI, the hash of its pixels, height and width in pixels, its split.
 
-    `scene` is equal for images of one scene: the first 16 digits of the smallest pixel hash among them. `degraded` and
-    `degraded_sha256` are the partner in a real pair and its pixels' hash, None (and absent from the file) otherwise.
+    `scene` is the same for all images of one scene: the first 16 digits of the smallest pixel hash among them.
+    `degraded` and `degraded_sha256` are URI and pixel hash of the partner in a real pair, otherwise absent.
     """
 
     uri: str
@@ -44,7 +44,7 @@ class Entry:
 
 
 def write_manifest(path: Path, entries: Iterable[Entry]) -> None:
-    """Write the lines to a temporary name, then rename: on any error the old manifest stays."""
+    """Write the manifest atomically: after any error the old one remains."""
     ordered = sorted(entries, key=lambda entry: entry.sort_key)
     lines = (
         json.dumps({KEYS.get(name, name): value for name, value in asdict(entry).items() if value is not None})
@@ -54,7 +54,7 @@ def write_manifest(path: Path, entries: Iterable[Entry]) -> None:
 
 
 def read_manifest(path: Path) -> list[Entry]:
-    """Read all lines. Raises ValueError naming path and line if one is not a manifest's."""
+    """Read a manifest. Raises ValueError, naming path and line, if a line is not valid."""
     entries = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:

@@ -19,7 +19,7 @@ WILD = {"{}": "(.+)", "*": "[^/]*"}
 
 
 def place_of(pattern: str) -> str:
-    """Return the folder, archive or URL that holds what matches a pattern (as in `Pairs`)."""
+    """Return the folder, archive or URL in which the files of a pattern (as in `Pairs`) are."""
     return Pattern.parse(pattern).place
 
 
@@ -29,7 +29,7 @@ class Pattern:
 
     Attributes:
         place: folder, archive or URL.
-        pieces: literal text, `{}` and `*` in turn; None: any name, its suffix apart.
+        pieces: the name pattern, split into literal text, `{}` and `*`; None matches any name, without its suffix.
         weight: number of literal characters; the pattern with more of them is more specific.
     """
 
@@ -57,11 +57,11 @@ class Pattern:
         return 1 if self.pieces is None else self.pieces.count("{}")
 
     def keys(self, name: str) -> list[Key]:
-        """Return what `name` may share with its partner: every way in which it matches, longest parts first.
+        """Return what `name` may share with its partner: a key for every way in which it matches, longest parts first.
 
-        `a_1_2.jpg` matches `{}_*.jpg` with a_1 and with a. Of many wildcards side by side the first MOST_WAYS ways are
-        tried: their number grows with a power of the length of the name. The case of the suffix does not matter. Where
-        the pattern ends in `{}`, the name without the suffix of a photo comes after the whole name.
+        `a_1_2.jpg` matches `{}_*.jpg` with a_1 and with a. With several adjacent wildcards only the first MOST_WAYS
+        ways are tried: their number grows with a power of the length of the name. The case of the suffix does not
+        matter. If the pattern ends in `{}`, the whole name comes first, then the name without the suffix of a photo.
         """
         if self.pieces is None:
             return [(without_suffix(name),)]
@@ -84,7 +84,7 @@ class Pattern:
 
 @lru_cache
 def _expressions(pieces: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Return the pattern with parts as long and as short as possible."""
+    """Return two regular expressions of the pattern: with parts as long and as short as possible."""
     literals = [re.escape(piece) for piece in pieces]
     stem, dot, suffix = pieces[-1].rpartition(".")
     if dot and "/" not in suffix:
@@ -119,7 +119,7 @@ def _all_keys(name: str, pieces: tuple[str, ...]) -> Iterator[Key]:
 
 
 def _lengths(name: str, rest: tuple[str, ...], *, least: int) -> Iterator[int]:
-    """Yield how long a wildcard's part of a name may be, as far as the piece after it tells."""
+    """Yield the lengths that the match of a wildcard at the start of `name` may have, given the next piece."""
     if not rest:
         yield len(name)
     elif rest[0] in WILD:

@@ -19,7 +19,7 @@ MAX_FILE_BYTES = BYTES_PER_PIXEL * MAX_PIXELS + BYTES_BESIDE_PIXELS
 
 
 class StorageError(ValueError):
-    """A place that cannot be listed or reached: nothing can be said about its files."""
+    """A place that cannot be listed or reached: nothing is known about its files."""
 
 
 class NotThere(StorageError):
@@ -34,8 +34,8 @@ class UnreadableFile(ValueError):
 class File:
     """One listed file: `name` below its place (with /), `uri` as `read` takes it.
 
-    `version` changes when the content does; None where the place keeps no such record. `problem` says why the file
-    must not be read, if so.
+    `version` changes when the content does; None if the place records no version. `problem` says why the file must not
+    be read; None if it may.
     """
 
     name: str
@@ -45,14 +45,14 @@ class File:
 
 
 def is_archive(place: str) -> bool:
-    """Whether the name is that of an archive."""
+    """Whether the name has the suffix of an archive."""
     return place.lower().endswith(ARCHIVE_SUFFIXES)
 
 
 def split_member(uri: str) -> tuple[str, str | None]:
-    """Split "photos.zip!inner/a.png" into archive and member; the member is None for what lies in no archive.
+    """Split "photos.zip!inner/a.png" into archive and member; the member is None for a path that is in no archive.
 
-    A file of that whole name is no member: "photos.zip!a.png" may be the name of a photo.
+    A file with exactly this name takes precedence: "photos.zip!a.png" may be the name of a photo.
     """
     if "!" in uri and "://" not in uri and os.path.isfile(Path(uri).expanduser()):  # noqa: PTH113 (no error for long names)
         return uri, None
@@ -80,11 +80,11 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
 def file_version(stat: os.stat_result) -> str:
     """Return a version tag of a local file: it changes when the content does."""
-    return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"  # ctime: content may change and mtime be set back
+    return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"  # ctime: mtime can be set back after a change
 
 
 def url_version(facts: dict[str, Any]) -> str | None:
-    """Return a version tag of a file at a URL from what fsspec knows of it, None where it knows no version."""
+    """Return a version tag of a file at a URL from the facts that fsspec reports, None if they hold no version."""
     known = [
         facts[key]
         for key in ("ETag", "etag", "LastModified", "Last-Modified", "last_modified", "mtime", "updated")
@@ -94,12 +94,12 @@ def url_version(facts: dict[str, Any]) -> str | None:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name that the system gave has only bytes of UTF-8."""
+    """Whether a file name, as the operating system returned it, is valid UTF-8."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def shown_name(name: str) -> str:
-    """Return a name whose bytes are not UTF-8 with escapes in their place."""
+    """Return a name with escape sequences in place of bytes that are not UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -109,13 +109,13 @@ def size_problem(size: int) -> str | None:
 
 
 def portable(path: Path) -> str:
-    """Relative to the working folder if inside it (links are not resolved), else absolute; with forward slashes."""
+    """Return `path` relative to the current directory if it is inside, else absolute; links stay unresolved."""
     absolute, here = Path(os.path.abspath(path)), Path.cwd()  # noqa: PTH100 (Path.resolve would follow links)
     return (absolute.relative_to(here) if absolute.is_relative_to(here) else absolute).as_posix()
 
 
 def portable_place(place: str) -> str:
-    """Return a URL as it is, a path as `portable` does."""
+    """Return a URL unchanged, a path as `portable` does."""
     return place if "://" in place else portable(Path(place).expanduser())
 
 

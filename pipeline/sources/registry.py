@@ -1,9 +1,9 @@
-"""The registry of published image sets: what each is, where its files lie, what may be done with it, what it shares.
+"""The registry of published image sets: description, licence, addresses of the files, scenes shared with other sets.
 
 datasets.yaml      one entry per set
 checksums/*.tsv    the files of sets that are many single files: sha256, bytes, path in the set's folder, path at the
-                   source. A line without a path at the source (-) is the same image in other bytes, which is accepted.
-overlaps.yaml      scenes that are in two sets
+                   source. A line with - in place of the last gives other accepted bytes of the same image.
+overlaps.yaml      scenes that two sets share
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ALL: Literal["all"] = "all"
 def _is_inside(path: str) -> str:
     parts = PurePosixPath(path).parts
     if path.startswith("/") or ".." in parts or "\\" in path or ":" in path:
-        raise ValueError(f"{path!r} leads out of the folder of the set")
+        raise ValueError(f"{path!r} points outside the folder of the set")
     return path
 
 
@@ -35,7 +35,7 @@ InnerPath = Annotated[str, AfterValidator(_is_inside)]
 
 
 class Content(Section):
-    """Bytes that a file may have: their number and a checksum, each None where it is not known."""
+    """Accepted content of a file: its size in bytes and a checksum, each None if it is not known."""
 
     size: int | None = None
     sha256: Annotated[str, Field(pattern=f"^{_SHA256}$")] | None = None
@@ -52,9 +52,9 @@ class Content(Section):
 class DataFile(Content):
     """One file of a set.
 
-    path: where it lies in the set's folder, with /.
-    url: where it is fetched from; None: it can be fetched by hand alone.
-    also: further contents that are accepted: the same pixels in other bytes.
+    path: path in the set's folder, with forward slashes.
+    url: address to fetch it from; None if it can only be fetched by hand.
+    also: other accepted contents: the same pixels in other bytes.
     """
 
     path: InnerPath
@@ -63,19 +63,19 @@ class DataFile(Content):
 
     @property
     def contents(self) -> list[Content]:
-        """All contents that are accepted; the first is that of `url`."""
+        """All accepted contents; the first is that of `url`."""
         return [Content(size=self.size, sha256=self.sha256, md5=self.md5), *self.also]
 
 
 class Listed(Section):
-    """Files of which a list has checksums: `base`, a URL of a pinned version with a slash at the end, and its name."""
+    """Files with a list of checksums: `base`, the URL of a pinned version (ending in /); `file`, name of the list."""
 
     base: Annotated[str, Field(pattern=r"^https?://.*/$")]
     file: Annotated[str, Field(pattern=r"^\w+\.tsv$")]
 
 
 class Layout(Section):
-    """Images of one split, in the set's folder: as `clean` and `degraded` of a source of kind `pairs`."""
+    """Where the images of one split are in the set's folder, as in a source of kind `pairs`."""
 
     clean: InnerPath
     degraded: InnerPath | None = None
@@ -85,17 +85,17 @@ class DataSet(Section):
     """A published image set; `name` is its key in the registry.
 
     Attributes:
-        about: what it is, in a line.
-        tasks: what it is used for in the field.
-        licence: the licence, or what is known of it, in a line.
-        terms: what a user must accept before the set is fetched, None if its authors demand nothing.
+        about: description in one line.
+        tasks: the tasks that it is commonly used for.
+        licence: the licence, or what is known about it, in one line.
+        terms: what a user must accept before the set is fetched, None if there are no terms.
         cite: the publication to cite.
-        page: where the set is described, or fetched by hand.
+        page: web page that describes the set, or from which it is fetched by hand.
         folder: its folder below DGUNET_DATA.
-        listed, files: its files; one of the two.
-        splits: where the images of each split are; empty for a set that has no images that the pipeline reads.
+        listed, files: its files; exactly one of the two is given.
+        splits: where the images of each split are; empty if the set has no images that the pipeline can read.
         use: "training", "test", or a sentence.
-        verified: whether somebody compared the addresses with the checksums.
+        verified: whether the files at the addresses have been compared with the checksums.
     """
 
     name: str
@@ -119,7 +119,7 @@ class DataSet(Section):
         return self
 
     def all_files(self) -> Sequence[DataFile]:
-        """Return all files of the set, those of a list read from there."""
+        """Return all files of the set."""
         return _read_list(self.listed.base, self.listed.file) if self.listed else self.files or []
 
     def has_checksums(self) -> bool:
@@ -127,18 +127,18 @@ class DataSet(Section):
         return all(file.checksum for file in self.all_files())
 
     def layouts(self, split: str | None) -> dict[str, Layout]:
-        """Return the layout of one split, of all for None. Raises ValueError if there is none of that name, or none."""
+        """Return the layout of one split, of all if None. Raises ValueError if the set has no such split, or none."""
         if not self.splits:
             raise ValueError(f"{self.name}: {self.about}: {self.use} ({self.page})")
         if split is None:
             return dict(self.splits)
         if split not in self.splits:
-            raise ValueError(f"data set {self.name} has no split `{split}`; there is: {', '.join(self.splits)}")
+            raise ValueError(f"data set {self.name} has no split `{split}`; available: {', '.join(self.splits)}")
         return {split: self.splits[split]}
 
 
 class Overlap(Section):
-    """Scenes that two sets share: of each, the names of its images in its folder without suffix, or "all"."""
+    """Scenes that two sets share: for each set, the names of the images in its folder, without suffix, or "all"."""
 
     images: Annotated[dict[str, list[str] | Literal["all"]], Field(min_length=2, max_length=2)]
 
@@ -151,9 +151,9 @@ def data_sets() -> Mapping[str, DataSet]:
 
 
 def data_set(name: str) -> DataSet:
-    """Return a set by name. Raises ValueError, naming all, if there is none."""
+    """Return a set by name. Raises ValueError, which lists all names, if there is no such set."""
     if name not in data_sets():
-        raise ValueError(f"there is no data set `{name}`; there is: {', '.join(data_sets())}")
+        raise ValueError(f"there is no data set `{name}`; available: {', '.join(data_sets())}")
     return data_sets()[name]
 
 
@@ -192,4 +192,4 @@ def _parse_list(base: str, rows: Sequence[Sequence[str]]) -> Iterator[DataFile]:
         if origin != "-":
             yield DataFile(path=path, url=base + quote(origin), size=int(size), sha256=sha256, also=also.pop(path, []))
     if also:
-        raise ValueError(f"no source for {', '.join(also)}")
+        raise ValueError(f"no path at the source for {', '.join(also)}")

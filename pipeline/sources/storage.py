@@ -1,11 +1,11 @@
 """Lists and reads files of folders, archives and URLs: in a fixed order, each named by a portable URI.
 
     place:   photos           photos.zip, photos.zip!inner    s3://bucket/photos          https://host/photos.tar
-    where:   photos/a.png     photos.zip!inner/a.png          s3://bucket/photos/a.png    https://host/photos.tar!a.png
+    URI:     photos/a.png     photos.zip!inner/a.png          s3://bucket/photos/a.png    https://host/photos.tar!a.png
 
 No member is ever extracted to disk, and members are read by exact name, so a hostile archive can write nowhere. An
-archive that can only be read from its start (a compressed tar, or one on a server that gives no parts of a file) is
-copied once, whole and uncompressed, to .cache/archives: one copy for each archive, until the archive changes.
+archive without random access (a compressed tar, or one on a server without range requests) is copied once to
+.cache/archives, uncompressed; the copy is replaced when the archive changes.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ from pipeline.sources.places import (
     url_version,
 )
 
-_ASKED_AT_ONCE = 16  # files at a URL, where the server is asked for the version of each
+_ASKED_AT_ONCE = 16  # concurrent requests for the versions of files at a URL
 
 
 def list_files(place: str) -> Iterator[File]:
     """List all files below a folder, archive, folder in an archive or URL, recursively, sorted within each folder.
 
     Hidden files are listed (a hidden folder as one entry). Links to folders are followed once.
-    Raises NotThere, or StorageError if the place is no folder or archive, is damaged or out of reach; each names it.
+    Raises NotThere if the place does not exist, StorageError if it is neither folder nor archive, is damaged or cannot
+    be reached; the message names it.
     """
     archive, below = split_member(place)
     if below is not None:
@@ -59,7 +60,7 @@ def list_files(place: str) -> Iterator[File]:
     else:
         folder = Path(place).expanduser()
         if not folder.exists():
-            raise NotThere(f"{place}: no such folder (looked in {folder.absolute()})")
+            raise NotThere(f"{place}: no such folder (looked for {folder.absolute()})")
         if not folder.is_dir():
             if folder.is_file():
                 with folder.open("rb") as file:
@@ -72,10 +73,12 @@ def list_files(place: str) -> Iterator[File]:
 
 
 def read(uri: str, *, max_pixels: int = MAX_PIXELS) -> bytes:
-    """Return the bytes of one image file. Raises UnreadableFile for this file alone, StorageError for its place.
+    """Return the bytes of one image file.
 
     A few bytes in an archive may unpack to gigabytes: a large member is unpacked only if its header is that of an image
-    of at most `max_pixels`, and it has no more bytes than such an image needs. UnreadableFile otherwise.
+    of at most `max_pixels`, and if it has no more bytes than such an image needs.
+
+    Raises UnreadableFile if only this file cannot be read, StorageError if its place cannot be reached.
     """
     place, member = split_member(uri)
     if member is not None:
@@ -91,7 +94,7 @@ def read(uri: str, *, max_pixels: int = MAX_PIXELS) -> bytes:
     except (FileNotFoundError, PermissionError) as error:
         raise UnreadableFile(f"cannot be read: {error}") from error
     except Exception as error:  # each protocol has its own errors; all mean that the place cannot be reached now
-        raise StorageError(f"{uri}: cannot be reached ({describe_error(error)}); try again when it can") from error
+        raise StorageError(f"{uri}: cannot be reached ({describe_error(error)}); try again later") from error
 
 
 def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[File]:
@@ -112,16 +115,16 @@ def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[
         try:
             if entry.is_dir() and not is_hidden(entry.name):
                 if entry.is_symlink() and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(path)):
-                    yield File(name, portable(path), problem="a link to a folder that it lies in")
+                    yield File(name, portable(path), problem="a link to a folder that contains it")
                     continue
                 yield from _walk(path, name + "/", visited)
                 continue
             stat = entry.stat()
-        except OSError as error:  # such as a link to itself, or to nothing
+        except OSError as error:  # such as a link to itself or to a missing file
             yield File(name, portable(path), problem=f"cannot be read: {error.strerror}")
             continue
-        is_file = S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)  # of folders, hidden ones alone
-        problem = size_problem(stat.st_size) if is_file else "a pipe, socket or device, no file"
+        is_file = S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)  # a folder is hidden if it gets here
+        problem = size_problem(stat.st_size) if is_file else "a pipe, socket or device, not a file"
         yield File(name, portable(path), file_version(stat), problem)
 
 
@@ -143,12 +146,12 @@ def _list_url(place: str) -> Iterator[File]:
     except Exception as error:  # each protocol has its own errors
         raise StorageError(f"{place}: cannot be listed ({describe_error(error)})") from error
     if not found:
-        raise NotThere(f"{place}: no file there")
+        raise NotThere(f"{place}: no files found")
 
     def complete(path: str) -> dict[str, Any]:
         try:
             return found[path] if url_version(found[path]) else {**found[path], **filesystem.info(path)}
-        except Exception:  # each protocol has its own errors; reading it says why
+        except Exception:  # each protocol has its own errors; reading the file will report it
             return found[path]
 
     paths = sorted(found)

@@ -1,1 +1,1 @@
-"""Manifest entries to tiles, tiles to clean/degraded pairs."""
+"""Cuts images of the manifest into tiles, and makes clean/degraded pairs from tiles."""

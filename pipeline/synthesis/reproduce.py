@@ -29,8 +29,8 @@ def reproduce_pair(shards: Path, key: str, *, epoch: int = 0, manifest: Path | N
     Args:
         shards: a task's folder of shards (train/, val/, test/), or the folder of one split.
         key: the pair's key.
-        epoch: epoch of the training, from 0 on; stored pairs are the same in each.
-        manifest: the manifest; needed for real pairs alone, whose records do not name the degraded image.
+        epoch: epoch of the training, from 0; stored pairs are the same in each.
+        manifest: the manifest; needed only for real pairs, whose records do not name the degraded image.
 
     Returns:
         Clean and degraded H W C float32, and the record. Values are in [0, 1]; degraded values of online pairs may
@@ -79,7 +79,7 @@ def _source(index: Index, stored: Pair, manifest: Path | None) -> Entry:
     if not settings.real_pairs:
         return _entry_of(record)
     if manifest is None:
-        raise ValueError(f"{stored.key} is a real pair: name the manifest, which says where its degraded image is")
+        raise ValueError(f"{stored.key} is a real pair: give the manifest, which says where its degraded image is")
     partners = [image for image in select_images(read_manifest(manifest), settings) if image.sha256 == record["sha256"]]
     if record["copy"] >= len(partners):
         raise ValueError(f"{manifest} has no real pair of {record['where']}. Run `make repro`")
@@ -95,4 +95,4 @@ def _entry_of(record: Any) -> Entry:
 
 def _require_equal(made: UInt8[np.ndarray, "H W C"], stored: UInt8[np.ndarray, "H W C"], what: str) -> None:
     if not np.array_equal(made, stored):
-        raise ValueError(f"{what} comes out different from the shard: the code changed since. Run `make repro`")
+        raise ValueError(f"{what} differs from the shard, because the code has changed since. Run `make repro`")

@@ -13,14 +13,14 @@ from pipeline.degradations.compose import Degradation
 class Synthesize(Section):
     """How pairs are made from photographs; lengths in pixels.
 
-    Tiles of the train split may overlap (`stride`); those of val and test, `held_out_tile_size` wide, overlap only
-    where the image's side is no multiple.
+    Tiles of the train split may overlap (`stride`); tiles of val and test, `held_out_tile_size` wide, overlap only if
+    the image's side is not a multiple of it.
 
-    online: shards hold the clean tile alone and the loader degrades it anew each epoch (needed where the
-    degradation must not be quantised, such as Gaussian noise). `copies` is then 1.
-    real_pairs: which of the `prepare.sources` this task is made of, the degraded images as they came: those of kind
-    `pairs` by their `clean`, those of kind `dataset` as "dataset:NAME" or "dataset:NAME/SPLIT". `degradation` is then
-    `none`. Empty: every clean image there is, degraded by `degradation`.
+    online: shards hold only the clean tile, and the loader degrades it anew in each epoch (needed if the degradation
+    must not be quantised, such as Gaussian noise). `copies` is then 1.
+    real_pairs: the sources whose real pairs this task uses unchanged: those of kind `pairs` by their `clean`,
+    those of kind `dataset` as "dataset:NAME" or "dataset:NAME/SPLIT". `degradation` is then `none`. Empty: all clean
+    images, degraded by `degradation`.
     """
 
     degradation: Annotated[Degradation, Field(discriminator="kind")]
@@ -36,7 +36,7 @@ class Synthesize(Section):
     @model_validator(mode="after")
     def _real_pairs_are_taken_as_they_came(self) -> Synthesize:
         if self.real_pairs and (self.degradation.kind != "none" or self.copies != 1):
-            raise ValueError("real_pairs are taken as they came: set degradation to {kind: none} and copies to 1")
+            raise ValueError("real_pairs are used unchanged: set degradation to {kind: none} and copies to 1")
         return self
 
     @model_validator(mode="after")

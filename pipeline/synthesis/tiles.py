@@ -1,6 +1,6 @@
 """Plans which tile of which image belongs to which shard, and makes clean/degraded pairs from tiles.
 
-The plan depends on the manifest alone, not on the worker that makes a shard. Tiles are ordered by the pixel hash of
+The plan depends only on the manifest, not on the worker that makes a shard. Tiles are ordered by the pixel hash of
 their image (a random order, in effect), then row by row, then by copy, and cut into shards of equal length. A clean
 image with several real degraded partners occurs once per partner; partners are numbered like copies. A shard plan holds
 its images and two numbers; the worker derives the tiles from them.

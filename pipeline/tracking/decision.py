@@ -1,7 +1,7 @@
-"""Decides whether a candidate becomes the champion: by the interval of its gain, not by a difference of two means.
+"""Decides whether a candidate becomes the champion, by the confidence interval of its gain.
 
 The gain is the PSNR of the candidate minus that of the champion on the same image. Its interval is that of
-`mean_interval`: whole photographs are resampled, because tiles of one photograph are not independent.
+`mean_interval`: photographs are the observations, because tiles of one photograph are not independent.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from pipeline.evaluation.intervals import Interval, mean_interval, photograph_of
+import numpy as np
+
+from pipeline.evaluation.intervals import Interval, half_width_in_deviations, mean_interval, photograph_of
 from pipeline.tracking.settings import Promote
 
 DECIMALS = 4  # of dB, as in the reports
-MOST_PHOTOGRAPHS = 10_000  # a larger number that would be needed is not worth stating: it depends on the last digit
+MOST_PHOTOGRAPHS = 10_000  # larger numbers of needed photographs are not stated: they depend on the last digit
 
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much the candidate is better than something else on the same images.
+    """The gain of the candidate over another model or method on the same images.
 
     Attributes:
         over: what it is compared with, such as `version 3`.
         mean: mean over images, in dB.
-        interval: of the mean, in dB; None with one photograph.
-        num_photographs: how many photographs the images are of.
+        interval: confidence interval of the mean, in dB; None with one photograph.
+        num_photographs: number of photographs that the images are taken from.
     """
 
     over: str
@@ -36,22 +38,25 @@ class Gain:
     num_photographs: int
 
     def exceeds(self, margin_db: float) -> bool:
-        """Whether even the lower bound is above a margin in dB; never with one photograph."""
+        """Whether the lower bound of the interval is above a margin in dB; False with one photograph."""
         return self.interval is not None and self.interval.low > margin_db
 
     def photographs_needed(self, margin_db: float) -> float:
         """Return roughly how many photographs would put the lower bound above a margin in dB.
 
-        Mean and spread are assumed to stay as they are; the width of an interval falls as 1 / sqrt(photographs).
-        Infinite where the mean itself is not above the margin, or where there is no interval.
+        Mean and spread are assumed to stay as they are, and the width of the interval to fall as Student's does.
+        Infinite where more than `MOST_PHOTOGRAPHS` would be needed, the mean itself is not above the margin, or there
+        is no interval.
         """
-        if self.interval is None or self.mean <= margin_db:
+        if self.interval is None:
             return math.inf
-        below = self.mean - self.interval.low
-        return float(math.floor(self.num_photographs * (below / (self.mean - margin_db)) ** 2) + 1)
+        numbers = np.arange(2, MOST_PHOTOGRAPHS + 1)
+        narrower = half_width_in_deviations(numbers) / half_width_in_deviations(self.num_photographs)
+        enough = numbers[self.mean - (self.mean - self.interval.low) * narrower > margin_db]
+        return float(enough[0]) if len(enough) else math.inf
 
     def as_json(self) -> dict[str, Any]:
-        """Return the gain as the promotion record and the tags of a version hold it."""
+        """Return the gain in the form of the promotion record and of the tags of a version."""
         interval = None
         if self.interval is not None:
             bounds = {name: round(getattr(self.interval, name), DECIMALS) for name in ("low", "high")}
@@ -75,8 +80,8 @@ class Decision:
     Attributes:
         set_champion: whether it does.
         reason: one line.
-        champion_psnr: mean PSNR in dB of the champion that there was before; None if there was none.
-        gain: `Gain.as_json` of the gain that decided; None where no gain decided.
+        champion_psnr: mean PSNR in dB of the former champion; None if there was none.
+        gain: `Gain.as_json` of the gain that decided; None if no gain decided.
         asks_a_person: the test set is too small to judge on; a person may decide.
     """
 
@@ -92,8 +97,8 @@ def paired_gain(candidate: Mapping[str, float], other: Mapping[str, float], over
 
     Args:
         candidate: PSNR in dB of each image, by the key of the image.
-        other: the same of what it is compared with.
-        over: name of that.
+        other: PSNR in dB of each image for what it is compared with.
+        over: name of what it is compared with.
 
     Raises:
         ValueError: one of them lacks an image of the other; names an image.
@@ -178,9 +183,9 @@ def compare_with_champion(
 
 
 def _shortfall(gain: Gain, margin_db: float) -> str:
-    """Say what the interval is, what it would have to be, and how many photographs that would take."""
+    """Return text for a message: the interval, the bound that it must exceed, and how many photographs that takes."""
     number = gain.photographs_needed(margin_db)
-    needed = f"about {number:.0f}" if number <= MOST_PHOTOGRAPHS else f"more than {MOST_PHOTOGRAPHS}"
+    needed = f"about {number:.0f}" if math.isfinite(number) else f"more than {MOST_PHOTOGRAPHS}"
     return (
         f"{gain}, of which the lower bound must exceed {margin_db:g} dB; with this mean and spread that takes {needed} "
         f"photographs"

@@ -1,4 +1,4 @@
-"""The model card of a registered version, as Markdown: what it is for, how good it is, where it comes from."""
+"""The model card of a registered version, as Markdown: purpose, scores, provenance."""
 
 from __future__ import annotations
 

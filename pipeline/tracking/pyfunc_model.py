@@ -35,14 +35,14 @@ DEFAULT_LIMIT = 25.0
 
 
 class WrongImage(MlflowException):  # type: ignore[misc]
-    """A request that cannot be answered. MLflow's server would put all of the request before the message."""
+    """A request that cannot be answered. MLflow's server puts the whole request before messages of other errors."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
 
     @property
     def message(self) -> str:
-        """The message that it was made with."""
+        """The message, without the text that MLflow adds."""
         return self._message
 
     @message.setter
@@ -51,17 +51,17 @@ class WrongImage(MlflowException):  # type: ignore[misc]
 
 
 class Restorer(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Maps a list of images to the list of the restored ones."""
+    """Maps a list of images to the list of restored images."""
 
     def load_context(self, context: Any) -> None:
         """Load the weights."""
         self.network = dgunet.load_model(Path(context.artifacts["model"]))
         self.network.to("cuda" if torch.cuda.is_available() else "cpu")
         self.max_pixels = int(1e6 * float(os.environ.get(LIMIT, DEFAULT_LIMIT)))
-        self.one_at_a_time = threading.Lock()  # requests come in threads: the memory of one image, all cores for it
+        self.one_at_a_time = threading.Lock()  # requests arrive in threads; this limits memory
 
     def predict(self, context: Any, model_input: list[Any], params: dict[str, Any] | None = None) -> list[Any]:
-        """Restore each image. Raises WrongImage with the number of the first that is wrong."""
+        """Restore each image. Raises WrongImage with the number of the first invalid image."""
         return [self._restored(number, image) for number, image in enumerate(model_input, 1)]
 
     def _restored(self, number: int, image: Any) -> Any:
@@ -74,7 +74,7 @@ class Restorer(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
                 return self._restored_array(image)
             if isinstance(image, list):
                 return self._restored_array(np.asarray(image, np.float32)).tolist()
-            raise ValueError(f"a {type(image).__name__} is no image: send a file in base64, or an array")
+            raise ValueError(f"a {type(image).__name__} is not an image: send a file in base64, or an array")
         except (ValueError, TypeError) as error:
             raise WrongImage(f"image {number}: {str(error).splitlines()[0]}") from error
 

@@ -1,8 +1,8 @@
 """Registered models in MLflow: versions of a task's network, and aliases on some of them.
 
-    champion     the best version, which others use
-    previous     the champion before it, for a rollback
-    challenger   the newest version that did not become champion, or waits for approval
+    champion     the version to use
+    previous     the former champion, for a rollback
+    challenger   the newest version that did not become champion or waits for approval
 
 MLflow keeps no history of an alias. Each version therefore says in its tags when and why it became the champion, and
 which version was champion before.
@@ -42,12 +42,12 @@ from pipeline.runtime.fingerprint import code_digest
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"  # aliases
 CONTENT, CODE = "content", "code"  # tags: digest of the model folder, digest of what is stored with it
 CHAMPION_SINCE, CHAMPION_BECAUSE, CHAMPION_AFTER = "champion_since", "champion_because", "champion_after"  # tags
-CHAMPION_GAIN, NO_GAIN = "champion_gain", "none"  # tag: gain that made it champion, as JSON; no gain did
-ROLLED_BACK = "rolled_back"  # tag: when a person took the alias away; such a version is not promoted again by itself
-CLAIM = "promotion_by"  # tag of a registered model, while one process moves its aliases
-TEST_SCORES = "test_scores"  # folder of artifacts of a version's run: a file for each test set and way of measuring
+CHAMPION_GAIN, NO_GAIN = "champion_gain", "none"  # tag: gain that made it champion, as JSON, or "none"
+ROLLED_BACK = "rolled_back"  # tag: when a person rolled it back; such a version is not promoted automatically again
+CLAIM = "promotion_by"  # tag of a registered model while a process moves its aliases
+TEST_SCORES = "test_scores"  # folder of artifacts of a version's run: a file for each test set and protocol
 SECONDS_TO_SETTLE = 2.0  # longer than a registry takes to set a tag
-SECONDS_OF_A_CLAIM = 1800.0  # older ones are of processes that died elsewhere
+SECONDS_OF_A_CLAIM = 1800.0  # an older claim belongs to a process that died on another machine
 PYFUNC_MODEL = Path(__file__).with_name("pyfunc_model.py")
 PACKAGE = PROJECT / "dgunet"
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's error codes for no such model or alias
@@ -89,7 +89,7 @@ def with_alias(task: str, alias: str) -> Version | None:
 
 
 def version(task: str, number: int) -> Version:
-    """Return a version; raises ValueError with those that there are if it is not registered."""
+    """Return a version. Raises ValueError, which lists the registered versions, if it is not registered."""
     client = mlflow.MlflowClient()
     try:
         found = client.get_model_version(task, str(number))
@@ -98,14 +98,14 @@ def version(task: str, number: int) -> Version:
             raise
         numbers = sorted(int(known.version) for known in client.search_model_versions(f"name = '{task}'"))
         known = ", ".join(map(str, numbers)) or "none"
-        raise ValueError(f"{task} has no version {number} in the registry; there is: {known}") from None
+        raise ValueError(f"{task} has no version {number} in the registry; available: {known}") from None
     return Version(task, int(found.version), found.tags)
 
 
 def registered(task: str, content: str) -> Version | None:
-    """Return the first version of the model folder with the digest `content` and today's code, None if there is none.
+    """Return the first version with the model folder of digest `content` and the current code, None if there is none.
 
-    A version stores the code that restores with it. Where that code has changed since, the version does not count.
+    A version stores the code that restores with it. If that code has changed since, the version does not count.
     """
     versions = mlflow.MlflowClient().search_model_versions(f"name = '{task}'")
     tags = {CONTENT: content, CODE: stored_code_digest()}
@@ -151,9 +151,9 @@ def register(task: str, folder: Path, content: str, tags: Mapping[str, str], car
 
 @contextmanager
 def _without_warnings_of_type_hints() -> Iterator[None]:
-    """Do not print what MLflow warns of the type hint of the pyfunc model, which has no narrower one.
+    """Suppress MLflow's warning about the type hint of the pyfunc model, which cannot be narrower.
 
-    A filter does not help: `log_model` sets one of its own before those that are there.
+    A warnings filter does not help: `log_model` puts its own filter before the existing ones.
     """
     with warnings.catch_warnings():
         show = warnings.showwarning
@@ -169,14 +169,14 @@ def _without_warnings_of_type_hints() -> Iterator[None]:
 def requirements() -> list[str]:
     """Return what the package `dgunet` needs, without extras: `dependencies` of pyproject.toml.
 
-    The checkout's pyproject.toml belongs to the code that is stored; the installed package may be an older one.
+    The checkout's pyproject.toml belongs to the stored code; the installed package may be older.
     """
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return list(project["dependencies"])
 
 
 def stored_code_digest() -> str:
-    """Return the sha256 over all that a version stores beside the model folder: code and requirements."""
+    """Return the sha256 of what a version stores beside the model folder: code and requirements."""
     code = code_digest([str(path.relative_to(PROJECT)) for path in (PACKAGE, PYFUNC_MODEL)])
     return hashlib.sha256("\n".join([code, *requirements()]).encode()).hexdigest()
 
@@ -188,7 +188,7 @@ def set_tags(version: Version, tags: Mapping[str, str]) -> None:
 
 
 def store_scores(version: Version, test: str, psnrs: Mapping[str, float]) -> None:
-    """Store the PSNRs of a version on a test set with its run, unless they are stored there or it has no run.
+    """Store the PSNRs of a version on a test set with its run. Do nothing if they are stored, or if it has no run.
 
     Args:
         version: the version.
@@ -201,7 +201,7 @@ def store_scores(version: Version, test: str, psnrs: Mapping[str, float]) -> Non
 
 
 def scores(version: Version, test: str) -> dict[str, float] | None:
-    """Return what `store_scores` stored for the same `test`, None if there is nothing."""
+    """Return the PSNRs that `store_scores` stored for the same `test`, None if there are none."""
     run_id, file = _run_id(version), scores_file(test)
     files = [found.path for found in mlflow.MlflowClient().list_artifacts(run_id, TEST_SCORES)] if run_id else []
     if file not in files:
@@ -211,12 +211,12 @@ def scores(version: Version, test: str) -> dict[str, float] | None:
 
 
 def scores_file(test: str) -> str:
-    """Return the path of the artifact with the scores on a test set: what was measured otherwise has another path."""
+    """Return the path of the artifact with the scores on a test set; other protocols and code give other paths."""
     return f"{TEST_SCORES}/{hashlib.sha256(test.encode()).hexdigest()[:16]}.json"
 
 
 def _run_id(version: Version) -> str | None:
-    """Return the id of the run that made a version; None if it was made by none, or the run is gone."""
+    """Return the id of the run that registered a version; None if there was none, or if it was deleted."""
     client = mlflow.MlflowClient()
     run_id: str | None = client.get_model_version(version.task, str(version.number)).run_id or None
     try:
@@ -238,7 +238,7 @@ def set_champion(
         version: the new champion.
         reason: why.
         previous: the champion before it, None if there was none.
-        gain: the gain that made it champion, as JSON holds it; None where no gain did.
+        gain: the gain that made it champion, as `Gain.as_json` returns it; None if no gain did.
     """
     set_tags(
         version,
@@ -264,7 +264,7 @@ def set_challenger(version: Version) -> None:
 
 
 def roll_back(task: str) -> tuple[Version, Version]:
-    """Make the previous champion the champion, and the champion the previous one; return both, the new one first.
+    """Exchange champion and previous champion; return both, the new champion first.
 
     Raises:
         ValueError: there is no champion, or no previous one.
@@ -281,11 +281,11 @@ def roll_back(task: str) -> tuple[Version, Version]:
 
 @contextmanager
 def exclusive(task: str) -> Iterator[None]:
-    """Have one process at a time move the aliases of a registered model, on any kind of registry.
+    """Let only one process at a time move the aliases of a registered model, on any kind of registry.
 
-    MLflow offers no transaction. A process claims the model by a tag, waits until a claim of another process that had
-    not seen its own would be there, and goes on if the tag is still its own (Fischer's algorithm; Lamport, "A Fast
-    Mutual Exclusion Algorithm", 1987).
+    MLflow has no transactions. A process writes its claim into a tag, waits longer than another process needs to write
+    one, and continues if the tag still holds its own claim (Fischer's algorithm; Lamport, "A Fast Mutual Exclusion
+    Algorithm", 1987).
     """
     client, own = mlflow.MlflowClient(), f"{socket.gethostname()} {os.getpid()} {time.time():.3f}"
 
@@ -298,14 +298,14 @@ def exclusive(task: str) -> Iterator[None]:
         other = claim()
         if other is not None and _is_alive(other):
             if not is_announced:
-                print(f"{task}: waits for another promotion, by {' '.join(other.split()[:2])}", file=sys.stderr)
+                print(f"{task}: waiting for another promotion, by {' '.join(other.split()[:2])}", file=sys.stderr)
             is_announced = True
             time.sleep(SECONDS_TO_SETTLE / 4)
             continue
         try:
             client.set_registered_model_tag(task, CLAIM, own)
         except MlflowException:
-            # Of two processes that write at the same time, a database may refuse one: the other has the claim then.
+            # If two processes write at the same time, a database may refuse one: the other then has the claim.
             if claim() is None:
                 raise
             continue
@@ -320,7 +320,7 @@ def exclusive(task: str) -> Iterator[None]:
 
 
 def _is_alive(claim: str) -> bool:
-    """Whether the process of a claim may still work: not if it is of this machine and gone, or if the claim is old."""
+    """Whether the process of a claim may still be running: not if it ended on this machine, or if the claim is old."""
     host, pid, since = claim.split()
     if time.time() - float(since) > SECONDS_OF_A_CLAIM:
         return False
@@ -328,13 +328,13 @@ def _is_alive(claim: str) -> bool:
 
 
 def _signature() -> ModelSignature:
-    """A list of images of any form, see pyfunc_model.py: MLflow has no type for "encoded, or an array of any shape"."""
+    """A list of images of any form (pyfunc_model.py): MLflow has no type for encoded images or arrays of any shape."""
     return ModelSignature(inputs=Schema([ColSpec(AnyType())]), outputs=Schema([ColSpec(AnyType())]))
 
 
 def _example() -> str:
-    """A small photograph as JSON holds it: a PNG in base64."""
-    from dgunet.images import Photo  # its decoders change the environment when they are loaded
+    """Return a small photograph in the form that JSON needs: a PNG in base64."""
+    from dgunet.images import Photo  # here, because loading the decoders changes the environment
     from dgunet.images.encode import encode
 
     across = np.linspace(0, 255, 32, dtype=np.uint8)

@@ -1,8 +1,8 @@
 """A run in MLflow: parameters, curves, system metrics, files.
 
-Runs are tracked in mlflow.db (SQLite) in the checkout, or where MLFLOW_TRACKING_URI says. Equal runs share one: a run
-whose process died is continued, and a metric has one value per step however often the step is reported. A tracking
-server that does not answer does not stop training: metrics wait and are sent when it answers again.
+Runs are stored in mlflow.db (SQLite) in the checkout, or at MLFLOW_TRACKING_URI. Training with equal inputs continues
+one run: after its process died, a metric still has one value per step, however often the step is reported. A tracking
+server that does not answer does not stop training: metrics are kept and sent when it answers again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from dgunet.hub.registry import sqlite_address, sqlite_path
 from pipeline.runtime.files import PROJECT
 
-ENVIRONMENT = {  # of MLflow, while connected; what the user has set stays
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its 7 are minutes without a message when the server is gone
+ENVIRONMENT = {  # MLflow's variables while connected; values that the user has set are kept
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with MLflow's 7, minutes pass without a message if the server is down
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -41,21 +41,21 @@ LONGEST_VALUE = 500  # MLflow refuses longer parameters
 METRICS_PER_REQUEST, PARAMS_PER_REQUEST = 1000, 100  # MLflow refuses more
 SYSTEM_METRICS = "system/"
 LOCK_FILE = "dvc.lock"
-SECONDS_TO_ANSWER = 10.0  # until a server must answer the first request
-SECONDS_TO_WAIT = 2.0  # for a delivery, which then goes on in the background
+SECONDS_TO_ANSWER = 10.0  # limit for the answer to the first request
+SECONDS_TO_WAIT = 2.0  # for metrics to be sent; sending then goes on in the background
 SECONDS_BETWEEN_TRIES = 10.0
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.system_metrics").setLevel(
     logging.CRITICAL
 )  # `Run` reports once that a server does not answer
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs it raises, too
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it also raises what it logs
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 class Run:
     """One MLflow run that is being written.
 
-    A thread sends what is logged, so that a server that hangs delays nothing.
+    A thread sends what is logged, so a server that hangs does not delay training.
     """
 
     def __init__(self, run_id: str) -> None:
@@ -71,7 +71,7 @@ class Run:
         self._sender = threading.Thread()
 
     def log(self, metrics: Mapping[str, float | int], step: int) -> None:
-        """Log those of `metrics` that are not logged yet at `step`."""
+        """Log the metrics that are not logged yet at `step`."""
         now = int(time.time() * 1000)
         new = [(name, step) for name in metrics if (name, step) not in self._logged]
         self._logged.update(new)
@@ -79,7 +79,7 @@ class Run:
         self._start_sending()
 
     def log_history(self, history: Sequence[Mapping[str, float | int]]) -> None:
-        """Log what is not logged yet of `history`, whose entries have a `step`: some reports may have been lost."""
+        """Log the points of `history` that are not logged yet: reports may have been lost. Each entry has a `step`."""
         for metrics in history:
             self.log(metrics, int(metrics["step"]))
 
@@ -89,7 +89,7 @@ class Run:
         self._start_sending()
 
     def log_lock_file(self, path: Path) -> None:
-        """Log a dvc.lock as an artifact, so that `make gc` keeps what it names as long as the run."""
+        """Log a dvc.lock as an artifact: `make gc` keeps the objects that it names as long as the run exists."""
         self._client.log_artifact(self.id, str(path))
 
     def log_files(self, folder: Path, name: str) -> None:
@@ -99,7 +99,7 @@ class Run:
                 self._client.log_artifact(self.id, str(path), name)
 
     def send(self) -> bool:
-        """Send what has not been sent; return whether everything is sent."""
+        """Send everything that is not sent yet; return whether that succeeded."""
         with self._sending:
             while self._metrics or self._tags:
                 metrics, tags = self._metrics[:METRICS_PER_REQUEST], dict(self._tags)
@@ -115,12 +115,12 @@ class Run:
             return True
 
     def places(self, dashboard: str) -> str:
-        """Return a line that says where people see this run: in MLflow, and on Ray's dashboard.
+        """Return a line that says where to see this run: in MLflow, and on Ray's dashboard.
 
         User and password in the address of an MLflow server are left out.
 
         Args:
-            dashboard: URL of Ray's dashboard; "" where there is none.
+            dashboard: URL of Ray's dashboard; "" if there is none.
         """
         address = mlflow.get_tracking_uri()
         parts = urllib.parse.urlsplit(address)
@@ -148,13 +148,13 @@ class Run:
             print(f"MLflow {message}", file=sys.stderr, flush=True)
 
     def _logged_points(self, names: Iterable[str]) -> set[tuple[str, int]]:
-        """Return name and step of each point that the run has already of the metrics `names`."""
+        """Return name and step of each point that is already logged for the metrics `names`."""
         own = [name for name in names if not name.startswith(SYSTEM_METRICS)]
         return {(name, point.step) for name in own for point in self._client.get_metric_history(self.id, name)}
 
 
 class _Monitor(SystemMetricsMonitor):  # type: ignore[misc]
-    """MLflow's monitor of system metrics, which gives up at the first error; this one starts again."""
+    """MLflow's monitor of system metrics, restarted after errors; MLflow's own stops at the first error."""
 
     def monitor(self) -> None:
         while not self._shutdown_event.is_set():
@@ -163,16 +163,16 @@ class _Monitor(SystemMetricsMonitor):  # type: ignore[misc]
 
 
 def tracking_address() -> str:
-    """Return the address of the store of runs and models: MLFLOW_TRACKING_URI, else a database in the checkout."""
+    """Return the address of the tracking store and registry: MLFLOW_TRACKING_URI, else a database in the checkout."""
     return os.environ.get(ADDRESS) or sqlite_address(DEFAULT_DATABASE)
 
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Connect MLflow to the store of runs and models; the environment is as before afterwards.
+    """Connect MLflow to the tracking store and registry; afterwards the environment is restored.
 
     Raises:
-        ValueError: the store does not answer, or MLflow refuses a request of the body; the message has one line.
+        ValueError: the store does not answer, or MLflow refuses a request made inside; the message has one line.
     """
     address = tracking_address()
     with _environment():
@@ -199,12 +199,12 @@ def connected() -> Iterator[None]:
 def run(
     experiment: str, name: str, key: Mapping[str, str], params: Mapping[str, Any], *, system_metrics: bool
 ) -> Iterator[Run]:
-    """Write a run, which is MLflow's active run meanwhile.
+    """Open a run for writing; inside, it is MLflow's active run.
 
     It ends as FINISHED, as KILLED on KeyboardInterrupt, as FAILED on any other exception.
 
     Args:
-        experiment: name of the experiment, as a rule the task.
+        experiment: name of the experiment, usually the task.
         name: name of a new run.
         key: tags that identify the run; a run of the experiment that has them is continued.
         params: parameters, nested mappings allowed.
@@ -316,6 +316,6 @@ def _environment() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """Return the line that says what happened; SQLAlchemy may put one about sessions before it."""
+    """Return the line that says what happened; SQLAlchemy may put a line about sessions before it."""
     lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]
     return (lines or [type(error).__name__])[0][:200]

@@ -14,8 +14,8 @@ class Promote(Section):
 
     Attributes:
         margin_db: what the lower bound of its gain over the champion must exceed, in dB of mean PSNR on the test split.
-        min_scenes: on fewer test photographs no candidate is judged against a champion. An interval takes at least two.
-        require_approval: a candidate that does waits as `challenger` until `make approve`.
+        min_scenes: with fewer test photographs no candidate is compared with a champion; at least 2, for an interval.
+        require_approval: a candidate that passes waits as `challenger` until `make approve`.
     """
 
     margin_db: Annotated[float, Field(ge=0)]

@@ -1,6 +1,6 @@
 """The trials of a search in MLflow: child runs of the search's run.
 
-A tracking server that does not answer stops no trial: metrics wait and are sent with the next report.
+A tracking server that does not answer does not stop a trial: metrics are kept and sent with the next report.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ PARENT = "mlflow.parentRunId"
 
 
 class TrialRun:
-    """The run of one trial. It is created with the first report, or is the one from before the search was killed.
+    """The run of one trial. The first report creates it; a search that was killed and continued reuses it.
 
     Args:
         experiment: name of the experiment; it exists.
         parent: id of the search's run.
-        name: name of the trial, the same when the search is continued.
-        values: the values that the trial tries, logged as parameters.
+        name: name of the trial; it stays the same when the search is continued.
+        values: the sampled values of the trial, logged as parameters.
     """
 
     def __init__(self, experiment: str, parent: str, name: str, values: Mapping[str, Any]) -> None:

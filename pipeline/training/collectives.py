@@ -1,6 +1,6 @@
 """Exchanges Python objects between the workers of a training run, through torch.distributed.
 
-Where torch.distributed is not initialised, there is one worker.
+If torch.distributed is not initialised, there is one worker.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def world_size() -> int:
 
 
 def all_gather(own: list[Any]) -> list[list[Any]]:
-    """Return the lists of all workers, by rank; every worker calls it and gets the same."""
+    """Return the lists of all workers, by rank. Every worker must call it, and gets the same result."""
     if world_size() == 1:
         return [own]
     lists: list[list[Any]] = [[] for _ in range(world_size())]
@@ -30,7 +30,7 @@ def all_gather(own: list[Any]) -> list[list[Any]]:
 
 
 def broadcast(value: Any) -> Any:
-    """Return the value of rank 0; every worker calls it, and only the value of rank 0 counts."""
+    """Return the value of rank 0. Every worker must call it; the values of other ranks are ignored."""
     if world_size() == 1:
         return value
     values = [value]

@@ -14,19 +14,19 @@ import torch
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """Which worker this is, where it continues, and its callbacks. The defaults are those of a worker on its own.
+    """Rank and device of a worker, its checkpoint to continue from, and callbacks. The defaults suit a single worker.
 
     Attributes:
         rank: number of this worker, from 0.
         world_size: number of workers.
         device: device of the network.
-        resume: context of the checkpoint folder to continue from, or of None; the folder may be gone afterwards.
+        resume: context manager of the checkpoint folder to continue from, or of None. The folder may vanish afterwards.
         report: (metrics, checkpoint folder or None); every worker calls it at the same steps, only rank 0 has a folder.
-            Returns when the checkpoint is safe in storage. Empty metrics: there is nothing to report but a checkpoint.
+            Returns when the checkpoint is in the storage. Without metrics, only the checkpoint is stored.
         progress: (step, stats) every few seconds on rank 0, to be shown; does not wait.
         stop_requested: whether all workers are to save a checkpoint and return; does not wait. Called on rank 0, after
             each step on a CPU and each second on a GPU.
-        save_requested: likewise, whether to save a checkpoint and go on.
+        save_requested: likewise, whether to save a checkpoint and continue.
         keep_file: (name, content) of a file to store beside the checkpoints; returns its address, or why there is none.
         retry_while_unavailable: (what an OSError means, action); returns what the action returns, and repeats it while
             it raises OSError: a full disk or an unreachable storage.

@@ -19,7 +19,7 @@ LOADER_PROCESSES_ON_GPU = 4
 
 
 def run_name(task: str, recipe: Train, data: Mapping[str, str], seed: int) -> str:
-    """Return the name of a training run: the task and a fingerprint of all that decides its result.
+    """Return the name of a training run: the task, and a fingerprint of everything that decides its result.
 
     Args:
         task: a task of params.yaml.
@@ -37,7 +37,7 @@ class TrainingJob:
     Attributes:
         recipe: the section `train` of the task.
         channels: image channels.
-        shards: folder of the splits; where shards lie at a URL, the folder exists on the driver's node alone.
+        shards: folder of the splits; if shards are at a URL, the folder exists only on the driver's node.
         indices: index of each split's shards, so that workers need not read it from `shards`.
         seed: seed of the weights, of the order of the samples and of what is sampled for them.
     """

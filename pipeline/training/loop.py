@@ -1,7 +1,7 @@
 """The training loop: steps, validation, checkpoints. Reports through the callbacks of `WorkerContext`.
 
-What is random in training is a function of (seed, step), see `pipeline.dataloader`; everything else that changes is in
-the checkpoint. So a run that was interrupted and resumed has the same losses as one that was not.
+Random numbers in training depend only on (seed, step), see `pipeline.dataloader`; all other state is in the checkpoint.
+So a run that was interrupted and resumed has the same losses as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from pipeline.training.progress import ProgressMeter
 from pipeline.training.settings import Train
 from pipeline.training.trainer import Progress, Trainer, learning_rate
 
-# At a sync point the host reads the losses back, for which it waits for the device, and the workers agree whether to
-# save or to stop. On a GPU it is not reached at each step.
+# At a sync point the host waits for the device to read the losses, and the workers agree whether to save or to stop.
+# On a GPU not every step is a sync point.
 MAX_STEPS_BETWEEN_SYNCS = {"cpu": 1, "cuda": 20}
 
 Batches = Callable[[int], Iterator[Batch]]
@@ -68,7 +68,7 @@ def fit(
         validation: -> the validation pairs of this worker.
 
     Returns:
-        How far training has come: to the last step, or to where it was asked to stop.
+        The progress at the end: at the last step, or at the step where the run was asked to stop.
 
     Raises:
         TrainingFailed: more than `recipe.max_skipped_steps` steps in a row had a gradient that is not finite, the
@@ -104,7 +104,7 @@ def fit(
             decision = context.stop_requested(), context.save_requested() or overdue, steps
         stop, save, steps = collectives.broadcast(decision)
         next_sync = progress.step + steps
-        if stop or save:  # before a validation that is due, which takes long; the history does not show it
+        if stop or save:  # before a validation that is due, which takes long; the history does not show this
             _report({}, trainer, meter, context)
         if stop:
             return progress
@@ -154,7 +154,7 @@ def _read_losses(
 def _not_finite(
     step: _Step, progress: Progress, context: WorkerContext, batches: Batches, *, loss: float, norm: float
 ) -> TrainingFailed:
-    """Store this worker's part of the step's batch, which is read once more, and return the error to raise."""
+    """Store this worker's part of the step's batch, which is read again, and return the error to raise."""
     content = io.BytesIO()
     torch.save(next(batches(step.number))._asdict(), content)
     address = context.keep_file(f"batch-of-step-{step.number}-worker-{context.rank}.pt", content.getvalue())
@@ -189,7 +189,7 @@ def _validate_and_report(
     }
     progress.history.append(entry)
     losses.clear()
-    # A run that is resumed where a validation is due has made no step yet: it has no speed to log.
+    # A run that is resumed when a validation is due has made no step yet: its speed is unknown.
     speed = {name: stats[name] for name in ("images_per_second", "waiting_for_data") if stats["images_per_second"] > 0}
     _report(entry | speed, trainer, meter, context)
     if context.rank == 0:

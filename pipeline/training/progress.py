@@ -14,13 +14,13 @@ SECONDS_BETWEEN_SYNCS = 1.0
 
 
 class ProgressMeter:
-    """Measures times that are shown to people; they change nothing in training."""
+    """Measures times for display; they do not influence training."""
 
     def __init__(self, first_step: int) -> None:
         self.first_step, self.shown, self.waited = first_step, 0.0, 0.0
         self.started = self.saved = self.synced = time.monotonic()
         self.last_sync = first_step
-        self.steady_since: tuple[float, int] | None = None  # time and step after which steps take their usual time
+        self.steady_since: tuple[float, int] | None = None  # time and step when start-up was over
 
     def waiting(self) -> AbstractContextManager[None]:
         """Return a context manager that measures time spent waiting for data."""
@@ -48,7 +48,7 @@ class ProgressMeter:
         return time.monotonic() - self.saved
 
     def stats(self, progress: Progress, recipe: Train) -> dict[str, float]:
-        """Return what is shown of a run.
+        """Return the numbers to display.
 
         Keys: `loss` of the last step; `val_psnr` and `best_val_psnr` in dB, of the last validation and of the best
         (not a number before the first); `images_per_second`; `seconds_left` (not a number while it is not known, see
@@ -66,7 +66,7 @@ class ProgressMeter:
         }
 
     def _seconds_left(self, step: int, num_steps: int) -> float:
-        """Return the time that the steps left take at the speed since the first sync, not a number before a step then.
+        """Return the remaining seconds at the speed since the first sync; not a number before the first step after it.
 
         The first step compiles the network and starts the processes of the loader, which no later step does. A run may
         be resumed at a step where a validation is due: no step was made then.

@@ -79,8 +79,8 @@ class Train(Section):
         batch_size: images of a batch over all workers.
         mixup_alpha: each pair becomes w·itself + (1 − w)·another of its batch, w ~ Beta(α, α) (Zhang et al.,
             ICLR 2018); 0 does not mix.
-        average_decay: decay of the exponential average of the weights.
-        max_skipped_steps: how many steps in a row may have a gradient that is not finite.
+        average_decay: decay of the exponential average of the weights, per step.
+        max_skipped_steps: maximum number of consecutive steps whose gradient is not finite.
     """
 
     network: Network

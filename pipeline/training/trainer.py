@@ -52,7 +52,7 @@ class Objective(nn.Module):
 
 @dataclass
 class Progress:
-    """How far training has come. It is part of the checkpoint and the same for equal runs, so it holds no times."""
+    """Progress of training. It is part of the checkpoint and the same for equal runs, so it holds no times."""
 
     step: int = 0
     skipped: int = 0
@@ -100,8 +100,8 @@ class Trainer:
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Take one step; return this worker's part of the loss and the norm of the gradient, both on the device.
 
-        The mean of the parts over all workers is the loss of the global batch. Where the gradient is not finite, the
-        weights and the optimiser stay as they are: fused optimisers decide that on the device.
+        The mean of the parts over all workers is the loss of the global batch. If the gradient is not finite, weights
+        and optimiser stay unchanged: fused optimisers decide that on the device.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.progress.step, self.recipe)
@@ -147,7 +147,7 @@ class Trainer:
             self.best = _on_cpu(self.averaged)
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint into `folder`. Raises OSError where it cannot."""
+        """Write a checkpoint into `folder`. Raises OSError if that fails."""
         state = {
             "config": asdict(self.network.config),
             "progress": asdict(self.progress),

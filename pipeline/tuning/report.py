@@ -32,7 +32,7 @@ def write(folder: Path, task: str, name: str, first: Mapping[str, Any] | None, t
     """Write trials.csv, tune.png and, when a trial has a result, proposal.yaml into `folder`.
 
     Args:
-        folder: made if it is missing.
+        folder: created if it is missing.
         task: task whose recipe was searched.
         name: name of the search.
         first: the values of params.yaml, if they were tried.
@@ -47,7 +47,7 @@ def write(folder: Path, task: str, name: str, first: Mapping[str, Any] | None, t
 
 
 def best(trials: Sequence[Trial]) -> Trial | None:
-    """Return the trial with the highest val PSNR, of equals the earliest; None if no trial has a result.
+    """Return the trial with the highest val PSNR, the earliest of equal ones; None if no trial has a result.
 
     Trials that diverged or failed do not count, whatever they reached before: the recipe would diverge or fail again.
     """

@@ -4,8 +4,9 @@ Optuna's sampler proposes values, asynchronous successive halving (ASHA; Li et a
 are worse than others at the same step. The reports of all trials are stored in DGUNET_STORAGE: a search that was killed
 continues under its name, and its trials continue from their last checkpoints.
 
-Population based training is not offered: it exchanges checkpoints through Tune, and ours are not stored there. Ray's
-dashboard must run: Ray Train uses it to release the resources of a stopped trial; without it the search never ends.
+Population based training is not offered: it exchanges checkpoints through Tune, which does not store the checkpoints
+here. Ray's dashboard must run: Ray Train releases the resources of a stopped trial through it; without it the search
+never ends.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def search(problem: Search, listener: Listener) -> list[Trial]:
     """
     trial_resources = resources_of_trial(problem.settings)
     at_once = trials_at_once(trial_resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    # The driver of a trial only waits. If it reserved a CPU, drivers would hold those that their own workers need.
+    # The driver of a trial only waits. If it reserved a CPU, drivers would hold the CPUs that their own workers need.
     waiting = tune.PlacementGroupFactory([{"memory": 1}])
     trainable = tune.with_resources(TrialRunner(problem.name, trial_resources, problem), waiting)
     trial_reports = TrialReports(listener)
@@ -101,7 +102,7 @@ def forget_trials(name: str, trials: list[Trial]) -> None:
 
 
 def resources_of_trial(settings: Tune) -> resources.WorkerResources:
-    """Return what one trial uses: one worker per whole GPU, else one worker."""
+    """Return the resources of one trial: one worker per whole GPU, else one worker."""
     count = max(1, math.floor(settings.gpus_per_trial))
     return resources.WorkerResources(count, settings.cpus_per_trial / count, settings.gpus_per_trial / count)
 
@@ -109,7 +110,7 @@ def resources_of_trial(settings: Tune) -> resources.WorkerResources:
 def trials_at_once(trial_resources: resources.WorkerResources, nodes: list[dict[str, float]]) -> int:
     """Return how many trials fit on `nodes` at once; ValueError if none fits.
 
-    If more ran at once, each would hold a part of its resources and wait for the rest.
+    If more trials ran, each would hold a part of its resources and wait for the rest.
 
     Args:
         trial_resources: what one trial uses.
@@ -162,7 +163,7 @@ def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution
 
 
 class TrialRunner:
-    """The function that Tune runs for each trial: a training run on the cluster under a name of its own."""
+    """The function that Tune runs for each trial: a training run on the cluster with its own name."""
 
     def __init__(self, name: str, trial_resources: resources.WorkerResources, problem: Search) -> None:
         self.__name__ = "trial"
@@ -193,7 +194,7 @@ class TrialRunner:
 
 
 class ResumableASHA(ASHAScheduler):  # type: ignore[misc]
-    """ASHA that receives all earlier reports again in a resumed search, as Tune does not store them."""
+    """ASHA that receives all earlier reports again in a resumed search, because Tune does not store them."""
 
     def __init__(self, *, earlier: Reports, **settings: Any) -> None:
         super().__init__(**settings)
@@ -239,7 +240,7 @@ class TrialReports(tune.Callback):  # type: ignore[misc]
 
 
 def _folder(trial: Any) -> str:
-    """Return a trial's folder name: its number, from 1, and its id; the order of Tune's lists changes on resuming."""
+    """Return a trial's folder name: its number, from 1, and its id. The order of Tune's lists changes on resuming."""
     return f"{trial.experiment_tag.partition('_')[0]}-{trial.trial_id}"
 
 

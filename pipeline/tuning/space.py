@@ -18,7 +18,7 @@ SIGNIFICANT_DIGITS = 3  # of a sampled float, so that the proposal holds exactly
 
 
 def rounded(space: Mapping[str, Dimension], sampled: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sampled values with floats rounded to three significant digits, never outside of their range."""
+    """Return the sampled values with floats rounded to three significant digits, within their range."""
     return {name: _rounded(space[name], value) for name, value in sampled.items()}
 
 
@@ -37,7 +37,7 @@ def nested(values: Mapping[str, Any], content: Mapping[str, Any] | None = None) 
 
 
 def current(train: Train, space: Mapping[str, Dimension]) -> dict[str, Any] | None:
-    """Return the current values of `train`; None if one of them is outside of the search space."""
+    """Return the current values of `train`; None if one of them is outside the search space."""
     values: dict[str, Any] = {}
     for name, dimension in space.items():
         value: Any = train

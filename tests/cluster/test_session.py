@@ -103,7 +103,7 @@ def test_an_address_where_no_head_answers_is_refused_soon(monkeypatch: pytest.Mo
     monkeypatch.setattr(session_module, "SECONDS_TO_ANSWER", 0.2)
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was asked"))
     with listening(b"") as silent, listening(b"SSH-2.0-OpenSSH_9.2\r\n") as other:
-        refused = {f"{prefix}{silent}": "no Ray head answers", f"{prefix}{other}": "is no Ray head"}
+        refused = {f"{prefix}{silent}": "no Ray head answers", f"{prefix}{other}": "is not a Ray head"}
         refused |= {f"{prefix}127.0.0.1:1": "cannot be reached", f"{prefix}[::1]:1": "cannot be reached"}
         refused |= {f"{prefix}no-such-host.invalid:6379": "cannot be reached", "head": "should be HOST:PORT"}
         for address, message in refused.items():
@@ -148,8 +148,8 @@ def test_an_address_that_speaks_grpc_is_joined(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda *_: state(sockets={"127.0.0.1": "/no/such/socket"}), "this machine is no node of that cluster"),
-        (lambda *_: state(sockets={"192.0.2.1": __file__}), "this machine is no node of that cluster"),
+        (lambda *_: state(sockets={"127.0.0.1": "/no/such/socket"}), "this machine is not a node of that cluster"),
+        (lambda *_: state(sockets={"192.0.2.1": __file__}), "this machine is not a node of that cluster"),
         (lambda *_: state(ray_version="2.59.0"), "the cluster has Ray 2.59.0 and Python"),
         (lambda *_: state(python_version="3.12.1"), "and Python 3.12.1, this machine Ray"),
         (raising(PermissionError("no")), "the head refuses the token: set RAY_AUTH_MODE=token"),
@@ -180,7 +180,7 @@ def test_a_folder_that_is_too_deep_for_sockets_is_replaced(monkeypatch: pytest.M
     with session():
         assert list(tasks.map_unordered(variable_of_task, ["TMPDIR"])) == [str(deep)]
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(ValueError, match="too deep for Ray's sockets: set RAY_TMPDIR"), session():
+    with pytest.raises(ValueError, match="too long a path for Ray's sockets: set RAY_TMPDIR"), session():
         pass
 
 

@@ -38,6 +38,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("PYTHONPATH", PYTHONPATH)
         patch.setenv("DGUNET_STORAGE", str(folder))
         patch.setattr(lease, "SECONDS_TO_SETTLE", 0.1)  # no other driver is there
+        patch.setattr(training_run, "SECONDS_UNTIL_NOTICE", 600.0)  # busy CPUs are no cluster without room
         with session():
             yield folder
 
@@ -113,14 +114,11 @@ def counted(folder: Path, name: str, last: int) -> tuple[list[int], Path]:
     return steps, folder / "out"
 
 
-def test_a_killed_worker_continues_from_the_last_checkpoint_and_no_report_is_repeated(
-    storage: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "2.kill").touch()
-    steps, out = counted(tmp_path, "killed", 4)
-    assert (out / "step").read_text() == "4"
-    assert steps == [1, 2, 3, 4]
-    assert (tmp_path / "starts").read_text() == "0 2 "
+@pytest.fixture(scope="module")
+def stored_run(storage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of three steps in the storage; a copy is a run of another name."""
+    counted(tmp_path_factory.mktemp("stored"), "stored", 3)
+    return storage / "stored"
 
 
 def test_an_error_that_no_retry_can_correct_is_raised_at_once(storage: Path, tmp_path: Path) -> None:
@@ -132,9 +130,11 @@ def test_an_error_that_no_retry_can_correct_is_raised_at_once(storage: Path, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backup_too", [False, True])
-def test_a_damaged_list_of_checkpoints_does_not_stop_a_run(storage: Path, tmp_path: Path, backup_too: bool) -> None:
+def test_a_damaged_list_of_checkpoints_does_not_stop_a_run(
+    storage: Path, stored_run: Path, tmp_path: Path, backup_too: bool
+) -> None:
     name = f"cut-{backup_too}"
-    counted(tmp_path, name, 3)
+    shutil.copytree(stored_run, storage / name)
     for file in (storage / name).glob("checkpoint_manager_snapshot.json*" if backup_too else "*.json"):
         file.write_bytes(file.read_bytes()[:40])
     notices: list[str] = []
@@ -142,17 +142,16 @@ def test_a_damaged_list_of_checkpoints_does_not_stop_a_run(storage: Path, tmp_pa
         partial(count, 5, str(tmp_path)), name=name, into=tmp_path / "out", listener=RunListener(notice=notices.append)
     )
     assert (tmp_path / "out" / "step").read_text() == "5"
-    assert (tmp_path / "starts").read_text() == ("0 0 " if backup_too else "0 3 ")
+    assert (tmp_path / "starts").read_text() == ("0 " if backup_too else "3 ")
     assert ("starting again from step 0" if backup_too else "continuing from the last one that is complete") in notices[
         0
     ]
 
 
-def test_a_list_that_cannot_be_read_at_the_moment_is_not_changed(storage: Path, tmp_path: Path) -> None:
-    counted(tmp_path, "flaky", 3)
-    before = sorted((path, path.read_bytes()) for path in (storage / "flaky").rglob("*") if path.is_file())
+def test_a_list_that_cannot_be_read_at_the_moment_is_not_changed(stored_run: Path) -> None:
+    before = sorted((path, path.read_bytes()) for path in stored_run.rglob("*") if path.is_file())
 
-    filesystem, folder = checkpoints.filesystem(str(storage / "flaky"))
+    filesystem, folder = checkpoints.filesystem(str(stored_run))
 
     class Flaky:
         def __getattr__(self, name: str) -> Any:
@@ -164,12 +163,12 @@ def test_a_list_that_cannot_be_read_at_the_moment_is_not_changed(storage: Path, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints, "filesystem", lambda address: (Flaky(), folder))
         with pytest.raises(OSError, match="the network is down"):
-            checkpoints.repair_snapshot(str(storage / "flaky"))
-    assert before == sorted((path, path.read_bytes()) for path in (storage / "flaky").rglob("*") if path.is_file())
+            checkpoints.repair_snapshot(str(stored_run))
+    assert before == sorted((path, path.read_bytes()) for path in stored_run.rglob("*") if path.is_file())
 
 
-def test_a_backup_that_lists_a_deleted_checkpoint_can_be_used(storage: Path, tmp_path: Path) -> None:
-    counted(tmp_path, "stale", 3)
+def test_a_backup_that_lists_a_deleted_checkpoint_can_be_used(storage: Path, stored_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(stored_run, storage / "stale")
     (storage / "stale" / checkpoints.SNAPSHOT).write_bytes(b"{")
     first, last = sorted(path for path in (storage / "stale").iterdir() if path.is_dir())
     shutil.rmtree(first)
@@ -181,19 +180,19 @@ def test_a_backup_that_lists_a_deleted_checkpoint_can_be_used(storage: Path, tmp
     ] == (last.name)
     assert checkpoints.repair_snapshot(str(storage / "stale")) is None
     counted(tmp_path, "stale", 5)
-    assert (tmp_path / "starts").read_text() == "0 3 "
+    assert (tmp_path / "starts").read_text() == "3 "
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_left_out_for_the_one_before(storage: Path, tmp_path: Path) -> None:
-    counted(tmp_path, "power", 3)
+def test_a_damaged_checkpoint_is_left_out_for_the_one_before(storage: Path, stored_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(stored_run, storage / "power")
     last = max(path for path in (storage / "power").iterdir() if path.is_dir())
     (last / "step").write_bytes(b"")
     notices: list[str] = []
     listener = RunListener(notice=notices.append)
     training_run.fit(partial(count, 5, str(tmp_path)), name="power", into=tmp_path / "out", listener=listener)
     assert (tmp_path / "out" / "step").read_text() == "5"
-    assert (tmp_path / "starts").read_text() == "0 2 "
+    assert (tmp_path / "starts").read_text() == "2 "
     assert "continuing from the last one that is complete" in notices[0]
 
 
@@ -223,6 +222,19 @@ def test_workers_are_planned_so_that_they_fit_on_the_nodes(monkeypatch: pytest.M
     monkeypatch.setenv("DGUNET_CPUS_PER_WORKER", "9")
     with pytest.raises(ValueError, match="DGUNET_CPUS_PER_WORKER"):
         resources.plan_resources(gpu_nodes)
+
+
+@pytest.mark.parametrize("address", ["", "head:6379"])
+def test_a_run_starts_processes_of_ray_only_where_they_are_needed(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    trainer = training_run._run_trainer(lambda context: None, "run", None, resources.WorkerResources(1, 1.0, 0.0))
+    names = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
+    assert names[0] == "WorkerGroupCleanup"
+    assert "BackendSetupCallback" in names
+    assert "DatasetsCallback" not in names
+    assert ("PlacementGroupCleanerCallback" in names) == bool(address), "on a cluster it frees what a dead run held"
 
 
 def test_one_process_at_a_time_holds_the_lock_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,18 +374,19 @@ def test_too_many_failures_of_workers_end_a_run_with_one_line(
         counted(tmp_path, "lost", 3)
 
 
-def test_failures_are_counted_from_0_after_a_new_checkpoint(
+def test_killed_workers_continue_from_the_last_checkpoint_after_which_failures_are_counted_from_0(
     storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DGUNET_MAX_FAILURES", "1")
     for step in (1, 2, 3):
         (tmp_path / f"{step}.kill").touch()
-    steps, _ = counted(tmp_path, "often", 4)
-    assert steps == [1, 2, 3, 4]
+    steps, out = counted(tmp_path, "often", 4)
+    assert steps == [1, 2, 3, 4], "no report is repeated"
+    assert (out / "step").read_text() == "4"
     assert (tmp_path / "starts").read_text() == "0 1 2 3 "
 
 
-def test_a_run_says_that_a_batch_is_too_small_for_all_workers(
+def test_a_run_says_that_a_batch_is_too_small_for_all_workers_and_its_checkpoints_can_be_deleted(
     storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DGUNET_WORKERS", "2")
@@ -381,13 +394,19 @@ def test_a_run_says_that_a_batch_is_too_small_for_all_workers(
     work, listener = partial(count, 1, str(tmp_path)), RunListener(notice=notices.append)
     training_run.fit(work, name="capped", into=tmp_path / "out", listener=listener, most_workers=1)
     assert notices == ["1 workers, not 2: a batch has 1 images (train.batch_size)"]
+    assert list((storage / "capped").iterdir())
+    checkpoints.delete_checkpoints("capped")
+    assert not (storage / "capped").exists()
 
 
-def test_the_checkpoints_of_a_finished_run_are_deleted(storage: Path, tmp_path: Path) -> None:
-    counted(tmp_path, "finished", 2)
-    assert list((storage / "finished").iterdir())
-    checkpoints.delete_checkpoints("finished")
-    assert not (storage / "finished").exists()
+def test_the_two_signals_of_one_stop_request_do_not_interrupt_the_saving() -> None:
+    for first, second in ((signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)):
+        with training_run._stop_signals() as stop:
+            signal.raise_signal(first)
+            assert stop.is_set()
+            signal.raise_signal(second)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
 
 
 DRIVER = """
@@ -417,43 +436,39 @@ def processes_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_driver_that_was_killed_continues_when_it_is_started_again(tmp_path: Path) -> None:
-    with driver(tmp_path, 100_000) as first:  # cannot end by itself
-        until((tmp_path / "made4").exists)
-        children = processes_of(first)
-        first.kill()
-        first.wait()
+@pytest.mark.timeout(1800)
+def test_a_driver_that_was_killed_or_asked_to_stop_leaves_no_process_and_can_be_continued(tmp_path: Path) -> None:
+    def made() -> int:
+        return len(list(tmp_path.glob("made*")))
+
+    def interrupt(how: signal.Signals) -> str:
+        """Run a driver that cannot end by itself, and send it a signal after four more steps."""
+        last = tmp_path / f"made{made() + 4}"
+        with driver(tmp_path, 100_000) as running:
+            until(lambda: last.exists() or running.poll() is not None)
+            children = processes_of(running)
+            if how == signal.SIGINT:
+                os.killpg(running.pid, how)  # Ctrl-C in a terminal goes to all
+            else:
+                running.send_signal(how)
+            output, _ = running.communicate()
+        assert running.returncode != 0
         until(lambda: not any(command(each) for each in children))
-    with driver(tmp_path, len(list(tmp_path.glob("made*"))) + 4) as second:
-        output, _ = second.communicate()
-    assert second.returncode == 0, output
-    first_start, resumed = (int(step) for step in (tmp_path / "starts").read_text().split())
-    assert first_start == 0
-    assert resumed >= 2  # the third of four may not have been committed
-    assert int((tmp_path / "out" / "step").read_text()) > resumed
+        return output
 
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_driver_that_is_asked_to_stop_saves_first_and_leaves_no_process(tmp_path: Path, how: signal.Signals) -> None:
-    with driver(tmp_path, 100_000) as asked:  # cannot end by itself
-        until((tmp_path / "made3").exists)
-        children = processes_of(asked)
-        if how == signal.SIGINT:
-            os.killpg(asked.pid, how)  # Ctrl-C in a terminal goes to all
-        else:
-            asked.send_signal(how)
-        output, _ = asked.communicate()
-    assert asked.returncode != 0
-    assert "Interrupted" in output
-    until(lambda: not any(command(each) for each in children))
-    steps = len(list(tmp_path.glob("made*")))
-    with driver(tmp_path, steps + 2) as again:
+    interrupt(signal.SIGKILL)
+    saved = []
+    for how in (signal.SIGTERM, signal.SIGINT):
+        assert "Interrupted" in interrupt(how)
+        saved.append(made())
+    with driver(tmp_path, saved[-1] + 2) as again:
         output, _ = again.communicate()
     assert again.returncode == 0, output
-    assert (tmp_path / "starts").read_text() == f"0 {steps} "
+    first, after_kill, *after_requests = (int(step) for step in (tmp_path / "starts").read_text().split())
+    assert first == 0
+    assert after_kill >= 2  # the third of four may not have been committed
+    assert after_requests == saved, "what was asked to stop has saved its last step"
+    assert (tmp_path / "out" / "step").read_text() == str(saved[-1] + 2)
 
 
 def on_nodes(script: str, folder: Path) -> str:
@@ -492,11 +507,12 @@ ELASTIC = """
     from pathlib import Path
     import ray
     from ray.cluster_utils import Cluster
+    from pipeline.cluster import training_run
     from pipeline.cluster.session import session
-    from pipeline.cluster.training_run import fit
     from pipeline.cluster.channel import RunListener
     from processes import until
     from test_training_run import count_together
+    training_run.SECONDS_BETWEEN_RESIZES = 3.0
     folder = Path(sys.argv[1])
     os.environ |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -506,7 +522,8 @@ ELASTIC = """
     with session():
         work = partial(count_together, str(folder))
         listener = RunListener(notice=lambda text: print(text, flush=True))
-        run = ThreadPoolExecutor().submit(fit, work, name="elastic", into=folder / "out", listener=listener)
+        place = folder / "out"
+        run = ThreadPoolExecutor().submit(training_run.fit, work, name="elastic", into=place, listener=listener)
         until((folder / "made5").exists)
         nodes.remove_node(second, allow_graceful=False)
         until(lambda: list(folder.glob("1-workers-at-*")))

@@ -52,14 +52,14 @@ def changed(place: str, value: Any, params: dict[str, Any] | None = None) -> dic
         ("seed", None, "seed: missing"),
         ("prepare.split.val", 1.5, "prepare.split.val: should be less than 1"),
         ("prepare.min_sides", 3, "prepare.min_sides: no such key"),
-        ("prepare.sources", [{"kind": "startr"}], "prepare.sources.0: there is no kind 'startr'; there is: 'starter'"),
+        ("prepare.sources", [{"kind": "startr"}], "prepare.sources.0: there is no kind 'startr'; available: 'starter'"),
         ("denoise.synthesize.tile_size", 3.5, "denoise.synthesize.tile_size: should be a valid integer"),
         ("denoise.synthesize.degradation.sigma", [50, 25], "sigma: expected [from, to]"),
         ("denoise.synthesize.copies", 2, "denoise.synthesize: copies must be 1 where online is true, not 2"),
         (
             "derain.synthesize.degradation.kind",
             "rain",
-            "derain.synthesize.degradation: there is no kind 'rain'; there is: ",
+            "derain.synthesize.degradation: there is no kind 'rain'; available: ",
         ),
         ("derain.train.learning_rate", -1, "derain.train.learning_rate: should be greater than 0, not -1"),
         ("derain.train.learning_rates", 1, "derain.train.learning_rates: no such key"),
@@ -69,7 +69,7 @@ def changed(place: str, value: Any, params: dict[str, Any] | None = None) -> dic
         (
             "prepare.sources",
             [{"kind": "zip"}],
-            "prepare.sources.0: there is no kind 'zip'; there is: 'starter', 'folder'",
+            "prepare.sources.0: there is no kind 'zip'; available: 'starter', 'folder'",
         ),
         ("prepare.sources", [{"path": "photos"}], "prepare.sources.0: needs a `kind`"),
         ("promote.margin_db", "much", "promote.margin_db: should be a valid number, not 'much'"),
@@ -85,7 +85,7 @@ def changed(place: str, value: Any, params: dict[str, Any] | None = None) -> dic
         ("defaults", None, "defaults: missing"),
         ("defaults", 3, "defaults: should be a mapping, not 3"),
         ("defaults.train", 3, "defaults.train: should be a mapping, not 3"),
-        ("defaults.trian", {}, "defaults.trian: no such key; there is: synthesize, train, evaluate"),
+        ("defaults.trian", {}, "defaults.trian: no such key; available: synthesize, train, evaluate"),
         ("defaults.train.learning_rates", 1, "defaults.train.learning_rates: no such key"),
         ("defaults.train.learning_rate", -1, "defaults.train.learning_rate: should be greater than 0, not -1"),
         ("defaults.train.loss", None, "defaults.train.loss: missing"),
@@ -100,20 +100,20 @@ def changed(place: str, value: Any, params: dict[str, Any] | None = None) -> dic
         ("benchmarks", None, "benchmarks: missing"),
         ("benchmarks.Set11.dataset", None, "benchmarks.Set11: give dataset or clean"),
         ("benchmarks.Set11.clean", "x", "benchmarks.Set11: give dataset or clean"),
-        ("benchmarks.Set11.dataset", "set1", "benchmarks.Set11: there is no data set `set1`; there is: bsds500, "),
-        ("benchmarks.Set11.split", "train", "benchmarks.Set11: data set set11 has no split `train`; there is: test"),
+        ("benchmarks.Set11.dataset", "set1", "benchmarks.Set11: there is no data set `set1`; available: bsds500, "),
+        ("benchmarks.Set11.split", "train", "benchmarks.Set11: data set set11 has no split `train`; available: test"),
         (
             "benchmarks.Rain100H.degradation",
             {"kind": "none"},
             "benchmarks.Rain100H: rain100h has its own degraded images",
         ),
         ("benchmarks.Rain100H.degraded", "x", "benchmarks.Rain100H: a dataset has its own degraded images"),
-        ("prepare.sources", [{"kind": "dataset", "name": "set1"}], "there is no data set `set1`; there is: bsds500, "),
+        ("prepare.sources", [{"kind": "dataset", "name": "set1"}], "there is no data set `set1`; available: bsds500, "),
         ("benchmarks.Set11.clear", "x", "benchmarks.Set11.clear: no such key"),
         ("benchmarks.Set11.protocol.color", "luma", "benchmarks.Set11.protocol.color: no such key"),
         ("benchmarks.Set5 x2.degradation.scale", "two", "benchmarks.Set5 x2.degradation.scale: "),
         ("derain.trian", {}, "derain.trian: no such key"),
-        ("tasks", ["deran"], "tasks: deran has no section; there is: denoise, derain"),
+        ("tasks", ["deran"], "tasks: deran has no section; available: denoise, derain"),
         ("tasks", ["derain", "derain"], "tasks: a task is named twice"),
         ("tasks", [], "tasks: list should have at least 1 item"),
     ],
@@ -241,9 +241,11 @@ def test_a_section_is_read_by_its_dotted_name(tmp_path: Path) -> None:
     assert load_task_section("denoise", "synthesize", Synthesize, path).online
     assert load_section("prepare", Prepare, path).sources[0].kind == "starter"
     assert load_section("seed", int, path) == small_params()["seed"]
-    with pytest.raises(ParamsError, match=r"prepare\.split has no `vla`; there is: val, test"):
+    with pytest.raises(ParamsError, match=r"prepare\.split has no `vla`; available: val, test"):
         load_section("prepare.split.vla", float, path)
-    with pytest.raises(ParamsError, match=r"params\.yaml has no task `deran`; there is: denoise, derain, denoise_gray"):
+    with pytest.raises(
+        ParamsError, match=r"params\.yaml has no task `deran`; available: denoise, derain, denoise_gray"
+    ):
         load_task_section("deran", "train", Train, path)
     with pytest.raises(ParamsError, match="has no task `prepare`"):
         load_task_section("prepare", "train", Train, path)

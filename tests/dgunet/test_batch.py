@@ -65,7 +65,7 @@ def test_files_that_are_no_photographs_are_counted_and_do_not_change_the_status(
     assert restore(model, photos, "out") == 0
     assert files("out") == ALL
     printed = capsys.readouterr()
-    assert printed.out.endswith("3 files are not photographs this reads: .xyz 2, .txt 1\n")
+    assert printed.out.endswith("3 files are not supported photographs: .xyz 2, .txt 1\n")
     assert printed.err == ""
 
 
@@ -88,7 +88,7 @@ def test_what_is_no_file_is_refused_with_the_reason_and_blocks_nothing(photos, m
     error = capsys.readouterr().err
     assert "photos/itself.png: refused: Too many levels of symbolic links\n" in error
     assert "photos/nothing.png: refused: a link to a file that does not exist: gone.png\n" in error
-    assert "photos/up: refused: a link to a folder that it lies in\n" in error
+    assert "photos/up: refused: a link to a folder that contains it\n" in error
     assert "photos/pipe.png: refused: not a regular file\n" in error
     assert "photos/locked: refused: the folder cannot be opened: Permission denied\n" in error
 
@@ -286,7 +286,7 @@ def test_an_interrupted_batch_keeps_what_is_done_and_goes_on_with_skip_existing(
     assert files("out") == ["a.png", "b.png"]
     printed = capsys.readouterr()
     assert re.search(r"^restored +2  in .*\nnot tried +2\n\Z", printed.out, re.MULTILINE)
-    assert printed.err == "dgunet: interrupted; run again with --skip-existing to go on\n"
+    assert printed.err == "dgunet: interrupted; run again with --skip-existing to continue\n"
     counts = count_writes(monkeypatch)
     assert restore(model, photos, "out", "--skip-existing") == 0
     assert counts["writes"] == 2
@@ -321,7 +321,7 @@ def test_a_folder_that_does_not_tell_cases_apart_loses_no_photo(photos, model, c
     Path("out/a.png").symlink_to("A.png")  # as such a file system answers
     before = Path("out/A.png").read_bytes()
     assert restore(model, photos, "out", "--overwrite") == 1
-    assert "a.png: refused: would replace out/A.png: this folder does not tell apart" in capsys.readouterr().err
+    assert "a.png: refused: would replace out/A.png: this folder does not distinguish" in capsys.readouterr().err
     assert Path("out/a.png").read_bytes() == before
 
 
@@ -345,7 +345,7 @@ def test_a_disk_that_takes_no_more_stops_the_batch(number, photos, model, capsys
     assert files("out") == ["a.png"]
     printed = capsys.readouterr()
     assert re.search(r"^restored +1  in .*\nnot tried +3\n\Z", printed.out, re.MULTILINE)
-    assert re.fullmatch(r"dgunet: out/b\.png: the .*; run again with --skip-existing to go on\n", printed.err)
+    assert re.fullmatch(r"dgunet: out/b\.png: the .*; run again with --skip-existing to continue\n", printed.err)
 
 
 def test_a_disk_that_is_full_leaves_no_half_file(photos, model, small_disk: SmallDisk, capsys):

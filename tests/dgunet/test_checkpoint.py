@@ -163,7 +163,7 @@ def test_weights_that_config_json_does_not_describe_are_refused(folder, network)
 def test_weights_that_are_not_finite_are_refused(tmp_path, network, value):
     next(network.parameters()).data.fill_(value)
     save_model(network, tmp_path / "diverged", {})
-    with pytest.raises(ValueError, match="infinite or no numbers, as after a training that diverged"):
+    with pytest.raises(ValueError, match="infinite or not numbers, as after training that diverged"):
         load_model(tmp_path / "diverged")
 
 

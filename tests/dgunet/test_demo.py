@@ -88,7 +88,7 @@ def test_the_stages_are_shown(page):
 def test_what_is_wrong_is_said_in_a_line(page):
     data = encode(photo(), "PNG")[0]
     for request, status, message in (
-        (("restore", b"garbage"), 400, "no PNG, JPEG, TIFF, BMP, WebP, AVIF or HEIC image of a known kind"),
+        (("restore", b"garbage"), 400, "not a PNG, JPEG, TIFF, BMP, WebP, AVIF or HEIC image of a known kind"),
         (("restore", data[:-40]), 400, "damaged or truncated"),
         (("restore", encode(photo(101, 100), "PNG")[0]), 400, "100x101 are 10100 pixels, more than the 10000 allowed"),
         (("delete", data), 404, "there is no such action"),
@@ -235,7 +235,7 @@ async def visit(address: str, file: Path, folder: Path) -> None:
         await browser.choose_file("#file", folder / "garbage.png")
         await browser.value("document.getElementById('restore').click()")
         await browser.wait_for("document.getElementById('message').className === 'error'")
-        assert (await browser.value("document.getElementById('message').textContent")).startswith("no PNG, JPEG")
+        assert (await browser.value("document.getElementById('message').textContent")).startswith("not a PNG, JPEG")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dgunet import explanation_page
 from dgunet.__main__ import main
 from dgunet.checkpoint import save_model
 from dgunet.config import LocalStatistics
@@ -151,13 +152,21 @@ def test_a_part_of_a_photo(files, capsys):
     assert 'width="16" height="16"' in page
     assert "PSNR" not in page
     assert main(["explain", "photo.png", "--model", "model", "--crop", "40,0,16"]) == 2
-    assert "outside of photo.png, which has 40x24 pixels" in capsys.readouterr().err
+    assert "outside photo.png, which has 40x24 pixels" in capsys.readouterr().err
 
 
-def test_a_large_photo_is_explained_in_its_middle(files):
-    write_photo("large.png", Photo(np.zeros((1000, 1001, 3), np.uint8)))
-    assert main(["explain", "large.png", "--model", "model"]) == 0
-    assert "The part from (116, 116) of 768x768 pixels, of 1001x1000." in Path("large.explain.html").read_text()
+def test_a_large_photo_is_explained_in_its_middle(files, monkeypatch):
+    monkeypatch.setattr(explanation_page, "MAX_PIXELS", 10_000)
+    monkeypatch.setattr(explanation_page, "SIDE", 72)
+    for name, width, says in (
+        ("large", 101, "The part from (14, 14) of 72x72 pixels, of 101x100."),
+        ("whole", 100, ""),
+    ):
+        write_photo(f"{name}.png", Photo(np.zeros((100, width, 3), np.uint8)))
+        assert main(["explain", f"{name}.png", "--model", "model"]) == 0
+        page = Path(f"{name}.explain.html").read_text()
+        assert says in page
+        assert ("The part from" in page) == bool(says)
 
 
 def test_mistakes_are_refused_and_write_nothing(files, capsys):

@@ -148,7 +148,7 @@ def test_of_several_sets_of_weights_one_is_chosen_by_its_key(weights):
     for key, first in (("params", weights), ("params_ema", averaged), ("params_ema.module", averaged)):
         network = published.from_state_dict(both, key=key)
         assert torch.equal(network.first.proximal.shallow.embed.weight, first["shallow_feat1.0.weight"]), key
-    with pytest.raises(ValueError, match="no weights under ema; there are: params, params_ema"):
+    with pytest.raises(ValueError, match="no weights under ema; available: params, params_ema"):
         published.from_state_dict(both, key="ema")
 
 

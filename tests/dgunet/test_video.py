@@ -163,10 +163,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert len(frames(Path("out/b.mp4"))) == len(TIMES)
     for arguments, message in (
         (["a.mp4", "out/b.mp4"], "exists; --overwrite replaces it"),
-        (["a.mp4", "a.mp4", "--overwrite"], "but not the film itself"),
+        (["a.mp4", "a.mp4", "--overwrite"], "unless it is the film itself"),
         (["a.mp4", "b.gif"], "give a name that ends in .mp4, .mov, .mkv"),
         (["none.mp4", "b.mp4"], "none.mp4: there is no such file"),
-        (["model/config.json", "b.mp4"], "no film this reads"),
+        (["model/config.json", "b.mp4"], "not a supported film"),
     ):
         assert main(["film", *arguments, "--model", "model"]) == 2
         assert message in capsys.readouterr().err

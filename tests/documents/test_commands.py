@@ -32,6 +32,7 @@ TRAIN = {
     "patch_size": 32,
     "batch_size": 2,
 }
+EVALUATE = {"local_statistics": [{"window": 96, "of": ["norm"]}]}  # each that is tried measures the val split again
 
 SET_CHAMPIONS = """
 from mlflow import MlflowClient
@@ -47,7 +48,7 @@ def shrink(params: dict[str, Any]) -> None:
     """Tiny values for all tasks, and the photographs in the folder that the documents name."""
     merge(params, {"tasks": ["denoise"], "prepare": {"sources": [{"kind": "folder", "path": "~/photos"}]}})
     for section in (params["defaults"], params["denoise"]):
-        merge(section, {"synthesize": SYNTHESIZE, "train": TRAIN})
+        merge(section, {"synthesize": SYNTHESIZE, "train": TRAIN, "evaluate": EVALUATE})
 
 
 class Reader:

@@ -297,7 +297,7 @@ def test_other_tasks_take_the_clean_side_of_real_pairs_once(tmp_path: Path) -> N
 
 def test_real_pairs_that_are_not_there_or_would_be_degraded_again_are_refused(tmp_path: Path) -> None:
     content = {**merged_section(PARAMS, "derain", "synthesize"), "real_pairs": ["rain/target"]}
-    with pytest.raises(ParamsError, match="taken as they came"):
+    with pytest.raises(ParamsError, match="used unchanged"):
         validated(content, Synthesize)
     settings = validated({**content, "degradation": {"kind": "none"}, "copies": 1}, Synthesize)
     with pytest.raises(ValueError, match=r"no pair from pairs:rain/target; it has pairs from no source"):

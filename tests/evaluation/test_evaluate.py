@@ -376,7 +376,7 @@ def test_an_empty_folder_is_an_absent_benchmark(tmp_path):
         missing = Benchmark("set", folder.clean, place, None, RGB).absent()
         assert missing is not None and missing.startswith(place)
     (tmp_path / "no.zip").write_bytes(b"x")
-    with pytest.raises(ValueError, match="not a whole archive"):
+    with pytest.raises(ValueError, match="incomplete or damaged"):
         Benchmark("set", str(tmp_path / "no.zip"), None, None, RGB).absent()
 
 
@@ -407,7 +407,7 @@ def test_images_of_a_benchmark_lie_in_the_folder_that_the_environment_names(tmp_
     for place in ("/mnt/set/target", "https://example.org/set.zip!target"):
         content["clean"] = place
         assert load_benchmark(params, "set").clean == place
-    with pytest.raises(ValueError, match=r"no benchmark `sett` in params\.yaml; there is: set"):
+    with pytest.raises(ValueError, match=r"no benchmark `sett` in params\.yaml; available: set"):
         load_benchmark(params, "sett")
 
 
@@ -445,7 +445,7 @@ def test_a_benchmark_may_name_a_published_set(monkeypatch):
     assert found.absent() == "/sets/Rain100L"
     for dataset, message in (
         ("bsds500", "benchmarks.set: give a split of bsds500: train, test"),
-        ("rain", "benchmarks.set: there is no data set `rain`; there is: "),
+        ("rain", "benchmarks.set: there is no data set `rain`; available: "),
     ):
         content["dataset"] = dataset
         with pytest.raises(ValueError, match=message):

@@ -73,7 +73,7 @@ def test_without_a_connection_the_cached_model_is_used_with_a_line(server, capsy
     ("fault", "message"),
     [
         ("cut", r"model\.safetensors: the connection ended after \d+ of \d+ bytes; try again"),
-        ("changed", r"the sha256 of what came is .* instead of .*: damaged or changed"),
+        ("changed", r"the sha256 of the received file is .* instead of .*: damaged or changed"),
     ],
 )
 def test_what_came_incomplete_or_changed_is_not_kept(server, tmp_path, fault, message):
@@ -107,7 +107,7 @@ def test_a_pinned_checksum_holds_for_a_model_without_one(server, tmp_path):
     config = server.folder / "derain" / "config.json"
     config.write_text(config.read_text().replace("weights_sha256", "former"))
     model_folder(f"{server.address}/derain#sha256={sha256(server)}")
-    with pytest.raises(ValueError, match="the sha256 of what came is"):
+    with pytest.raises(ValueError, match="the sha256 of the received file is"):
         model_folder(f"{server.address}/derain#sha256={'0' * 64}")
 
 

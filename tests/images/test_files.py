@@ -327,7 +327,7 @@ def test_damage_inside_sixteen_bit_colour_is_refused(tmp_path):
 
 def test_files_other_than_still_images_of_8_or_16_bits_are_refused():
     frames = [Image.fromarray(smooth(3)), Image.fromarray(smooth(3)[::-1])]
-    with pytest.raises(UnreadableImage, match="no PNG, JPEG"):
+    with pytest.raises(UnreadableImage, match="not a PNG, JPEG"):
         read_photo(b"hello")
     with pytest.raises(UnreadableImage, match="animation"):
         read_photo(encoded(frames[0], "PNG", save_all=True, append_images=frames[1:]))

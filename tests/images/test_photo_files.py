@@ -369,7 +369,7 @@ def test_heic_without_the_package_that_reads_it_is_refused_with_the_remedy(monke
         (b"<!DOCTYPE html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
         (b"", "an empty file"),
-        (b"hello", "no PNG, JPEG"),
+        (b"hello", "not a PNG, JPEG"),
     ],
 )
 def test_other_formats_are_refused_by_their_name(start, message):

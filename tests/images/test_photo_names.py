@@ -44,9 +44,9 @@ def test_unread_files_are_counted_by_suffix():
     counts = names.count_unread(listed, SUFFIXES)
     assert counts == {".heic": 9, ".txt": 3}
     line = names.describe_unread(counts)
-    assert line.startswith("12 files are not photographs this reads: .heic 9, .txt 3")
+    assert line.startswith("12 files are not supported photographs: .heic 9, .txt 3")
     assert "dgunet[photos]" in line
-    assert names.describe_unread({"": 1}) == "1 file is not a photograph this reads: no suffix 1"
+    assert names.describe_unread({"": 1}) == "1 file is not a supported photograph: no suffix 1"
     assert names.describe_unread({}) == ""
 
 

@@ -69,7 +69,7 @@ def test_the_pipeline_survives_what_happens_to_a_cluster(cluster: Site) -> None:
         (0, {"DGUNET_WORKERS": "40"}, "40 workers do not fit on the cluster"),
         (0, {"MLFLOW_TRACKING_URI": "http://10.77.0.254:1"}, "MLflow at http://10.77.0.254:1 does not answer"),
         (0, {"DGUNET_STORAGE": "/dev/shm/runs"}, "the nodes 10.77.0.2, 10.77.0.3 do not see this folder"),
-        (None, {"RAY_ADDRESS": "10.77.0.1:6379"}, "this machine is no node of that cluster"),
+        (None, {"RAY_ADDRESS": "10.77.0.1:6379"}, "this machine is not a node of that cluster"),
     ],
 )
 def test_faults_are_found_before_the_first_work(

@@ -1,8 +1,7 @@
 """Files of infra/ for Kubernetes, MLflow, images, metrics and clouds: typos, secrets and loose versions are refused.
 
-Checks in Python always run. Those by the engines' own tools run where the tool lies on PATH or in a folder of
-DGUNET_TEST_TOOLS; those by KubeRay's definitions where DGUNET_TEST_SCHEMAS names the folder that holds
-`ray.io_rayjobs.yaml` of KubeRay's v1.7.0 (ray-operator/config/crd/bases).
+Checks in Python always run, those by KubeRay's definition too: rayjob.schema.json names its source. Those by the
+engines' own tools run where the tool lies on PATH or in a folder of DGUNET_TEST_TOOLS.
 """
 
 import configparser
@@ -32,6 +31,7 @@ OVERLAYS = ["base", "overlays/gpu-spot", "overlays/kueue"]
 CHECKED = {  # files, and their kind in fields.yaml
     "kuberay/base/rayjob.yaml": "rayjob",
     "kuberay/base/networkpolicy.yaml": "networkpolicy",
+    "kuberay/podmonitor.yaml": "podmonitor",
     **{f"kuberay/{overlay}/kustomization.yaml": "kustomization" for overlay in OVERLAYS},
     "mlflow/values.yaml": "values",
     "mlflow/compose.yaml": "compose",
@@ -291,6 +291,33 @@ UNSOUND: dict[str, Edit] = {
 }
 
 
+def not_scraped(rayjob: Any, monitor: Any) -> list[str]:
+    """The groups of pods that the PodMonitor does not find, or whose metrics the NetworkPolicy closes to Prometheus."""
+    cluster, spec = cluster_of(rayjob), monitor["spec"]
+    (endpoint,) = spec["podMetricsEndpoints"]
+    *_, prometheus = load("kuberay/base/networkpolicy.yaml")["spec"]["ingress"]
+    missed = []
+    for name, group in {"head": cluster["headGroupSpec"], "workers": cluster["workerGroupSpecs"][0]}.items():
+        template = group["template"]
+        ports = {each["name"]: each["containerPort"] for each in template["spec"]["containers"][0]["ports"]}
+        found = spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+        if not found or {"port": ports.get(endpoint["port"])} not in prometheus["ports"]:
+            missed.append(name)
+    return missed
+
+
+def test_prometheus_finds_the_metrics_of_all_pods() -> None:
+    monitor = load("kuberay/podmonitor.yaml")
+    assert not_scraped(job(), monitor) == []
+    for edit in (
+        lambda monitor: monitor["spec"]["podMetricsEndpoints"][0].update(port="dashboard"),
+        lambda monitor: monitor["spec"]["selector"].update(matchLabels={"app.kubernetes.io/name": "other"}),
+    ):
+        wrong = copy.deepcopy(monitor)
+        edit(wrong)
+        assert not_scraped(job(), wrong) == ["head", "workers"]
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_job_is_sound(overlay: str) -> None:
     assert list(wrong_fields(patched(overlay), FIELDS["rayjob"])) == []
@@ -499,11 +526,7 @@ def test_a_patch_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 @cache
 def definition() -> Any:
-    folder = os.environ.get("DGUNET_TEST_SCHEMAS")
-    if not folder:
-        pytest.skip("needs KubeRay's definitions: name their folder in DGUNET_TEST_SCHEMAS")
-    versions = yaml.load((Path(folder) / "ray.io_rayjobs.yaml").read_text(), yaml.CSafeLoader)["spec"]["versions"]
-    return strict(next(each for each in versions if each["name"] == "v1")["schema"]["openAPIV3Schema"])
+    return strict(json.loads(Path(__file__).with_name("rayjob.schema.json").read_text()))
 
 
 def strict(schema: Any) -> Any:
@@ -514,6 +537,8 @@ def strict(schema: Any) -> Any:
     for name in ("items", "additionalProperties"):
         if name in schema:
             result[name] = strict(schema[name])
+    if "$defs" in schema:
+        result["$defs"] = {name: strict(part) for name, part in schema["$defs"].items()}
     if "properties" in schema:
         parts = schema["properties"]
         result["properties"] = {name: strict(part) for name, part in parts.items()}

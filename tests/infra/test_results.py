@@ -68,7 +68,7 @@ def test_a_clone_of_the_same_commit_gets_the_results(made: Checkout) -> None:
     made.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "-am", "more")
     status, output = run(made, clone(made, "newer"), "fetch")
     assert status == 1
-    assert "has no results of commit" in output
+    assert "has no results for commit" in output
     assert output.count("\n") == 1
 
 
@@ -106,4 +106,4 @@ def test_results_of_changed_code_are_fetched_with_a_notice(
     results.main(["fetch"])
     assert "with changes that were not committed" in capsys.readouterr().err
     assert (tmp_path / "dvc.lock").read_text() == "of changed code\n"
-    assert [command[0] for command in commands] == ["remote", "push", "remote", "pull"]
+    assert [command[0] for command in commands] == ["push", "remote", "pull"]

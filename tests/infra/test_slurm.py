@@ -123,8 +123,7 @@ class Slurm:
 
     def wait_for_checkpoint(self, job: str) -> None:
         """Wait until a job has stored a new checkpoint."""
-        before = self.built.checkpoints()
-        until(lambda: self.built.checkpoints() - before or self.state(job) not in ("RUNNING", "PENDING"), 300)
+        self.built.wait_for_checkpoint_while(lambda: self.state(job) in ("RUNNING", "PENDING"))
         assert self.state(job) == "RUNNING", self.output(job)[-5000:]
 
 

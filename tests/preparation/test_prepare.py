@@ -201,7 +201,7 @@ def test_an_empty_split_is_an_error_that_says_what_to_do() -> None:
 
 def test_no_usable_image_is_an_error_that_names_folder_and_reasons() -> None:
     Path("empty").mkdir()
-    with pytest.raises(ValueError, match="folder:empty: no image: nothing is there"):
+    with pytest.raises(ValueError, match="folder:empty: no image: the source is empty"):
         run(Folder(path="empty"))
     save("p/tiny.png", scene(1, 8, 8))
     with pytest.raises(ValueError, match=r"(?s)folder:p: no usable image among 1 files:.*p/tiny\.png: too small"):
@@ -240,7 +240,7 @@ def test_pairs_carry_their_partner_and_misaligned_ones_are_rejected() -> None:
     assert changed == {"d/clean/1.png"}  # so that DVC sees that the degraded image is another one
     assert rejected(found) == {
         "d/rain/2.png": "its clean partner d/clean/2.png: "
-        "no PNG, JPEG, TIFF, BMP, WebP, AVIF or HEIC image of a known kind",
+        "not a PNG, JPEG, TIFF, BMP, WebP, AVIF or HEIC image of a known kind",
         "d/rain/3.png": "misaligned: 128x95, but its clean partner is 128x96",
     }
 

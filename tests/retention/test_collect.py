@@ -140,7 +140,7 @@ def test_nothing_is_deleted_without_consent_or_if_it_was_referred_to_in_the_mean
     before = everything(world)
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))  # no terminal
     collect.main([])
-    assert "nothing is deleted; YES=1 deletes without a question" in capsys.readouterr().out
+    assert "nothing is deleted; to delete without a question: `make gc YES=1`" in capsys.readouterr().out
     shown = collection.collect(world.first.folder, time.time())
     assert any(place.items for place in shown)
     copy = world.storage / "locks" / "elsewhere" / "dvc.lock"
@@ -311,7 +311,7 @@ def test_nothing_is_deleted_where_references_cannot_be_known(
     before = everything(world)
     aside = world.first.folder.parent / "aside"
     expected = {
-        "git": "git says that it is no git repository", "shallow": "git fetch --unshallow",
+        "git": "it is not a git repository", "shallow": "git fetch --unshallow",
         "registry": "does not answer", "storage": "it does not exist", "remote": "the DVC remote .* cannot be read",
         "shards": "DGUNET_SHARDS=memory", "dvc": "no .dvc folder",
     }  # fmt: skip

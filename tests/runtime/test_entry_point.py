@@ -125,6 +125,23 @@ def test_a_stage_stops_when_its_parent_is_not_dvc(monkeypatch: pytest.MonkeyPatc
     assert sent == [(os.getpid(), signal.SIGTERM)]
 
 
+def test_a_stage_ends_on_sigterm_though_dvc_ignores_it() -> None:
+    main = (
+        "from pipeline.runtime.entry_point import run_command; import os; run_command(lambda: os.kill(os.getpid(), 15))"
+    )
+    with started(
+        "sh",
+        "-c",
+        'trap "" TERM; "$@"; exit "$?"',
+        "sh",
+        sys.executable,
+        "-c",
+        main,
+        env=os.environ | {"DVC_STAGE": "a"},
+    ) as shell:
+        assert shell.wait(60) == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("command", ['exec "$0" "$@"', '"$0" "$@"; true'], ids=["replaced", "waiting"])
 def test_a_stage_stops_when_dvc_was_killed_and_the_shell_between_them_was_not(command: str) -> None:
     dvc = f"""

@@ -42,7 +42,7 @@ def test_without_a_repository_a_commit_or_git_the_reason_is_printed_once(
     checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert provenance.commit() == provenance.commit() == "unknown"
-    assert capsys.readouterr().err == "the commit of this checkout is recorded as unknown: it is no git repository\n"
+    assert capsys.readouterr().err == "the commit of this checkout is recorded as unknown: it is not a git repository\n"
     git(checkout, "init", "--quiet")
     assert provenance.commit() == "unknown"
     assert "it has no commit yet" in capsys.readouterr().err

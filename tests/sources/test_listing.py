@@ -90,8 +90,8 @@ def test_hidden_files_and_other_files_are_ignored_and_said_so() -> None:
     assert wheres(Folder(path="p")) == ["p/a.png"]
     found = reasons(Folder(path="p"))
     assert found == {
-        "p/.hidden.png": "hidden, or made by a program",
-        "p/.git": "hidden, or made by a program",
+        "p/.hidden.png": "hidden, or a system file",
+        "p/.git": "hidden, or a system file",
         "p/notes.txt": ".txt: not an image's name",
         "p/README": "no suffix: not an image's name",
     }
@@ -137,8 +137,8 @@ def test_an_exclamation_mark_in_a_file_name_is_no_archive() -> None:
 def test_members_that_lead_out_of_their_archive_are_refused(name: str, archive: str) -> None:
     (write_zip if archive == "a.zip" else write_tar)(archive, {name: png()})
     ((uri, reason),) = reasons(Folder(path=archive)).items()
-    assert reason == "its path leads out of the archive"
-    with pytest.raises(UnreadableFile, match="leads out"):
+    assert reason == "its path points outside the archive"
+    with pytest.raises(UnreadableFile, match="points outside"):
         read(uri)
 
 
@@ -179,8 +179,8 @@ def test_pairs_of_two_folders_match_by_name_whatever_the_format() -> None:
         "d/target/s/b.png": "d/input/s/b.png",
     }
     assert reasons(source) == {
-        "d/input/c.png": 'no clean partner for "c"; there is, for example, "a"',
-        "d/target/d.png": 'no degraded partner for "d"; there is, for example, "a"',
+        "d/input/c.png": 'no clean partner for "c"; the other side has, for example, "a"',
+        "d/target/d.png": 'no degraded partner for "d"; the other side has, for example, "a"',
     }
 
 
@@ -269,7 +269,7 @@ def test_every_source_can_be_written_in_params() -> None:
     for wrong in ({"kind": "folder"}, {"kind": "folder", "path": "p", "pth": 1}, {"kind": "filder", "path": "p"}):
         with pytest.raises(ValueError, match="sources"):
             Prepare.model_validate({**content, "sources": [wrong]})
-    with pytest.raises(ValueError, match="must be at most 178: Pillow reads no image of more"):
+    with pytest.raises(ValueError, match="must be at most 178, the largest that Pillow reads"):
         Prepare.model_validate({**content, "max_megapixels": 179.0})
     with pytest.raises(ValueError, match="leave nothing for train"):
         Prepare.model_validate({**content, "split": {"val": 0.5, "test": 0.5}})
@@ -290,8 +290,8 @@ def test_a_part_of_a_name_is_the_longest_that_a_clean_image_has() -> None:
     reasons = {item.uri: item.reason for item in found if isinstance(item, RejectedImage)}
     assert reasons == {
         "d/hazy/0025_1.png": "matches neither pattern",
-        "d/hazy/0028_0.9_0.1.jpg": 'no clean partner for "0028_0.9" or "0028"; there is, for example, "0025"',
-        "d/clean/0027.png": 'no degraded partner for "0027"; there is, for example, "0025_0.8"',
+        "d/hazy/0028_0.9_0.1.jpg": 'no clean partner for "0028_0.9" or "0028"; the other side has, for example, "0025"',
+        "d/clean/0027.png": 'no degraded partner for "0027"; the other side has, for example, "0025_0.8"',
     }
 
 
@@ -339,10 +339,10 @@ def test_links_to_themselves_pipes_and_names_that_are_not_utf8_are_left_out_with
     assert reasons == {
         "p/loop.png": "cannot be read: Too many levels of symbolic links",
         "p/loop": "cannot be read: Too many levels of symbolic links",
-        "p/here": "a link to a folder that it lies in",
-        "p/up": "a link to a folder that it lies in",
+        "p/here": "a link to a folder that contains it",
+        "p/up": "a link to a folder that contains it",
         "p/nothing.png": "cannot be read: No such file or directory",
-        "p/pipe.jpg": "a pipe, socket or device, no file",
+        "p/pipe.jpg": "a pipe, socket or device, not a file",
         "p/\\xff.png": "its name is not UTF-8; rename it",
     }
 
@@ -371,7 +371,7 @@ def test_members_with_backslashes_lie_in_folders() -> None:
     assert [item.uri for item in found] == ["p.zip!photos/a.png"]
     assert read("p.zip!photos/a.png") == png(1)
     assert [item.reason for item in list_images(Folder(path="p.zip")) if isinstance(item, RejectedImage)] == [
-        "its path leads out of the archive"
+        "its path points outside the archive"
     ]
 
 
@@ -410,7 +410,7 @@ def test_the_last_part_of_a_split_archive_is_not_called_damaged() -> None:
 @pytest.mark.parametrize(("start", "kind"), [(b"7z\xbc\xaf\x27\x1c", "7z"), (b"Rar!\x1a\x07\x01", "RAR")])
 def test_archives_of_other_kinds_are_named(name: str, start: bytes, kind: str) -> None:
     Path(name).write_bytes(start + bytes(1000))
-    with pytest.raises(StorageError, match=f"a {kind} archive, which is not read; unpack it into a folder"):
+    with pytest.raises(StorageError, match=f"a {kind} archive, which is not supported; unpack it into a folder"):
         list(list_images(Folder(path=name)))
 
 

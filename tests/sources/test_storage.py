@@ -101,7 +101,7 @@ def test_a_damaged_member_is_its_own_problem() -> None:
 def test_a_cut_tar_is_an_error_even_when_cut_between_members(keep: int) -> None:
     write_tar("a.tar", {"a.png": png(1), "b.png": png(2), "c.png": png(3)})
     Path("a.tar").write_bytes(Path("a.tar").read_bytes()[:keep])
-    with pytest.raises(StorageError, match=r"a\.tar: not a whole archive"):
+    with pytest.raises(StorageError, match=r"a\.tar: incomplete or damaged"):
         list(list_files("a.tar"))
 
 
@@ -117,7 +117,7 @@ def test_a_tar_with_a_damaged_header_in_the_middle_is_an_error() -> None:
 def test_a_cut_zip_is_an_error() -> None:
     write_zip("a.zip", {"a.png": png(1)})
     Path("a.zip").write_bytes(Path("a.zip").read_bytes()[:-10])
-    with pytest.raises(StorageError, match=r"a\.zip: not a whole archive"):
+    with pytest.raises(StorageError, match=r"a\.zip: incomplete or damaged"):
         list(list_files("a.zip"))
 
 
@@ -147,8 +147,8 @@ def header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("start", "size", "reason"),
     [
-        pytest.param(b"", 2**25, "no PNG, JPEG", id="zeros"),
-        pytest.param(b"II*\0\xf0\xff\xff\x01", 2**25, "no PNG, JPEG", id="a TIFF whose directory lies at its end"),
+        pytest.param(b"", 2**25, "not a PNG, JPEG", id="zeros"),
+        pytest.param(b"II*\0\xf0\xff\xff\x01", 2**25, "not a PNG, JPEG", id="a TIFF whose directory lies at its end"),
         pytest.param(header(2000, 3000), 2**25, "2000x3000 are more than the 5000000 pixels allowed", id="more pixels"),
         pytest.param(header(40000, 40000), 2**25, "1600000000 pixels", id="more than Pillow takes"),
         pytest.param(header(2000, 2000), 5 * 2**23, "41943040 bytes are too many for an image", id="more bytes"),
@@ -220,7 +220,7 @@ def test_a_compressed_tar_is_unpacked_once_until_it_changes(kind: str, monkeypat
 def test_a_compressed_tar_that_is_cut_is_an_error_and_leaves_no_copy() -> None:
     write_tar("a.tar.gz", {"a.png": np.random.default_rng(0).bytes(10_000)}, "w:gz")
     Path("a.tar.gz").write_bytes(Path("a.tar.gz").read_bytes()[:5000])
-    with pytest.raises(StorageError, match=r"a\.tar\.gz: not a whole archive"):
+    with pytest.raises(StorageError, match=r"a\.tar\.gz: incomplete or damaged"):
         list(list_files("a.tar.gz"))
     assert not copies()
 
@@ -366,7 +366,7 @@ def test_a_bucket_is_listed_and_read_like_a_folder_and_its_loss_is_no_fault_of_a
     assert read(listed("s3://bucket/a.zip")["in/a.png"].uri) == png(1)
     with pytest.raises(UnreadableFile):
         read("s3://bucket/p/b.png")
-    with pytest.raises(StorageError, match="no file there"):
+    with pytest.raises(StorageError, match="no files found"):
         list(list_files("s3://bucket/q"))
     before = listed("s3://bucket/a.zip")["in/a.png"].version
     assert before and listed("s3://bucket/a.zip")["in/a.png"].version == before

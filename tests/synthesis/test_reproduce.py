@@ -110,7 +110,7 @@ def test_a_degradation_that_comes_out_different_is_an_error(
 ) -> None:
     key = synthesized()[0]
     monkeypatch.setattr("pipeline.synthesis.reproduce.regenerate", lambda clean, record: 1 - clean)
-    with pytest.raises(ValueError, match=f"the degraded tile of {key} comes out different"):
+    with pytest.raises(ValueError, match=f"the degraded tile of {key} differs from the shard"):
         reproduce_pair(OUT, key)
 
 

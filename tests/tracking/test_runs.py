@@ -17,7 +17,7 @@ import mlflow
 import pytest
 from factories import PROJECT
 from mlflow.exceptions import MlflowException
-from processes import until
+from processes import WITHOUT_JOBS, until
 
 from pipeline.tracking import runs
 
@@ -271,7 +271,9 @@ class Server:
             "--artifacts-destination", f"{self.folder}/files",
         ]  # fmt: skip
         with (self.folder / "server.log").open("w") as log:
-            self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True, env=os.environ | WITHOUT_JOBS
+            )
         self.port = int(until(self.listening).group(1))
         self.address = f"http://127.0.0.1:{self.port}"
         urllib.request.urlopen(f"{self.address}/health").close()

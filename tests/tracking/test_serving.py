@@ -123,7 +123,7 @@ def test_the_server_restores_and_says_what_is_wrong(post, tmp_path):
     np.testing.assert_allclose(answer["predictions"][0], dgunet.restore(model, pixels), atol=1e-5)
 
     for request, reason in {
-        in_base64(b"garbage"): "image 1: image in memory: no PNG, JPEG, TIFF, BMP, WebP, AVIF or HEIC image",
+        in_base64(b"garbage"): "image 1: image in memory: not a PNG, JPEG, TIFF, BMP, WebP, AVIF or HEIC image",
         in_base64(b""): "image 1: image in memory: an empty file",
         in_base64(image[: len(image) // 2]): "image 1: image in memory: damaged or truncated",
         in_base64(png(101, 100)): "image 1: image in memory: 100x101 are 10100 pixels, more than the 10000",
