@@ -8,14 +8,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
-export TASK PAIR EPOCH RECIPE NAME GPUS IMAGES_PER_SECOND  # read by the shell, which takes them as they are
+export TASK MODEL PAIR EPOCH RECIPE NAME GPUS IMAGES_PER_SECOND  # read by the shell, which takes them as they are
 export MPLBACKEND := Agg
 
 # The tests of a file share a process, and so its Ray session. Many of them wait for other processes, not for a CPU.
 SPREAD = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro data test test-all check lint preview tune apply approve rollback doctor fetch ui bench bench-gpu plan gc lock clean
+.PHONY: help setup repro data test test-all check lint preview tune apply approve rollback doctor fetch ui bench bench-gpu plan gc lock clean results
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -81,6 +81,9 @@ bench: $(READY)  ## measure network, loader, synthesis, degradations, scaling on
 
 bench-gpu: $(READY)  ## measure the ways to compute a training step on this machine's GPU; writes benchmarks/results/gpu.md
 	@python -m benchmarks.gpu
+
+results: $(READY)  ## TASK=derain: measure models/TASK (MODEL=models:/derain@champion: another); writes benchmarks/results/tasks/TASK.md
+	@python -m benchmarks.tasks --task "$$TASK" $(if $(MODEL),--model "$$MODEL")
 
 plan: $(READY)  ## TASK=derain GPUS=8: hours and bytes of a published recipe, with sources; IMAGES_PER_SECOND=100 of a GPU
 	@python -m pipeline.plan --task "$$TASK" --gpus "$$GPUS" $(if $(IMAGES_PER_SECOND),--images-per-second "$$IMAGES_PER_SECOND")

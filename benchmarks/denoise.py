@@ -76,7 +76,7 @@ def train(folder: Path, steps: int) -> Path:
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
     }
     for stage in (
-        "prepare --manifest manifest.jsonl --report report.json",
+        "prepare --manifest manifest.jsonl --report report.json --thumbnails thumbnails.npz",
         "synthesize --task denoise --manifest manifest.jsonl --out shards",
         "train --task denoise --shards shards --model model --curve train.csv",
     ):

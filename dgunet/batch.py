@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,18 +23,19 @@ from jaxtyping import Shaped, UInt8
 from dgunet.console import Interrupted, ProgressLine, duration, explain, is_terminal, printable, write_line
 from dgunet.images import WRITABLE_SUFFIXES, Photo, read_photo, write_photo
 from dgunet.images.encode import check_size, encode
+from dgunet.images.files import Source
 from dgunet.images.names import describe_unread
 from dgunet.jobs import Job, Plan, is_folder
 
 Pixels = Shaped[np.ndarray, "H W C"]
 Restore = Callable[[Pixels, Callable[[int, int], None]], Pixels]
-_STOPS = {  # write errors that every further photo would have, too
+STOPS = {  # write errors that every further photo would have, too
     errno.ENOSPC: "the disk is full (No space left on device)",
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the folder can no longer be written to (read-only file system)",
 }
 _REASONS = 12  # of the table
-_PHOTOS = 3  # of each reason
+NAMED_PHOTOS = 3  # of each reason
 COMPARED_SIDE = 1600  # pixels, the longer side of a picture that is compared
 COMPARED_GAP = 8
 
@@ -195,22 +196,20 @@ def _restore_one(
     """Restore and write one photo, and return its entry of the results. Raises _Refused."""
     started = time.monotonic()
     try:
-        photo = read_photo(job.source, page=page)
-        _check_format(photo, job.target)
-        alpha = None if photo.alpha is None else np.ascontiguousarray(photo.alpha)  # a view keeps the colours too
+        photo = read_for(job.source, job.target.suffix, page=page)
         before = _shown(photo.pixels) if compare else None
         # From here on nothing refers to the pixels that were read: their memory can be reused for writing.
-        photo = replace(photo, pixels=restore(photo.pixels, show_tiles), alpha=alpha)
+        photo = restored_photo(photo, lambda pixels: restore(pixels, show_tiles))
     except Exception as error:  # decoders raise many types; RuntimeError: torch is out of memory
-        raise _Refused(_reason(error, job.source)) from error
+        raise _Refused(reason_of(error, job.source)) from error
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
         dropped = (*photo.dropped, *write_photo(job.target, photo))
         if before is not None:
             write_photo(_comparison(job.target), Photo(_side_by_side(before, _shown(photo.pixels))))
     except Exception as error:  # encoders raise many types
-        stops = _STOPS.get(error.errno or 0) if isinstance(error, OSError) else None
-        raise _Refused(_reason(error, job.target), stops) from error
+        stops = STOPS.get(error.errno or 0) if isinstance(error, OSError) else None
+        raise _Refused(reason_of(error, job.target), stops) from error
     height, width = photo.pixels.shape[:2]
     return {
         "photo": str(job.source),
@@ -249,13 +248,24 @@ def _check_case(target: Path, other: Path) -> None:
         raise _Refused(f"would replace {other}: this folder does not distinguish upper and lower case")
 
 
-def _check_format(photo: Photo, target: Path) -> None:
-    """Raise ValueError if the format of `target` cannot hold the photo: before minutes are spent on restoring it."""
-    file_format = WRITABLE_SUFFIXES[target.suffix.lower()]
+def read_for(source: Source, suffix: str, *, page: int | None = None) -> Photo:
+    """Read a photo that is to be written to a file of this suffix once it is restored.
+
+    Raises as `read_photo`; ValueError also if the format cannot hold the photo, before minutes are spent on it.
+    """
+    photo = read_photo(source, page=page)
+    file_format = WRITABLE_SUFFIXES[suffix.lower()]
     check_size(photo.pixels.shape[0], photo.pixels.shape[1], file_format)
     corner = (slice(8), slice(8))
     alpha = None if photo.alpha is None else photo.alpha[corner]
     encode(replace(photo, pixels=photo.pixels[corner], alpha=alpha), file_format)
+    return photo
+
+
+def restored_photo(photo: Photo, restore: Callable[[Pixels], Pixels]) -> Photo:
+    """Return the photo with restored pixels, alpha and metadata as before."""
+    alpha = None if photo.alpha is None else np.ascontiguousarray(photo.alpha)  # a view keeps the colours too
+    return replace(photo, pixels=restore(photo.pixels), alpha=alpha)
 
 
 def _refuse(results: Results, path: Path, reason: str, label: str = "") -> None:
@@ -263,7 +273,7 @@ def _refuse(results: Results, path: Path, reason: str, label: str = "") -> None:
     write_line(f"{label} {printable(path)}: refused: {printable(reason)}".lstrip(), to_stderr=True)
 
 
-def _reason(error: BaseException, path: Path) -> str:
+def reason_of(error: BaseException, path: str | Path) -> str:
     """Return the message of an error in one line, without the name of the photo, which is printed before it."""
     lines = explain(error).removeprefix(f"{path}: ").splitlines()
     text = "; ".join(stripped for line in lines if (stripped := line.strip()))
@@ -273,17 +283,39 @@ def _reason(error: BaseException, path: Path) -> str:
 
 def _table(results: Results) -> Iterator[str]:
     """Yield the lines of the summary; none for a single restored photo, whose own line says everything."""
+    reasons: dict[str, list[Path]] = defaultdict(list)
+    for path, reason in results.refused:
+        reasons[reason].append(path)
+    refused = {reason: (len(paths), paths[:NAMED_PHOTOS]) for reason, paths in reasons.items()}
+    dropped = Counter(phrase for photo in results.done for phrase in photo["dropped"])
     counts = _counts(results)
     if counts != {"restored": 1}:
-        width = max((len(f"{count:,}") for count in counts.values()), default=1)
-        for name, count in counts.items():
-            yield f"{name:<10} {count:>{width},}" + (f"  in {duration(results.seconds)}" if name == "restored" else "")
-            if name == "refused":
-                yield from _refused_lines(results.refused)
-    if unread := describe_unread(results.unread):
-        yield unread
-    dropped = Counter(phrase for photo in results.done for phrase in photo["dropped"])
-    for phrase, count in dropped.most_common(_REASONS):
+        yield from count_lines(counts, refused, results.seconds)
+    yield from note_lines(results.unread, dropped)
+
+
+def count_lines(
+    counts: Mapping[str, int], refused: Mapping[str, tuple[int, Sequence[str | Path]]], seconds: float
+) -> Iterator[str]:
+    """Yield the table of the end: a line for each count, and below `refused` one for each reason.
+
+    Args:
+        counts: of photos that were restored, skipped, refused, … by these words.
+        refused: for each reason how many photos, and the first NAMED_PHOTOS of them.
+        seconds: that it took.
+    """
+    width = max(len(f"{count:,}") for count in counts.values())
+    for name, count in counts.items():
+        yield f"{name:<10} {count:>{width},}" + (f"  in {duration(seconds)}" if name == "restored" else "")
+        if name == "refused":
+            yield from _refused_lines(refused)
+
+
+def note_lines(unread: dict[str, int], dropped: Mapping[str, int]) -> Iterator[str]:
+    """Yield the lines below the table: files that are no photographs by suffix, and what was not kept by phrase."""
+    if line := describe_unread(unread):
+        yield line
+    for phrase, count in Counter(dropped).most_common(_REASONS):
         yield f"not kept in {count:,} {'photo' if count == 1 else 'photos'}: {printable(phrase)}"
     if len(dropped) > _REASONS:
         yield f"not kept: {len(dropped) - _REASONS} more; --json lists them"
@@ -299,16 +331,13 @@ def _counts(results: Results) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count or name == "restored"}
 
 
-def _refused_lines(refused: Sequence[tuple[Path, str]]) -> Iterator[str]:
-    groups: dict[str, list[Path]] = defaultdict(list)
-    for path, reason in refused:
-        groups[reason].append(path)
-    for reason, paths in sorted(groups.items(), key=lambda group: -len(group[1]))[:_REASONS]:
-        names = ", ".join(printable(path) for path in paths[:_PHOTOS])
-        more = f" and {len(paths) - _PHOTOS:,} more" if len(paths) > _PHOTOS else ""
-        yield f"  {len(paths):,}: {_shortened(printable(reason))}: {names}{more}"
-    if len(groups) > _REASONS:
-        yield f"  {len(groups) - _REASONS:,} more reasons; --json lists them"
+def _refused_lines(refused: Mapping[str, tuple[int, Sequence[str | Path]]]) -> Iterator[str]:
+    for reason, (count, paths) in sorted(refused.items(), key=lambda item: -item[1][0])[:_REASONS]:
+        names = ", ".join(map(printable, paths))
+        more = f" and {count - len(paths):,} more" if count > len(paths) else ""
+        yield f"  {count:,}: {_shortened(printable(reason))}: {names}{more}"
+    if len(refused) > _REASONS:
+        yield f"  {len(refused) - _REASONS:,} more reasons; --json lists them"
 
 
 def _shortened(reason: str) -> str:

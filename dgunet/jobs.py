@@ -131,21 +131,31 @@ def _single_job(photos: Sequence[Path], target: Path, file_format: str | None, w
     return Job(photos[0], target)
 
 
+def target_names(names: Sequence[Path], file_format: str | None, writable: Mapping[str, str]) -> list[Path]:
+    """Return the path below OUT that each photo is written to, given those below the folder that was searched.
+
+    a.heic becomes a.png, or a.heic.png where there is an a.png. So all photos of a folder have to be given together.
+    """
+    suffixes = [_target_suffix(name.suffix, file_format, writable) for name in names]
+    taken = {name for name, suffix in zip(names, suffixes, strict=True) if suffix == name.suffix}
+    targets = []
+    for name, suffix in zip(names, suffixes, strict=True):
+        target = name
+        if suffix != name.suffix:
+            target = name.with_suffix(suffix)
+            if target in taken:
+                target = name.with_name(name.name + suffix)
+            taken.add(target)
+        targets.append(target)
+    return targets
+
+
 def _jobs(
     found: Sequence[tuple[Path, Path]], folder: Path, file_format: str | None, writable: Mapping[str, str]
 ) -> Iterator[Job]:
-    suffixes = [_target_suffix(name.suffix, file_format, writable) for _, name in found]
-    # a.heic becomes a.png, or a.heic.png where there is an a.png
-    taken = {name for (_, name), suffix in zip(found, suffixes, strict=True) if suffix == name.suffix}
     sources: dict[Path, Path] = {}
-    for (source, name), suffix in zip(found, suffixes, strict=True):
-        below = name
-        if suffix != name.suffix:
-            below = name.with_suffix(suffix)
-            if below in taken:
-                below = name.with_name(name.name + suffix)
-            taken.add(below)
-        target = folder / below
+    for (source, _), name in zip(found, target_names([name for _, name in found], file_format, writable), strict=True):
+        target = folder / name
         other = sources.setdefault(target, source)
         if os.path.realpath(other) != os.path.realpath(source):
             raise UsageError(f"{other} and {source} would both be written to {target}; restore them into two folders")

@@ -88,7 +88,8 @@ def prepare(checkout: Path, num_steps: int) -> None:
         before = params.get("defaults", {}).get("train", {}).get(name, {}) | task["train"].get(name, {})
         task["train"][name] = before | small[name]
     path.write_text(yaml.safe_dump(params | {"tasks": ["denoise"]}, allow_unicode=True), encoding="utf-8")
-    python(checkout, "pipeline.prepare", "--manifest", "data/manifest.jsonl", "--report", "reports/prepare.json")
+    prepare = "--manifest data/manifest.jsonl --report reports/prepare.json --thumbnails data/thumbnails.npz"
+    python(checkout, "pipeline.prepare", *prepare.split())
     python(
         checkout,
         "pipeline.synthesize",

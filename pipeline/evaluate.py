@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -22,12 +25,18 @@ from pipeline.evaluation.local_statistics import choose as choose_windows
 from pipeline.evaluation.local_statistics import measure
 from pipeline.evaluation.scores import Evaluation, evaluate, restore_pair
 from pipeline.evaluation.settings import Evaluate
+from pipeline.preparation.leaks import Leak, photograph_leak, published_leak
+from pipeline.preparation.near_duplicates import thumbnail
 from pipeline.reporting.gallery import GalleryItem, Page, choose, render
 from pipeline.reporting.plots import plots, png
 from pipeline.reporting.tables import read_curve, replacing, write_tables
 from pipeline.runtime.entry_point import run_command
+from pipeline.runtime.provenance import commit, processor
 from pipeline.shards.format import INDEX, checksum, read_index
-from pipeline.sources.overlaps import PUBLISHED, shows_scene_of
+
+MEASUREMENT = "measurement.json"
+TEST_SPLIT = "test split"
+PACKAGES = ("torch", "numpy", "opencv-python")  # they compute
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shards", required=True, type=Path, help="folder of test shards")
     parser.add_argument("--validation", required=True, type=Path, help="folder of val shards, to choose windows on")
     parser.add_argument("--curve", required=True, type=Path, help="train.csv; if absent there is no training plot")
+    parser.add_argument("--thumbnails", required=True, type=Path, help="of the photographs of the manifest (.npz)")
     parser.add_argument("--out", required=True, type=Path, help="folder of the report to write")
     args = parser.parse_args(arguments)
 
@@ -54,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = _with_progress(pairs(args.shards), f"evaluate {args.task}", index.samples)
     evaluation = evaluate(model, images, settings.baseline, settings.protocol)
     benchmarks: dict[str, Evaluation] = {}
+    not_measured: dict[str, Leak] = {}
+    data = {TEST_SPLIT: checksum(args.shards / INDEX)}
     params = read_params()
     for benchmark in (load_benchmark(params, name) for name in settings.benchmarks):
         if (missing := benchmark.absent()) is not None:
@@ -64,9 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 flush=True,
             )
             continue
-        if leak := _leak(args.shards.parent / PUBLISHED, benchmark.dataset):
-            print(f"{args.task}: benchmark {benchmark.name} refused: {leak}", flush=True)
+        if leak := _leak(args.shards.parent, args.thumbnails, benchmark):
+            not_measured[benchmark.name] = leak
+            print(
+                f"{args.task}: benchmark {benchmark.name} refused: {leak.reason}. To measure on it, {leak.remedy}",
+                flush=True,
+            )
             continue
+        data[benchmark.name] = benchmark.sha256()
         images = _with_progress(benchmark.pairs(degradation, int(index.recipe["channels"]), seed), benchmark.name)
         benchmarks[benchmark.name] = evaluate(model, images, settings.baseline, benchmark.protocol)
 
@@ -89,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         task=args.task,
         evaluation=evaluation,
         benchmarks=benchmarks,
+        not_measured=not_measured,
         items=[items[key] for key in reasons],
         plots=figures,
         degradation=index.recipe["degradation"],
@@ -98,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         local_statistics=model.local_statistics,
     )
     with replacing(args.out) as folder:
-        write_tables(folder, evaluation, benchmarks, checksum(args.shards / INDEX), candidates)
+        write_tables(folder, evaluation, benchmarks, data[TEST_SPLIT], candidates, not_measured=not_measured)
+        measured = {TEST_SPLIT: evaluation, **benchmarks}
+        (folder / MEASUREMENT).write_text(json.dumps(_measurement(model, measured, data), indent=2) + "\n")
         for name, figure in figures.items():
             (folder / f"{name}.png").write_bytes(png(figure))
         (folder / "gallery.html").write_text(render(page), encoding="utf-8")
@@ -109,17 +129,26 @@ def _how_to_get(benchmark: Benchmark) -> str:
     return f"`make data NAME={benchmark.dataset}` fetches the images" if benchmark.dataset else "Put the images there"
 
 
-def _leak(record: Path, dataset: str | None) -> str:
-    """Return why a benchmark of a published set says nothing about the model, which has seen its scenes; else ""."""
-    if dataset is None or not record.is_file():
-        return ""
-    seen = [uri for uri in json.loads(record.read_text(encoding="utf-8")) if shows_scene_of(uri, dataset)]
-    if not seen:
-        return ""
-    return (
-        f"{len(seen)} images of the train and val splits show scenes of {dataset}, such as {seen[0]}. "
-        f"To measure on it, leave them out: `without: [{dataset}]` in the entry of prepare.sources, and train again"
-    )
+def _leak(shards: Path, thumbnails: Path, benchmark: Benchmark) -> Leak | None:
+    """Return why a benchmark says nothing about the model, which was trained on its scenes; else None."""
+    if leak := published_leak(shards, benchmark.dataset):
+        return leak
+    images = {name: thumbnail(image) for name, image in benchmark.clean_images()}
+    return photograph_leak(shards, thumbnails, benchmark.name, images)
+
+
+def _measurement(model: DGUNet, measured: Mapping[str, Evaluation], data: Mapping[str, str]) -> dict[str, Any]:
+    """Return what decides the numbers beside model and data, and the circumstances: the content of measurement.json."""
+    device = next(model.parameters()).device
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "hardware": processor() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "packages": {name: version(name) for name in PACKAGES},
+        "sets": {
+            name: {"protocol": str(evaluation.protocol), "sha256": data[name]} for name, evaluation in measured.items()
+        },
+    }
 
 
 def _explanation(model: DGUNet, pair: EvaluationPair, task: str) -> str:

@@ -16,6 +16,7 @@ from dgunet.images.names import NO_PHOTO, describe_unread
 from pipeline.config.params import load_section
 from pipeline.preparation.inspection import group_scenes, inspect_images
 from pipeline.preparation.inspection_cache import Inspection
+from pipeline.preparation.leaks import write_thumbnails
 from pipeline.preparation.settings import Prepare
 from pipeline.preparation.splits import check_splits, split_of
 from pipeline.runtime.entry_point import run_command
@@ -33,23 +34,27 @@ class Prepared:
     Attributes:
         entries: the usable images, in the manifest's order.
         rejected: the rejected and ignored files, each with its reason.
-        no_photographs: for each source, the number of files of each suffix that photographs do not have.
+        no_photographs: for each source, how many files have a suffix that is not that of a photograph.
+        thumbnails: by the hash of an image's pixels.
     """
 
     entries: list[Entry]
     rejected: list[RejectedImage]
     no_photographs: dict[str, Counter[str]]
+    thumbnails: dict[str, bytes]
 
 
 def main() -> None:
     """Write the manifest and the report for the sources that params.yaml names."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.prepare", description=__doc__)
-    parser.add_argument("--manifest", required=True, type=Path, help="manifest to write")
-    parser.add_argument("--report", required=True, type=Path, help="report to write, as JSON")
+    parser.add_argument("--manifest", required=True, type=Path)
+    parser.add_argument("--report", required=True, type=Path)
+    parser.add_argument("--thumbnails", required=True, type=Path, help="to compare benchmarks with (.npz)")
     args = parser.parse_args()
     prepared = prepare(load_section("prepare", Prepare), seed=load_section("seed", int), cache_file=CACHE_FILE)
     content = report(prepared)
     write_atomically(args.report, json.dumps(content, indent=1) + "\n")
+    write_thumbnails(args.thumbnails, prepared.entries, prepared.thumbnails)
     write_manifest(args.manifest, prepared.entries)
     print(summary(content), f"the rejected images and the reasons are in {args.report}", sep="\n")
 
@@ -89,7 +94,8 @@ def prepare(settings: Prepare, *, seed: int, cache_file: Path) -> Prepared:
     origin = ", ".join(describe(source) for source in settings.sources)
     if not usable:
         raise ValueError(f"{origin}: no usable image{rejection_summary(rejected)}")
-    scenes = group_scenes({inspection.sha256: inspection.thumbnail for _, inspection in usable.values()}, cache_file)
+    thumbnails = {inspection.sha256: inspection.thumbnail for _, inspection in usable.values()}
+    scenes = group_scenes(thumbnails, cache_file)
     shares: dict[SplitName, float] = {"val": settings.split.val, "test": settings.split.test}
     check_splits(sorted(set(scenes.values())), seed=seed, shares=shares, origin=origin)
     entries = [
@@ -107,7 +113,10 @@ def prepare(settings: Prepare, *, seed: int, cache_file: Path) -> Prepared:
         for candidate, inspection in usable.values()
     ]
     return Prepared(
-        sorted(entries, key=lambda entry: entry.sort_key), sorted(rejected, key=lambda item: item.uri), others
+        sorted(entries, key=lambda entry: entry.sort_key),
+        sorted(rejected, key=lambda item: item.uri),
+        others,
+        thumbnails,
     )
 
 

@@ -48,7 +48,7 @@ def read_results(reports: Path, tasks: Sequence[str] | None = None) -> list[Resu
 
 
 def summary(results: Sequence[Result], reports: Path) -> str:
-    """Return the table, the reasons why models did not become champion, and three lines on what to run next."""
+    """Return the table, why models did not become champion or were not measured, and what to run next."""
     rows = [HEADER, *(_row(result) for result in results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     lines = ["  ".join((row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:]))) for row in rows]
@@ -57,6 +57,11 @@ def summary(results: Sequence[Result], reports: Path) -> str:
         f"{result.task}: did not become champion: {result.promotion.get('reason', 'no reason given')}"
         for result in results
         if result.promotion is not None and not result.promotion.get("alias_moved") and result.promotion.get("reason")
+    ]
+    lines += [
+        f"{result.task}: {name} not measured: {refused['reason']}"
+        for result in results
+        for name, refused in result.metrics.get("not_measured", {}).items()
     ]
     best = next((result for result in results if result.champion is not None), results[0])
     model = f"models:/{best.task}@champion" if best.champion is not None else f"models/{best.task}"

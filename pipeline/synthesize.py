@@ -3,10 +3,10 @@
 Work in progress is in a folder of its own, named by a fingerprint of everything that decides the result:
 
     .cache/synthesize/FINGERPRINT/progress.jsonl    one line per finished shard
-    .cache/synthesize/FINGERPRINT/shards/           train/, val/ and test/, as in the output, and published.json
+    .cache/synthesize/FINGERPRINT/shards/           train/, val/ and test/, as in the output, and two lists
 
-published.json lists the images of published sets in train and val, if there are any: `evaluate` reports no benchmark
-that shows their scenes.
+photographs.json lists the images in train and val by the hashes of their pixels, published.json, where there are any,
+those of published sets by name: `evaluate` reports no benchmark that shows their scenes.
 
 An interrupted run continues from there: intact shards are not made again. The output folder is replaced in one step at
 the end. If DGUNET_SHARDS is a URL, the tar files are stored there and the output holds only the index files.
@@ -38,7 +38,7 @@ from pipeline.runtime.fingerprint import fingerprint
 from pipeline.shards import store
 from pipeline.shards.format import INDEX, PARTIAL, Index, ShardEntry, checksum, write_index, write_shard
 from pipeline.sources.manifest import SPLITS, Entry, read_manifest
-from pipeline.sources.overlaps import PUBLISHED, published
+from pipeline.sources.overlaps import PHOTOGRAPHS, PUBLISHED, published
 from pipeline.synthesis.settings import Synthesize
 from pipeline.synthesis.tiles import ShardPlan, make_pairs, num_tiles, plan_shards, select_images
 
@@ -93,8 +93,10 @@ def main() -> None:
             bar.update()
     for split in SPLITS:
         write_index(work_dir / SHARDS / split, Index(recipe, [entries[name] for name in names[split]]))
-    seen = [image.uri for split in ("train", "val") for image in by_split[split]]  # val chooses weights and windows
-    if images_of_sets := published(seen):
+    seen = [image for split in ("train", "val") for image in by_split[split]]  # val chooses weights and windows
+    hashes = sorted({image.sha256 for image in seen})
+    write_atomically(work_dir / SHARDS / PHOTOGRAPHS, json.dumps(hashes, indent=0) + "\n")
+    if images_of_sets := published(image.uri for image in seen):
         write_atomically(work_dir / SHARDS / PUBLISHED, json.dumps(images_of_sets, indent=0) + "\n")
     if store.in_use():
         indices: dict[str, str] = {split: checksum(work_dir / SHARDS / split / INDEX) for split in SPLITS}

@@ -30,6 +30,7 @@ TOOLS = (
     "results",
     "collect",
     "plan",
+    "restore_many",
 )
 # Code that decides where and how a stage runs, not what it writes; training and resuming are tested to show that.
 NO_DEPENDENCY = {"pipeline/cluster", "pipeline/tracking", "pipeline/runtime"}
@@ -113,6 +114,7 @@ EDITED = {  # an edit of one file of each package -> the stages of a task that a
     "pipeline/evaluation/protocol.py": {"evaluate", "promote"},
     "pipeline/preparation/splits.py": set(),
     "pipeline/reporting/gallery.html": {"evaluate"},
+    "pipeline/restoration/blocks.py": set(),
     "pipeline/retention/items.py": set(),
     "pipeline/runtime/entry_point.py": set(),
     "pipeline/shards/format.py": {"synthesize", "train", "evaluate", "promote"},

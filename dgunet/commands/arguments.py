@@ -2,12 +2,50 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from dgunet.console import explain
 from dgunet.hub import FORMS
-from dgunet.jobs import UsageError
+from dgunet.jobs import FORMATS, UsageError
 
 MODEL_HELP = f"the model: {FORMS}"
+
+
+def add_restoring(parser: argparse.ArgumentParser) -> None:
+    """Declare the model and what decides how it restores a photo."""
+    parser.add_argument("--model", required=True, help=MODEL_HELP)
+    parser.add_argument(
+        "--tile",
+        type=_tile,
+        help="side of the tiles in pixels (default: as memory allows; photos of up to 1024x1024 pixels are one tile)",
+    )
+    parser.add_argument(
+        "--statistics",
+        choices=("whole", "local", "tile"),
+        help="where the network takes the statistics of its features: of the whole photo, over windows (if the model "
+        "names them), or of each tile, which is faster for large photos and not exact (default: local if the model "
+        "names windows, else whole)",
+    )
+    parser.add_argument(
+        "--stages", type=count, metavar="K", help="stop after K stages: faster, and less restored (default: all)"
+    )
+    parser.add_argument(
+        "--self-ensemble", action="store_true", help="average over 8 flips and rotations; takes 8 times as long"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="bfloat16 is faster on GPUs and less exact (default: float32)",
+    )
+    parser.add_argument("--format", choices=FORMATS, help="format to write (default: that of each photo; PNG for HEIC)")
+    parser.add_argument("--page", type=count, help="which picture of files that hold several, from 1")
+
+
+def restore_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what `add_restoring` declares, as arguments of `dgunet.restore`."""
+    options = {name: getattr(arguments, name) for name in ("tile", "statistics", "self_ensemble", "precision")}
+    return {**options, "num_stages": arguments.stages}
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -42,3 +80,16 @@ def not_empty(text: str) -> str:
 def path(text: str) -> Path:
     """Argument type that refuses an empty path."""
     return Path(not_empty(text))
+
+
+def _tile(text: str) -> int:
+    if not text.isdigit() or int(text) % 32 or int(text) < 192:
+        raise argparse.ArgumentTypeError(f"{text}: must be a multiple of 32 and at least 192")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """A type of argparse: a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1")
+    return int(text)

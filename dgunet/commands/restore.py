@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgunet.commands.arguments import MODEL_HELP, add_device, chosen_device, not_empty, path
-from dgunet.jobs import FORMATS, UsageError, plan
+from dgunet.commands.arguments import add_device, add_restoring, chosen_device, not_empty, path, restore_options
+from dgunet.jobs import UsageError, plan
 
 if TYPE_CHECKING:
     from dgunet.network import DGUNet
@@ -36,31 +36,7 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         metavar="OUT",
         help="folder to write to, created if it does not exist; or, for one photo, a file name",
     )
-    restore.add_argument("--model", required=True, help=MODEL_HELP)
-    restore.add_argument(
-        "--tile",
-        type=_tile,
-        help="side of the tiles in pixels (default: as memory allows; photos of up to 1024x1024 pixels are one tile)",
-    )
-    restore.add_argument(
-        "--statistics",
-        choices=("whole", "local", "tile"),
-        help="where the network takes the statistics of its features: of the whole photo, over windows (if the model "
-        "names them), or of each tile, which is faster for large photos and not exact (default: local if the model "
-        "names windows, else whole)",
-    )
-    restore.add_argument(
-        "--stages", type=_count, metavar="K", help="stop after K stages: faster, and less restored (default: all)"
-    )
-    restore.add_argument(
-        "--self-ensemble", action="store_true", help="average over 8 flips and rotations; takes 8 times as long"
-    )
-    restore.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="bfloat16 is faster on GPUs and less exact (default: float32)",
-    )
+    add_restoring(restore)
     restore.add_argument(
         "--fast",
         action="store_true",
@@ -68,10 +44,6 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         "windows, and for photos of more than 1024x1024 pixels only with --statistics tile; needs dgunet[fast]",
     )
     add_device(restore)
-    restore.add_argument(
-        "--format", choices=FORMATS, help="format to write (default: that of each photo; PNG for HEIC)"
-    )
-    restore.add_argument("--page", type=_count, help="which picture of files that hold several, from 1")
     existing = restore.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace photos that exist in OUT")
     existing.add_argument(
@@ -110,8 +82,7 @@ def _load_restore(arguments: argparse.Namespace) -> Callable[..., Any]:
 
     device = chosen_device(arguments.device)
     model: DGUNet = load_model(arguments.model).to(device)
-    options = {name: getattr(arguments, name) for name in ("tile", "statistics", "self_ensemble", "precision")}
-    options["num_stages"] = arguments.stages
+    options = restore_options(arguments)
     options["fast"] = _load_graph(arguments, model) if arguments.fast else None
 
     def restored(pixels: Any, show_tiles: Callable[[int, int], None]) -> Any:
@@ -141,15 +112,3 @@ def _load_graph(arguments: argparse.Namespace, model: "DGUNet") -> Callable[...,
             to_stderr=True,
         )
     return load_graph(model, arguments.stages, arguments.precision)
-
-
-def _tile(text: str) -> int:
-    if not text.isdigit() or int(text) % 32 or int(text) < 192:
-        raise argparse.ArgumentTypeError(f"{text}: must be a multiple of 32 and at least 192")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1")
-    return int(text)

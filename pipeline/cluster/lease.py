@@ -28,6 +28,7 @@ from pipeline.cluster import checkpoints
 from pipeline.runtime.environment import read_environment
 
 FILE = "driver.json"
+OTHER_STORAGE = "DGUNET_STORAGE names another place for the checkpoints of your own runs"
 SECONDS_BETWEEN_HEARTBEATS = 10.0
 SECONDS_TO_WATCH = 25.0  # of a heartbeat that may have stopped
 SECONDS_TO_SETTLE = 1.0  # from a claim to its read back
@@ -41,8 +42,8 @@ class Lease:
         lost: the error to raise if another driver has taken the lease, for example while this machine was suspended.
     """
 
-    def __init__(self, address: str) -> None:
-        self.address, self.id = address, uuid.uuid4().hex
+    def __init__(self, address: str, remedy: str) -> None:
+        self.address, self.id, self._remedy = address, uuid.uuid4().hex, remedy
         self.lost: ValueError | None = None
         self._content: dict[str, Any] = {"driver": self.id, "heartbeat": 0, **_this_process()}
         self._ended = threading.Event()
@@ -55,7 +56,7 @@ class Lease:
             ValueError: another driver has it.
             OSError: the storage cannot be used.
         """
-        read = _wait_until_free(self.address)
+        read = _wait_until_free(self.address, self._remedy)
         _write(self.address, self._content)
         seconds = time.monotonic() - read
         if seconds < SECONDS_TO_SETTLE / 2:
@@ -64,7 +65,7 @@ class Lease:
             time.sleep(seconds + 2 * SECONDS_BETWEEN_HEARTBEATS)
         found = _read(self.address)
         if found is None or found["driver"] != self.id:
-            raise _taken(self.address, found)
+            raise _taken(self.address, found, self._remedy)
         self._thread.start()
 
     def release(self) -> None:
@@ -84,7 +85,7 @@ class Lease:
             with suppress(OSError):  # the next checkpoint reports that the storage cannot be used
                 found = _read(self.address)
                 if found and found["driver"] != self.id and found["heartbeat"]:
-                    self.lost = _taken(self.address, found)
+                    self.lost = _taken(self.address, found, self._remedy)
                     return
                 _write(self.address, self._content)
             if self._ended.wait(SECONDS_BETWEEN_HEARTBEATS):
@@ -92,14 +93,14 @@ class Lease:
 
 
 @contextmanager
-def hold_lease(address: str) -> Iterator[Lease]:
-    """Hold the lease of the run whose folder is `address`.
+def hold_lease(address: str, remedy: str = OTHER_STORAGE) -> Iterator[Lease]:
+    """Hold the lease of the run whose folder is `address`; `remedy` ends the message where another driver has it.
 
     The lease of a killed driver is taken immediately on the same machine, on others after SECONDS_TO_WATCH. While
     another driver has it, wait for up to DGUNET_DRIVER_WAIT_SECONDS: a cluster may restart a run before the former
     driver has ended. Raises ValueError if another driver still has it then, OSError if the storage cannot be used.
     """
-    lease = Lease(address)
+    lease = Lease(address, remedy)
     _held.add(lease.id)
     try:
         lease.claim()
@@ -123,7 +124,7 @@ def driven(addresses: Iterable[str]) -> set[str]:
     return alive
 
 
-def _wait_until_free(address: str) -> float:
+def _wait_until_free(address: str, remedy: str) -> float:
     """Wait until there is no lease or its driver is gone; return the time of that read, from time.monotonic().
 
     Raises ValueError if the driver is alive after DGUNET_DRIVER_WAIT_SECONDS.
@@ -141,18 +142,15 @@ def _wait_until_free(address: str) -> float:
             return read
         if found != first:
             if read > deadline:
-                raise _taken(address, found)
+                raise _taken(address, found, remedy)
             first, watched_since = found, read
     return read
 
 
-def _taken(address: str, found: Mapping[str, Any] | None) -> ValueError:
+def _taken(address: str, found: Mapping[str, Any] | None, remedy: str) -> ValueError:
     """Return the error to raise if another driver, whose lease is `found`, has the run."""
     driver = f": number {found['pid']} on {found['host']}" if found else ""
-    return ValueError(
-        f"another process drives the run in {address}{driver}. Wait for it, or stop it; DGUNET_STORAGE names another "
-        "place for the checkpoints of your own runs"
-    )
+    return ValueError(f"another process drives the run in {address}{driver}. Wait for it, or stop it; {remedy}")
 
 
 def _is_gone(found: Mapping[str, Any]) -> bool:

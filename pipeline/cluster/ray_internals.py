@@ -36,7 +36,7 @@ from pipeline.cluster.resources import ClusterState  # noqa: E402
 
 __all__ = [
     "SNAPSHOT", "RunTrainer", "WorkerGroupCleanup", "cluster_state", "preemption_notice",
-    "refresh_tuner", "without_lines_of_nodes",
+    "refresh_tuner", "without_lines_of_nodes", "without_stderr",
 ]  # fmt: skip
 ALIVE = 0  # state of a node
 
@@ -50,7 +50,7 @@ def cluster_state(address: str, timeout_seconds: float) -> ClusterState:
         PermissionError: the head refuses the token.
         OSError: the head does not answer.
     """
-    with _without_stderr():
+    with without_stderr():
         try:
             client = GcsClient(address=address)
             found = client.get_all_node_info(timeout=timeout_seconds).values()
@@ -70,8 +70,8 @@ def cluster_state(address: str, timeout_seconds: float) -> ClusterState:
 
 
 @contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Discard what C++ code writes to stderr inside: warnings that repeat the exception."""
+def without_stderr() -> Iterator[None]:
+    """Discard what C++ code writes to stderr meanwhile: what repeats an exception, or helps nobody."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

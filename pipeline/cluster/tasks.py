@@ -30,6 +30,19 @@ def map_unordered(function: Callable[[Item], Result], items: Iterable[Item]) -> 
         yield _result(done[0])
 
 
+def start_task(function: Callable[[], Result]) -> Callable[[bool], Result | None]:
+    """Call a function in another process; the result is that of what is returned.
+
+    That takes whether to wait for it; None if it is not there yet. It raises what the function raised.
+    """
+    reference = ray.remote(num_cpus=0, max_retries=3)(_apply).remote(lambda _: function(), None)
+
+    def result(wait: bool) -> Result | None:
+        return _result(reference) if wait or ray.wait([reference], timeout=0)[0] else None
+
+    return result
+
+
 def _apply(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)
 

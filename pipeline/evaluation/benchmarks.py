@@ -5,6 +5,7 @@ A benchmark whose images are absent is not an error: `evaluate` skips it with a 
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -73,6 +74,19 @@ class Benchmark:
                 if partner.shape != clean.shape:
                     raise ValueError(f"benchmark {self.name}: {image.uri} and {image.degraded} differ in size")
                 yield EvaluationPair(name, clean, partner, {"clean": image.uri, "degraded": image.degraded}, was_gray)
+
+    def clean_images(self) -> Iterator[tuple[str, Image]]:
+        """Yield names and clean images, H W 3, in the order of their names; ValueError as `pairs`."""
+        for name, image in self._images().items():
+            yield name, _read(image.uri, 3)[0]
+
+    def sha256(self) -> str:
+        """Return the sha256 of the names and contents of all files, in the order of their names; errors as `pairs`."""
+        total = hashlib.sha256()
+        for name, image in self._images().items():
+            for uri in filter(None, (image.uri, image.degraded)):
+                total.update(name.encode() + b"\0" + hashlib.sha256(storage.read(uri)).digest())
+        return total.hexdigest()
 
     def _images(self) -> dict[str, listing.Candidate]:
         """Return the images by name, sorted."""

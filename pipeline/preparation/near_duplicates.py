@@ -59,6 +59,23 @@ def same_scene(thumbnails: Thumbnails) -> list[list[int]]:
     return sorted(rows for rows in members.values() if len(rows) > 1)
 
 
+def shared_scenes(first: Thumbnails, second: UInt8[np.ndarray, "M 32 32"]) -> list[tuple[int, int]]:
+    """Return the rows of `first` and of `second` that show one scene, as pairs, ascending.
+
+    Of a row in `first`, all partners are returned. Time grows with the product of both lengths.
+    """
+    halves, found = _halves(first), []
+    for left in range(0, len(second), _BLOCK):
+        others = _halves(second[left : left + _BLOCK])
+        for is_mirrored in (False, True):
+            turned = others[:, :, :: -1 if is_mirrored else 1].reshape(len(others), -1)
+            for row, column in np.argwhere(halves.reshape(len(halves), -1) @ turned.T > MIN_CORRELATION).tolist():
+                partner = second[left + column]
+                if _windows_agree(first[row], partner[:, ::-1] if is_mirrored else partner):
+                    found.append((row, left + column))
+    return sorted(set(found))
+
+
 def name_scenes(thumbnails: Mapping[str, bytes]) -> dict[str, str]:
     """Return the scene of each image: the first 16 digits of the smallest pixel hash among the images of the scene.
 

@@ -22,6 +22,7 @@ from pipeline.evaluation.baselines import Baseline
 from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.quality import Quality
 from pipeline.evaluation.scores import Evaluation, ImageScores, Restoration
+from pipeline.preparation.leaks import Leak
 from pipeline.reporting.contact_sheet import describe
 from pipeline.reporting.plots import ON_DARK, ON_LIGHT, Plot, svg
 
@@ -52,6 +53,7 @@ class Page:
     task: str
     evaluation: Evaluation
     benchmarks: Mapping[str, Evaluation]
+    not_measured: Mapping[str, Leak]
     items: Sequence[GalleryItem]
     plots: Mapping[str, Plot]
     degradation: Mapping[str, Any]
@@ -112,7 +114,7 @@ def render(page: Page) -> str:
             }
         ),
         plots="".join(_plot(name, plot) for name, plot in page.plots.items()),
-        benchmarks=_benchmarks(page.benchmarks),
+        benchmarks=_benchmarks(page.benchmarks, page.not_measured),
         degradation=_definitions(page.degradation),
         facts=_definitions({"parameters": page.num_parameters, **asdict(page.model)}),
         items="".join(_item(number, item) for number, item in enumerate(page.items, 1)),
@@ -229,8 +231,8 @@ def _plot(name: str, plot: Plot) -> str:
     return f'<picture>{source}<img alt="plot: {name}" src="{light}"></picture>'
 
 
-def _benchmarks(benchmarks: Mapping[str, Evaluation]) -> str:
-    if not benchmarks:
+def _benchmarks(benchmarks: Mapping[str, Evaluation], not_measured: Mapping[str, Leak]) -> str:
+    if not benchmarks and not not_measured:
         return ""
     head = "".join(f"<th scope=col>{name}</th>" for name in ("images", "degraded", "baseline", "restored", "gain"))
     rows = "".join(
@@ -241,6 +243,9 @@ def _benchmarks(benchmarks: Mapping[str, Evaluation]) -> str:
         )
         + f"<td>{found.gain_db:+.2f}</td></tr>"
         for name, found in benchmarks.items()
+    ) + "".join(
+        f"<tr><th scope=row>{_text(name)}</th><td colspan=5>not measured: {_text(leak.reason)}</td></tr>"
+        for name, leak in not_measured.items()
     )
     return (
         '<section><h2>Benchmarks</h2><div class="scroll"><table>'

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.evaluation.local_statistics import Candidate, choose
 from pipeline.evaluation.quality import Quality
 from pipeline.evaluation.scores import Evaluation
+from pipeline.preparation.leaks import Leak
 from pipeline.reporting.plots import Curve
 from pipeline.shards.format import PARTIAL
 
@@ -40,6 +41,8 @@ def metrics(
     benchmarks: Mapping[str, Evaluation],
     test_index_sha256: str,
     candidates: Sequence[Candidate] = (),
+    *,
+    not_measured: Mapping[str, Leak] | None = None,
 ) -> dict[str, Any]:
     """Return the content of metrics.json: mean PSNR in dB and mean SSIM over images.
 
@@ -47,7 +50,8 @@ def metrics(
         evaluation: scores on the test split.
         benchmarks: scores on the benchmarks, by name.
         test_index_sha256: checksum of the test shards' index, which identifies the test split.
-        candidates: windows that were compared on the val split.
+        candidates: windows that were measured on the val split.
+        not_measured: the other benchmarks, by name, and why.
     """
     chosen = choose(candidates)
     return {
@@ -56,6 +60,10 @@ def metrics(
         "local_statistics_on_val": [candidate.as_json() for candidate in candidates],
         "stages": {str(k): _number(stage.psnr) for k, stage in enumerate(evaluation.stages, 1)},
         "benchmarks": {name: _means(found) for name, found in benchmarks.items()},
+        "not_measured": {
+            name: {"reason": leak.reason, "pairs": [list(pair) for pair in leak.pairs]}
+            for name, leak in (not_measured or {}).items()
+        },
         "test_index_sha256": test_index_sha256,
     }
 
@@ -66,9 +74,11 @@ def write_tables(
     benchmarks: Mapping[str, Evaluation],
     test_index_sha256: str,
     candidates: Sequence[Candidate] = (),
+    *,
+    not_measured: Mapping[str, Leak] | None = None,
 ) -> None:
     """Write metrics.json, per_image.csv, stages.csv and gains.csv into `folder`; arguments as `metrics`."""
-    content = metrics(evaluation, benchmarks, test_index_sha256, candidates)
+    content = metrics(evaluation, benchmarks, test_index_sha256, candidates, not_measured=not_measured)
     (folder / "metrics.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     kinds = ("degraded", "baseline", "restored")
     header = ["set", "key", *(f"{kind}_{part}" for kind in kinds for part in Quality._fields), "gain_db"]

@@ -1,12 +1,14 @@
-"""The origin of a result: the commit of the code, and whether the code has changed since."""
+"""Where a result comes from: the commit of the code, whether the code was changed since, and the processor."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -50,12 +52,25 @@ def reason_of_git(message: str) -> str:
     return lines[0].removeprefix("fatal: ") if lines else "git failed without a message"
 
 
+def processor() -> str:
+    """Return the name of this machine's processor and the number of cores that this process may use."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()}, {_num_cores()} cores"
+    return f"{platform.processor() or platform.machine()}, {_num_cores()} cores"
+
+
 def digest(paths: Iterable[Path]) -> str:
     """Return the sha256 of the files' names and contents."""
     total = hashlib.sha256()
     for path in sorted(paths):
         total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _git(*arguments: str) -> str:

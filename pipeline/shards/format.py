@@ -23,7 +23,7 @@ import mmap
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +37,7 @@ from pipeline.shards import store
 
 INDEX = "index.json"
 PARTIAL = ".partial"  # suffix of files that are still being written
+HEADER = {"mtime": 0, "user": "", "group": "", "mode": 0o444}  # of each member of a tar file
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -89,21 +90,36 @@ def write_shard(path: Path, pairs: Iterable[Pair]) -> ShardEntry:
     The file is written under a temporary name, synchronised to disk and renamed.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
-    samples, sides = 0, set[int]()
+    sides = set[int]()
+
+    def members() -> Iterator[dict[str, Any]]:
+        for pair in pairs:
+            yield _members(pair)
+            sides.update(pair.clean.shape[:2])
+
     try:
-        with partial.open("wb") as file:
-            with wds.TarWriter(file, mtime=0, user="", group="", mode=0o444) as tar:
-                for pair in pairs:
-                    tar.write(_members(pair))
-                    samples += 1
-                    sides.update(pair.clean.shape[:2])
-            file.flush()
-            os.fsync(file.fileno())
+        samples = write_tar(partial, members())
         entry = ShardEntry(path.name, samples, partial.stat().st_size, checksum(partial), min(sides))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return entry
+
+
+def write_tar(path: Path, samples: Iterable[Mapping[str, Any]]) -> int:
+    """Write samples, `__key__` and bytes by extension, to a tar file on disk, and return their number.
+
+    The same samples give the same bytes.
+    """
+    count = 0
+    with path.open("wb") as file:
+        with wds.TarWriter(file, encoder=False, keep_meta=True, format="PAX_FORMAT", **HEADER) as tar:
+            for sample in samples:
+                tar.write(sample)
+                count += 1
+        file.flush()
+        os.fsync(file.fileno())
+    return count
 
 
 def checksum(path: Path) -> str:

@@ -52,16 +52,18 @@ def put(path: Path, sha256: str) -> None:
     """Upload the shard `path`. Raises OutOfReach."""
     filesystem, place = _place(sha256)
 
-    def attempt() -> None:
-        if _protocols(filesystem) & OBJECT_STORES:
-            filesystem.put_file(str(path), place)
-            return
-        partial = f"{place}.{os.getpid()}.partial"
-        filesystem.makedirs(place.rpartition("/")[0], exist_ok=True)
-        filesystem.put_file(str(path), partial)
-        filesystem.mv(partial, place)
+    _persist(lambda: upload(filesystem, path, place), sha256)
 
-    _persist(attempt, sha256)
+
+def upload(filesystem: Any, path: Path, place: str) -> None:
+    """Copy a local file to a place on a file system of fsspec, where it appears whole or not at all."""
+    if _protocols(filesystem) & OBJECT_STORES:
+        filesystem.put_file(str(path), place)
+        return
+    partial = f"{place}.{os.getpid()}.partial"
+    filesystem.makedirs(place.rpartition("/")[0], exist_ok=True)
+    filesystem.put_file(str(path), partial)
+    filesystem.mv(partial, place)
 
 
 def put_record(indices: Mapping[str, str], shards: Iterable[str]) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 from pipeline.sources import datasets
 from pipeline.sources.registry import ALL, DataSet, set_of_folder, shared_images
 
-PUBLISHED = "published.json"  # file in a folder of shards: the result of `published` for the images of train and val
+# In a folder of shards, of the images of train and val: what `published` returns, and the hashes of their pixels.
+PUBLISHED, PHOTOGRAPHS = "published.json", "photographs.json"
 
 
 def published(uris: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Decides whether a candidate becomes the champion, by the confidence interval of its gain.
 
-The gain is the PSNR of the candidate minus that of the champion on the same image. `mean_interval` gives its interval:
-whole photographs are resampled, because tiles of one photograph are not independent.
+The gain is the PSNR of the candidate minus that of the champion on the same image. Its interval is that of
+`mean_interval`: photographs are the observations, because tiles of one photograph are not independent.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from pipeline.evaluation.intervals import Interval, mean_interval, photograph_of
+import numpy as np
+
+from pipeline.evaluation.intervals import Interval, half_width_in_deviations, mean_interval, photograph_of
 from pipeline.tracking.settings import Promote
 
 DECIMALS = 4  # of dB, as in the reports
@@ -42,13 +44,16 @@ class Gain:
     def photographs_needed(self, margin_db: float) -> float:
         """Return roughly how many photographs would put the lower bound above a margin in dB.
 
-        Mean and spread are assumed to stay the same; the width of the interval falls as 1 / sqrt(photographs).
-        Infinite if the mean itself is not above the margin, or if there is no interval.
+        Mean and spread are assumed to stay as they are, and the width of the interval to fall as Student's does.
+        Infinite where more than `MOST_PHOTOGRAPHS` would be needed, the mean itself is not above the margin, or there
+        is no interval.
         """
-        if self.interval is None or self.mean <= margin_db:
+        if self.interval is None:
             return math.inf
-        below = self.mean - self.interval.low
-        return float(math.floor(self.num_photographs * (below / (self.mean - margin_db)) ** 2) + 1)
+        numbers = np.arange(2, MOST_PHOTOGRAPHS + 1)
+        narrower = half_width_in_deviations(numbers) / half_width_in_deviations(self.num_photographs)
+        enough = numbers[self.mean - (self.mean - self.interval.low) * narrower > margin_db]
+        return float(enough[0]) if len(enough) else math.inf
 
     def as_json(self) -> dict[str, Any]:
         """Return the gain in the form of the promotion record and of the tags of a version."""
@@ -180,7 +185,7 @@ def compare_with_champion(
 def _shortfall(gain: Gain, margin_db: float) -> str:
     """Return text for a message: the interval, the bound that it must exceed, and how many photographs that takes."""
     number = gain.photographs_needed(margin_db)
-    needed = f"about {number:.0f}" if number <= MOST_PHOTOGRAPHS else f"more than {MOST_PHOTOGRAPHS}"
+    needed = f"about {number:.0f}" if math.isfinite(number) else f"more than {MOST_PHOTOGRAPHS}"
     return (
         f"{gain}, of which the lower bound must exceed {margin_db:g} dB; with this mean and spread that takes {needed} "
         f"photographs"

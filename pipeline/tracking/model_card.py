@@ -61,6 +61,8 @@ def _results(metrics: Mapping[str, Any]) -> str:
             f"| {name} | {found.get('num_images', '-')} | {' | '.join(psnrs)} | "
             f"{'-' if gain is None else f'{gain:+.2f}'} | {between} |"
         )
+    for name, refused in metrics.get("not_measured", {}).items():
+        rows.append(f"| {name} | not measured: {refused['reason']} | | | | | |")
     return "\n".join(rows)
 
 

@@ -100,7 +100,7 @@ def test_what_differs_or_cannot_be_exported_is_not_written(tmp_path, monkeypatch
     ).eval()
     with pytest.raises(ValueError, match="cannot be exported"):
         export(blocks, tmp_path / "blocks", "pt2", source="", card={})
-    monkeypatch.setattr("dgunet.export._program", lambda _: None)
+    monkeypatch.setattr("dgunet.export.to_program", lambda _: None)
     monkeypatch.setattr("dgunet.export._write_pt2", lambda *_: lambda images: images + 1)
     with pytest.raises(ValueError, match="the graph differs from the network by"):
         export(network("colour"), tmp_path / "wrong", "pt2", source="", card={})

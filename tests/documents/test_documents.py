@@ -111,6 +111,8 @@ def check_python(command: Command) -> None:
     if name.parts[0] not in ("benchmarks", "docs", "pipeline"):
         return
     source = (PROJECT / name).read_text(encoding="utf-8")
+    if "add_restoring(" in source:
+        source += (PROJECT / "dgunet/commands/arguments.py").read_text(encoding="utf-8")
     for word in arguments:
         if word.startswith("--"):
             assert f'add_argument("{word.partition("=")[0]}"' in re.sub(r"\(\s+", "(", source), f"{name} {word}"

@@ -222,7 +222,7 @@ def test_metrics_are_valid_json_also_where_an_image_is_exact(tmp_path):
     assert content["gain_db"] < 0
     assert set(content) == {
         "degraded", "baseline", "restored", "gain_db", "gain_interval", "num_images", "stages", "benchmarks",
-        "test_index_sha256", "local_statistics", "local_statistics_on_val",
+        "not_measured", "test_index_sha256", "local_statistics", "local_statistics_on_val",
     }  # fmt: skip
     assert content["benchmarks"]["again"]["restored"] == content["restored"]
 

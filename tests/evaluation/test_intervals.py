@@ -16,6 +16,31 @@ def test_it_covers_the_true_mean_about_as_often_as_it_says():
     assert 0.88 <= covered / num_trials <= 0.99
 
 
+@pytest.mark.parametrize("num_photographs", [2, 3, 5])
+@pytest.mark.parametrize("tiles", [4, None])
+def test_its_lower_bound_is_seldom_above_the_true_mean_where_photographs_are_few(num_photographs, tiles):
+    rng, num_trials, wrong = np.random.default_rng(num_photographs), 400, 0
+    for _ in range(num_trials):
+        counts = rng.integers(2, 9, num_photographs) if tiles is None else np.full(num_photographs, tiles)
+        values = np.repeat(rng.normal(0, 0.2, num_photographs), counts) + rng.normal(0, 0.1, counts.sum())
+        names = np.repeat([f"photograph{number}" for number in range(num_photographs)], counts)
+        wrong += mean_interval(values.tolist(), names.tolist()).low > 0
+    assert wrong / num_trials <= 0.05
+
+
+def test_two_photographs_give_the_interval_of_student():
+    interval = mean_interval([0.0, 2.0], ["a", "b"])
+    assert (interval.low, interval.high) == pytest.approx((1 - 12.7062, 1 + 12.7062), abs=1e-4)  # t, 1 degree, 97.5 %
+
+
+def test_many_skewed_values_give_a_bound_of_the_bootstrap():
+    values = [0.0] * 95 + [10.0] * 5
+    interval = mean_interval(values, [str(number) for number in range(100)])
+    mean, half_width = 0.5, 1.98422 * np.std(values, ddof=1) / 10  # t, 99 degrees, 97.5 %
+    assert interval.low == pytest.approx(mean - half_width, abs=1e-4)
+    assert interval.high > mean + half_width + 0.02
+
+
 def test_tiles_of_one_photograph_count_as_one_draw():
     rng = np.random.default_rng(1)
     by_photograph = rng.normal(0, 1, 10)

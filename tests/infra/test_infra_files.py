@@ -299,9 +299,9 @@ def not_scraped(rayjob: Any, monitor: Any) -> list[str]:
     missed = []
     for name, group in {"head": cluster["headGroupSpec"], "workers": cluster["workerGroupSpecs"][0]}.items():
         template = group["template"]
-        ports = {each["name"]: each["containerPort"] for each in template["spec"]["containers"][0]["ports"]}
+        numbers = {each["name"]: each["containerPort"] for each in template["spec"]["containers"][0]["ports"]}
         found = spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
-        if not found or {"port": ports.get(endpoint["port"])} not in prometheus["ports"]:
+        if not found or {"port": numbers.get(endpoint["port"])} not in prometheus["ports"]:
             missed.append(name)
     return missed
 

@@ -264,11 +264,12 @@ def test_the_command_writes_the_same_bytes_twice_and_prints_the_counts(
     settings = {"sources": sources, "min_side": 64, "max_megapixels": 50.0, "split": {"val": 0.2, "test": 0.2}}
     Path("params.yaml").write_text(json.dumps(small_params() | {"seed": 1, "prepare": settings}))
     arguments = ["prepare", "--manifest", "data/manifest.jsonl", "--report", "reports/prepare.json"]
+    arguments += ["--thumbnails", "data/thumbnails.npz"]
     monkeypatch.setattr(sys, "argv", arguments)
     main()
-    written = [Path(path).read_bytes() for path in (arguments[2], arguments[4])]
+    written = [Path(path).read_bytes() for path in (arguments[2], arguments[4], arguments[6])]
     main()
-    assert [Path(path).read_bytes() for path in (arguments[2], arguments[4])] == written
+    assert [Path(path).read_bytes() for path in (arguments[2], arguments[4], arguments[6])] == written
     counts = json.loads(written[1])["splits"]
     assert sum(numbers["images"] for numbers in counts.values()) == 20
     assert "train" in capsys.readouterr().out
@@ -280,11 +281,13 @@ def test_a_run_without_new_images_imports_no_heavy_package(monkeypatch: pytest.M
     settings = {"sources": sources, "min_side": 64, "max_megapixels": 50.0, "split": {"val": 0.0, "test": 0.0}}
     Path("params.yaml").write_text(json.dumps(small_params() | {"seed": 1, "prepare": settings}))
     code = (
-        "import sys; sys.argv = ['prepare', '--manifest', 'manifest.jsonl', '--report', 'prepare.json']\n"
+        "import sys; sys.argv = ['prepare', '--manifest', 'manifest.jsonl', '--report', 'prepare.json',"
+        " '--thumbnails', 'thumbnails.npz']\n"
         "from pipeline import prepare; prepare.main()\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
-    monkeypatch.setattr(sys, "argv", ["prepare", "--manifest", "manifest.jsonl", "--report", "prepare.json"])
+    arguments = "--manifest manifest.jsonl --report prepare.json --thumbnails thumbnails.npz"
+    monkeypatch.setattr(sys, "argv", ["prepare", *arguments.split()])
     main()
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     again = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

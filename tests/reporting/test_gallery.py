@@ -21,11 +21,15 @@ from pipeline.config.params import ParamsError, merged_section, validated
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.dataloader.pairs import pairs as read_pairs
 from pipeline.evaluation.baselines import NonLocalMeans
+from pipeline.evaluation.benchmarks import Benchmark
 from pipeline.evaluation.local_statistics import Candidate
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.quality import Quality
 from pipeline.evaluation.scores import Evaluation, ImageScores, Restoration, evaluate, restore_pair
 from pipeline.evaluation.settings import Evaluate
+from pipeline.preparation.leaks import Leak, photograph_leak, write_thumbnails
+from pipeline.preparation.settings import Prepare
+from pipeline.prepare import prepare
 from pipeline.reporting.gallery import GalleryItem, Page, choose, most_different_crop, render
 from pipeline.reporting.plots import ON_DARK, ON_LIGHT, plots, png, svg
 from pipeline.shards.format import Index, Pair, write_index, write_shard
@@ -60,9 +64,10 @@ def page(channels: int = 3, task: str = "denoise") -> Page:
         for n, one in enumerate(pairs)
     ]
     sigma = {"kind": "gaussian_noise", "sigma": [25, 25], "per_channel": True}
+    leak = Leak("1 image <shows> it", "", ())
     return Page(
-        task, found, {"Set <5>": found}, shown, plots(found, CURVE), {"kind": "sequence", "steps": [sigma]},
-        model.config, 12345, BASELINE, None,
+        task, found, {"Set <5>": found}, {"Set <6>": leak}, shown, plots(found, CURVE),
+        {"kind": "sequence", "steps": [sigma]}, model.config, 12345, BASELINE, None,
     )  # fmt: skip
 
 
@@ -251,7 +256,9 @@ def checkout(folder: Path) -> list[str]:
     write_index(folder / "test", Index({**synthesize, "seed": 1}, [entry]))
     shutil.copytree(folder / "test", folder / "val")
     save_model(network(), folder / "model", {"task": "denoise", "provenance": {}})
+    (folder / "photographs.json").write_text("[]")
     paths = {"model": "model", "shards": "test", "validation": "val", "curve": "report/train.csv", "out": "report"}
+    paths["thumbnails"] = "thumbnails.npz"
     return ["--task", "denoise", *(word for name, path in paths.items() for word in (f"--{name}", path))]
 
 
@@ -263,6 +270,8 @@ def in_a_checkout(tmp_path, monkeypatch):
     monkeypatch.setenv("DGUNET_DATA", "sets")
     monkeypatch.setattr("pipeline.evaluation.benchmarks.Benchmark.absent", lambda self: None)
     monkeypatch.setattr("pipeline.evaluation.benchmarks.Benchmark.pairs", lambda *_: read_pairs(Path("test")))
+    monkeypatch.setattr("pipeline.evaluation.benchmarks.Benchmark.clean_images", lambda self: iter(()))
+    monkeypatch.setattr("pipeline.evaluation.benchmarks.Benchmark.sha256", lambda self: "0" * 64)
     return arguments
 
 
@@ -286,9 +295,70 @@ def test_a_benchmark_whose_scenes_the_model_has_seen_is_refused(in_a_checkout, c
     evaluate_command.main(in_a_checkout)
     said = capsys.readouterr().out
     assert ("benchmark Nowhere refused: 1 images of the train and val splits show scenes of" in said) == refused
-    assert ("Nowhere" in json.loads(Path("report/metrics.json").read_text())["benchmarks"]) != refused
+    metrics = json.loads(Path("report/metrics.json").read_text())
+    assert ("Nowhere" in metrics["benchmarks"]) != refused
+    assert ("Nowhere" in metrics["not_measured"]) == refused
+    assert ("not measured: 1 images of the train" in Path("report/gallery.html").read_text()) == refused
     if refused:
         assert f"such as {seen[0]}" in said
+        assert metrics["not_measured"]["Nowhere"]["pairs"] == [[seen[0], ""]]
+
+
+@pytest.mark.parametrize("trained_on", [(0, 1), (1, 3)])
+def test_a_benchmark_that_looks_like_a_photograph_of_train_or_val_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained_on: tuple[int, int]
+) -> None:
+    arguments = checkout(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for folder, numbers in (("photos", range(4)), ("mine", [7])):
+        Path(folder).mkdir()
+        for number in numbers:
+            noise = np.random.default_rng(number).integers(0, 256, (9, 12, 3), np.uint8)
+            cv2.imwrite(f"{folder}/{number}.png", cv2.resize(noise, (128, 96), interpolation=cv2.INTER_CUBIC))
+    copy = cv2.imread("photos/0.png")  # smaller, compressed, and brighter
+    cv2.imwrite("mine/copy.jpg", cv2.resize(copy, None, fx=0.7, fy=0.7, interpolation=cv2.INTER_AREA) // 2 + 60)
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["benchmarks"]["Nowhere"] = {"protocol": BENCHMARKS["Nowhere"]["protocol"], "clean": str(tmp_path / "mine")}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    settings = Prepare.model_validate(
+        {
+            "sources": [{"kind": "folder", "path": "photos"}],
+            "min_side": 32,
+            "max_megapixels": 1,
+            "split": {"val": 0.0, "test": 0.0},
+        }
+    )
+    found = prepare(settings, seed=1, cache_file=Path("cache.sqlite"))
+    write_thumbnails(Path("thumbnails.npz"), found.entries, found.thumbnails)
+    hashes = {Path(entry.uri).stem: entry.sha256 for entry in found.entries}
+    Path("photographs.json").write_text(json.dumps(sorted(hashes[str(number)] for number in trained_on)))
+    evaluate_command.main(arguments)
+    metrics, said = json.loads(Path("report/metrics.json").read_text()), capsys.readouterr().out
+    if 0 in trained_on:
+        assert metrics["not_measured"]["Nowhere"]["pairs"] == [["photos/0.png", "copy"]]
+        assert (
+            "show scenes of Nowhere, such as photos/0.png, which is like copy. To measure on it, take them out" in said
+        )
+        assert metrics["benchmarks"] == {}
+    else:
+        assert metrics["not_measured"] == {}
+        measured = json.loads(Path("report/measurement.json").read_text())["sets"]
+        assert measured["Nowhere"]["sha256"] == Benchmark("Nowhere", "mine", None, None, RGB).sha256()
+        (Path("mine") / "copy.jpg").write_bytes((Path("mine") / "copy.jpg").read_bytes() + b"x")
+        assert measured["Nowhere"]["sha256"] != Benchmark("Nowhere", "mine", None, None, RGB).sha256()
+
+
+def test_photographs_without_a_thumbnail_are_an_error(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "thumbnails.npz",
+        sha256=np.array([b"b"]),
+        uri=np.array([b"b.png"]),
+        thumbnail=np.zeros((1, 32, 32), np.uint8),
+    )
+    for absent in ("a", "c"):
+        (tmp_path / "photographs.json").write_text(json.dumps([absent]))
+        with pytest.raises(ValueError, match="lacks photographs"):
+            photograph_leak(tmp_path, tmp_path / "thumbnails.npz", "mine", {"x": np.zeros((32, 32), np.uint8)})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -303,11 +373,16 @@ def test_the_command_writes_the_same_report_twice_and_prints_which_benchmark_it_
     assert "denoise: benchmark Nowhere skipped: data/sets/no/such/folder is not available" in capsys.readouterr().out
     first = contents(tmp_path / "report")
     assert sorted(first) == [
-        "explanation.html", "gains.csv", "gains.png", "gallery.html", "metrics.json", "per_image.csv", "stages.csv",
-        "stages.png",
+        "explanation.html", "gains.csv", "gains.png", "gallery.html", "measurement.json", "metrics.json",
+        "per_image.csv", "stages.csv", "stages.png",
     ]  # fmt: skip
     evaluate_command.main(arguments)
-    assert contents(tmp_path / "report") == first
+    second = contents(tmp_path / "report")
+    circumstances = [json.loads(written.pop("measurement.json")) for written in (first, second)]
+    assert second == first
+    assert circumstances[0].pop("date") <= circumstances[1].pop("date")
+    assert circumstances[0] == circumstances[1]
+    assert circumstances[0]["sets"]["test split"]["sha256"] == json.loads(first["metrics.json"])["test_index_sha256"]
     sampled = re.findall(r"gaussian_noise sigma ([0-9.]+), per_channel true", first["gallery.html"].decode())
     assert len(set(sampled)) == len(sampled) == SETTINGS["gallery_images"]
     metrics = json.loads(first["metrics.json"])

@@ -31,7 +31,7 @@ from pipeline.degradations import regenerate
 from pipeline.runtime.provenance import digest
 from pipeline.shards.format import Shard, read_index
 from pipeline.sources.hashing import pixel_hash
-from pipeline.sources.manifest import SPLITS, Entry
+from pipeline.sources.manifest import SPLITS, Entry, read_manifest
 from pipeline.synthesis import tiles
 from pipeline.synthesis.settings import Synthesize
 
@@ -102,6 +102,8 @@ def test_shards_name_the_published_images_that_train_and_val_saw(
     monkeypatch.setenv("DGUNET_DATA", ".")
     synthesize.main()
     assert json.loads((OUT / "published.json").read_text()) == [f"dataset:{number}.png" for number in range(4)]
+    seen = {entry.sha256 for entry in read_manifest(Path("manifest.jsonl")) if entry.split != "test"}
+    assert json.loads((OUT / "photographs.json").read_text()) == sorted(seen)
     monkeypatch.setenv("DGUNET_DATA", "elsewhere")
     synthesize.main()
     assert not (OUT / "published.json").exists()
