@@ -51,13 +51,14 @@ def test_padding_in_the_graph_is_that_of_the_network(size):
 
 def test_the_elimination_is_the_solver(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    rows = torch.rand(2, 16, 40, generator=generator)
+    # In float64: in float32 the two differ by as much as the solvers of two kinds of CPU do.
+    rows = torch.rand(2, 16, 40, generator=generator, dtype=torch.float64)
     rows[:, 3] = rows[:, 5]  # parallel rows, as damping allows them
-    gram = rows @ rows.transpose(1, 2) + 1e-3 * torch.eye(16)
-    right = torch.rand(2, 16, 4, generator=generator)
+    gram = rows @ rows.transpose(1, 2) + 1e-3 * torch.eye(16, dtype=torch.float64)
+    right = torch.rand(2, 16, 4, generator=generator, dtype=torch.float64)
     wanted = _solve(gram, right)
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-    torch.testing.assert_close(gram @ _solve(gram, right), gram @ wanted, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(_solve(gram, right), wanted)
 
 
 @pytest.mark.slow

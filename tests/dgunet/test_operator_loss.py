@@ -98,4 +98,4 @@ def test_what_minimises_it_is_the_degradation_and_its_transpose():
         optimiser.step()
     for (error_before, _), (error, cosine) in zip(before, errors(), strict=True):
         assert error < 0.2 < error_before
-        assert cosine > 0.9
+        assert cosine > 0.8  # without the term for the transpose: 0.2 to 0.8
