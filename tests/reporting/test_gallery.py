@@ -305,7 +305,7 @@ def test_a_benchmark_whose_scenes_the_model_has_seen_is_refused(in_a_checkout, c
 
 
 @pytest.mark.parametrize("trained_on", [(0, 1), (1, 3)])
-def test_a_benchmark_that_looks_like_a_photograph_of_train_or_val_is_refused(
+def test_a_benchmark_with_a_near_duplicate_in_train_or_val_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained_on: tuple[int, int]
 ) -> None:
     arguments = checkout(tmp_path)
