@@ -285,7 +285,7 @@ def test_a_better_mean_that_few_photographs_do_not_show_is_not_enough(checkout):
     assert record["reason"].startswith(
         "3 photographs cannot tell whether it beats the champion: 25.50 dB against 25.00 dB"
     )
-    assert record["gain"]["interval"]["low"] == pytest.approx(-3.8473, abs=1e-4)  # 0.5 - 4.30265 · 1.75 / √3
+    assert record["gain"]["interval"]["low"] == pytest.approx(-3.8472, abs=1e-4)  # 0.5 - 4.30265 · 1.75 / √3
     assert aliases() == {"champion": "1", "challenger": "2"}
 
 
