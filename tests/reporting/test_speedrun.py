@@ -28,7 +28,7 @@ def test_a_trial_changes_values_of_the_task_alone() -> None:
 
 @pytest.mark.parametrize("change", ["train.learning_rate", "learning_rate=1"])
 def test_a_change_of_another_form_is_refused(change: str) -> None:
-    with pytest.raises(ValueError, match="write it as train.learning_rate="):
+    with pytest.raises(ValueError, match=r"write it as train\.learning_rate="):
         params(change)
 
 
