@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--yes", action="store_true", help="apply without asking")
     args = parser.parse_args()
     path = PARAMS_FILE.resolve()
+    if not path.is_file():
+        raise ValueError(f"{PARAMS_FILE} is missing: run from the root of the checkout")
     before = read_text(path)
     after = with_line_ends_of(before, apply_recipe(_plain(before), _plain(_text(args.recipe))))
     if after == before:

@@ -193,6 +193,12 @@ def test_an_invalid_result_is_never_written(checkout: Checkout, recipe: str, say
     assert checkout.files() == ["params.yaml", "recipe.yaml"]
 
 
+def test_a_folder_that_is_no_checkout_is_refused(checkout: Checkout) -> None:
+    checkout.params.unlink()
+    done = checkout.apply("derain: {train: {learning_rate: 0.001}}", "--yes")
+    assert done.stderr == "error: params.yaml is missing: run from the root of the checkout"
+
+
 def test_without_a_terminal_nothing_is_applied(checkout: Checkout) -> None:
     done = checkout.apply("derain: {train: {learning_rate: 0.001}}")
     assert done.returncode == 1
