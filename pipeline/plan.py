@@ -95,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def read_recipe(name: str) -> Recipe:
     """Return a published recipe by the name of its file or of a task in it. Raises ValueError if there is none."""
     files = sorted(RECIPES.glob("*.yaml"))
+    if not files:
+        raise ValueError(f"there are no recipes in {RECIPES}: run from the root of the checkout")
     contents = {file: read_params(file) for file in files}
     file = RECIPES / f"{name}.yaml"
     if file not in contents:

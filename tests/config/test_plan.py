@@ -98,6 +98,12 @@ def test_every_recipe_has_a_plan_and_every_line_a_source(checkout: Path, name: s
         assert rows(name)["network"].value == f"{stated[1]} M parameters" or name == "sensing"
 
 
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="run from the root of the checkout"):
+        plan.read_recipe("denoise")
+
+
 def test_a_task_is_found_in_the_file_of_several(checkout: Path) -> None:
     assert plan.read_recipe("sensing_25").file.name == "sensing.yaml"
     assert plan.read_recipe("sensing_1").train.network.sensing_ratio_percent == 1
