@@ -1,4 +1,4 @@
-"""The table of photo files in README.md says what the code does."""
+"""The table of photo files in docs/usage.md says what the code does."""
 
 import re
 
@@ -21,7 +21,7 @@ FIELDS = {
 
 def rows() -> dict[str, list[str]]:
     """The cells after the name of each format."""
-    table = re.search(r"\| Format \|.*?\n\n", (PROJECT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    table = re.search(r"\| Format \|.*?\n\n", (PROJECT / "docs" / "usage.md").read_text(encoding="utf-8"), re.DOTALL)
     assert table
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].strip().splitlines()[2:]]
     return {name.upper().replace("HEIC", "HEIF"): cells for name, *cells in lines}
