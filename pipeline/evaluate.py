@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -138,10 +137,12 @@ def _leak(shards: Path, thumbnails: Path, benchmark: Benchmark) -> Leak | None:
 
 
 def _measurement(model: DGUNet, measured: Mapping[str, Evaluation], data: Mapping[str, str]) -> dict[str, Any]:
-    """Return what decides the numbers beside model and data, and the circumstances: the content of measurement.json."""
+    """Return what decides the numbers beside model and data: the content of measurement.json.
+
+    It has no date: the stage writes the same bytes each time, so that its outputs in dvc.lock do not change.
+    """
     device = next(model.parameters()).device
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "hardware": processor() if device.type == "cpu" else torch.cuda.get_device_name(device),
         "packages": {name: version(name) for name in PACKAGES},

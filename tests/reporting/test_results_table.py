@@ -25,7 +25,6 @@ def test_each_test_set_has_a_row_with_interval_worst_and_best_image_protocol_and
     }
     sets = {name: {"protocol": f"as {name}", "sha256": name[0] * 64} for name in ("test split", "Set5")}
     measurement = {
-        "date": "today",
         "commit": "def+changes",
         "hardware": "a CPU",
         "packages": {"torch": "2"},
@@ -47,7 +46,7 @@ def test_each_test_set_has_a_row_with_interval_worst_and_best_image_protocol_and
         "| Set5 | 3 | 20.00 / 0.5000 | 21.00 / 0.5000 | 21.00 / 0.5000 | +1.00 | +0.50 to +1.50 | -0.25 (bird) "
         "| +2.25 (c) |",
         "| CBSD68 | not measured: 3 images show scenes of it |",
-        "- Measured on today at commit def+changes, on a CPU; torch 2.",
+        "- Measured at commit def+changes, on a CPU; torch 2.",
         "- Training: 1.2 TFLOP.",
         "- Intervals: percentile bootstrap, 10 resamples, seed 0.",
         f"| Set5 | as Set5 | {'S' * 64} |",
