@@ -145,8 +145,7 @@ def page(
             *(_row(name, found, report.images) for name, found in named.items()),
             *(f"| {name} | not measured: {why['reason']} |" for name, why in metrics["not_measured"].items()),
             "",
-            f"- Measured at commit {measurement['commit']}, on {measurement['hardware']}; "
-            f"{packages}.",
+            f"- Measured at commit {measurement['commit']}, on {measurement['hardware']}; {packages}.",
             f"- Model: {address or f'models/{task}'}, sha256 of the weights {card['weights_sha256']}; trained at "
             f"commit {provenance.get('commit', 'unknown')} on shards with index {provenance.get('data', 'unknown')}.",
             f"- Training: {'operations not known' if operations is None else f'{operations:.1f} TFLOP'}.",
