@@ -42,7 +42,7 @@ class Lease:
         lost: the error to raise if another driver has taken the lease, for example while this machine was suspended.
     """
 
-    def __init__(self, address: str, remedy: str = OTHER_STORAGE) -> None:
+    def __init__(self, address: str, remedy: str) -> None:
         self.address, self.id, self._remedy = address, uuid.uuid4().hex, remedy
         self.lost: ValueError | None = None
         self._content: dict[str, Any] = {"driver": self.id, "heartbeat": 0, **_this_process()}

@@ -23,8 +23,8 @@ import sys, time
 from pipeline.cluster import lease
 wait_until_free = lease._wait_until_free
 
-def wait_and_pause(address):
-    read = wait_until_free(address)
+def wait_and_pause(*arguments):
+    read = wait_until_free(*arguments)
     print("free", flush=True)
     time.sleep(float(sys.stdin.readline()))  # as a slow storage
     return read
