@@ -43,6 +43,9 @@ def photo(channels: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray
     return np.where(np.arange(width)[:, None] < width // 2, 0.2 * noise, 0.4 + 0.6 * noise)
 
 
+SAME = 1e-4  # on some CPUs a tile is convolved by another algorithm than the whole image
+
+
 def largest(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max())
 
@@ -55,7 +58,7 @@ def test_tiles_give_the_image_restored_as_a_whole(config, local):
     assert largest(whole, original) > 0.3, "the network changes the image"
     for tile in (96, 160):
         tiled = restore(model, original, tile=tile, overlap=32)
-        assert largest(tiled, whole) < 1e-5
+        assert largest(tiled, whole) < SAME
     assert largest(restore(model, original, tile=96, overlap=32, statistics="tile"), whole) > 1e-2
 
 
@@ -78,7 +81,7 @@ def test_windows_larger_than_the_image_are_the_image():
     original = photo(3)
     whole = restore(network(BLIND_SEPARATE), original)
     wide = LocalStatistics(32 * 31, get_args(StatisticsKind))
-    assert largest(restore(network(BLIND_SEPARATE, wide), original), whole) < 1e-5
+    assert largest(restore(network(BLIND_SEPARATE, wide), original), whole) < SAME
     for kind in get_args(StatisticsKind):
         model = network(BLIND_SEPARATE, LocalStatistics(96, (kind,)))
         assert largest(restore(model, original), whole) > 1e-3, kind
@@ -105,7 +108,7 @@ def test_an_earlier_stage_is_the_estimate_of_the_network(num_stages):
     expected = estimate[0].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(restore(model, original, num_stages=num_stages), expected, atol=1e-6)
     np.testing.assert_allclose(
-        restore(model, original, num_stages=num_stages, tile=96, overlap=32), expected, atol=1e-5
+        restore(model, original, num_stages=num_stages, tile=96, overlap=32), expected, atol=SAME
     )
 
 
@@ -114,7 +117,7 @@ def test_an_earlier_stage_is_the_estimate_of_the_network(num_stages):
 def test_gray_colour_alpha_and_self_ensemble_in_tiles(config, channels, self_ensemble):
     model, original = network(config), photo(channels, 72, 140)
     whole = restore(model, original, self_ensemble=self_ensemble)
-    assert largest(restore(model, original, tile=96, overlap=32, self_ensemble=self_ensemble), whole) < 1e-5
+    assert largest(restore(model, original, tile=96, overlap=32, self_ensemble=self_ensemble), whole) < SAME
     in_bytes = (original * 255).astype(np.uint8)
     whole = restore(model, in_bytes, self_ensemble=self_ensemble)
     tiled = restore(model, in_bytes, tile=96, overlap=32, self_ensemble=self_ensemble)
@@ -126,7 +129,7 @@ def test_narrow_images_and_tiles_with_few_rows(size):
     for config in (BLIND_SHARED, SENSING):
         model, original = network(config), photo(config.image_channels, *size)
         tiled = restore(model, original, tile=96, overlap=32)
-        assert largest(tiled, restore(model, original)) < 1e-5
+        assert largest(tiled, restore(model, original)) < SAME
 
 
 def test_progress_counts_tiles_and_passes():

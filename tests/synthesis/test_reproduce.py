@@ -67,7 +67,7 @@ def test_a_real_pair_is_found_through_the_manifest(synthesis_checkout: Path) -> 
     for key in keys[::5]:
         found = reproduce_pair(OUT, key, manifest=Path("manifest.jsonl"))
         np.testing.assert_array_equal(found.degraded, expected[key].degraded)
-    with pytest.raises(ValueError, match="name the manifest"):
+    with pytest.raises(ValueError, match="give the manifest"):
         reproduce_pair(OUT, keys[0])
     write_manifest(
         Path("manifest.jsonl"), [one for one in read_manifest(Path("manifest.jsonl")) if one.degraded != "0-1.jpg"]

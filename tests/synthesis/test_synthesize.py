@@ -29,17 +29,18 @@ from pipeline.cluster import tasks
 from pipeline.config.params import validated
 from pipeline.degradations import regenerate
 from pipeline.runtime.provenance import digest
-from pipeline.shards.format import Shard, read_index
+from pipeline.shards.format import Shard, checksum, read_index
 from pipeline.sources.hashing import pixel_hash
 from pipeline.sources.manifest import SPLITS, Entry, read_manifest
+from pipeline.sources.overlaps import PHOTOGRAPHS
 from pipeline.synthesis import tiles
 from pipeline.synthesis.settings import Synthesize
 
 
 def result() -> dict[str, str]:
     """Checksum of each folder of the output: of names and contents of all that is in it."""
-    assert sorted(path.name for path in OUT.iterdir()) == sorted(SPLITS)
-    return {split: digest((OUT / split).iterdir()) for split in SPLITS}
+    assert sorted(path.name for path in OUT.iterdir()) == sorted([*SPLITS, PHOTOGRAPHS])
+    return {split: digest((OUT / split).iterdir()) for split in SPLITS} | {PHOTOGRAPHS: checksum(OUT / PHOTOGRAPHS)}
 
 
 def backwards(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
