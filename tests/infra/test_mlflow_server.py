@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import boto3
 import mlflow
@@ -145,9 +146,7 @@ class Servers:
             "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=0", "-s3",
             "-s3.autoCreateBucket=false",
         )  # fmt: skip
-        once = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 1})
-        endpoint = self.variables["AWS_ENDPOINT_URL"]
-        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", config=once)
+        client = self.storage_client()
 
         def make_bucket() -> bool:
             assert server.poll() is None, (self.folder / "weed.log").read_text()[-3000:]
@@ -162,6 +161,12 @@ class Servers:
 
         until(make_bucket, 240)
         client.close()
+
+    def storage_client(self) -> Any:
+        """Return a client of the storage; boto3.client itself would use the keys of its first call in this process."""
+        session = boto3.Session(**{name.lower(): value for name, value in KEYS.items()}, region_name="us-east-1")
+        once = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 1})
+        return session.client("s3", endpoint_url=self.variables["AWS_ENDPOINT_URL"], config=once)
 
     def start_mlflow(self) -> None:
         """Start MLflow with the arguments of values.yaml, but for its address."""
@@ -256,7 +261,7 @@ def test_what_was_backed_up_comes_back(servers: Servers, logged_in: Mapping[str,
     for name in ("mlflow", "mlflow_auth"):
         servers.run("psql", "--quiet", "--dbname=postgres", f"--command=DROP DATABASE {name} WITH (FORCE)")
         servers.run("createdb", name)
-    storage = boto3.client("s3", endpoint_url=servers.variables["AWS_ENDPOINT_URL"], region_name="us-east-1")
+    storage = servers.storage_client()
     for stored in storage.list_objects_v2(Bucket="mlflow").get("Contents", []):
         storage.delete_object(Bucket="mlflow", Key=stored["Key"])
     storage.close()
