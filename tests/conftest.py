@@ -89,6 +89,9 @@ def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def s3_server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """A running S3 server; the environment holds its address and credentials."""
+    import s3fs  # takes a second
+
+    s3fs.S3FileSystem.clear_instance_cache()  # those of the server of another test have its port
     server = S3Server(tmp_path_factory.mktemp("s3") / "log")
     for name, value in {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
