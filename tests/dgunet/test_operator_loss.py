@@ -67,7 +67,7 @@ def test_it_is_the_mean_over_images_so_that_parts_of_a_batch_add_up():
 
 
 def test_what_minimises_it_is_the_degradation_and_its_transpose():
-    network = DGUNet.with_seed(CONFIG, 0)
+    network = DGUNet.with_seed(CONFIG, 1)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
 
     def pair(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,7 +89,7 @@ def test_what_minimises_it_is_the_degradation_and_its_transpose():
         return found
 
     before = errors()
-    for step in range(200):
+    for step in range(300):
         clean, degraded = pair(step)
         estimates = [degraded] * CONFIG.num_stages
         loss = operator_loss(network, degraded, estimates, clean, degradation_weight=1.0, adjoint_weight=0.1)
@@ -98,4 +98,4 @@ def test_what_minimises_it_is_the_degradation_and_its_transpose():
         optimiser.step()
     for (error_before, _), (error, cosine) in zip(before, errors(), strict=True):
         assert error < 0.2 < error_before
-        assert cosine > 0.8  # without the term for the transpose: 0.2 to 0.8
+        assert cosine > 0.9  # without the term for the transpose: 0.2 to 0.8
