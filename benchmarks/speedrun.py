@@ -8,8 +8,9 @@ the benchmark's protocol, with the pipeline's own stages. Operations are those o
 training steps, counted in one by torch's FlopCounterMode; loss, optimizer and validation are not counted. --set changes
 a value of the task, by its place in the task's section.
 
-Every trial is a row of benchmarks/results/speedrun.jsonl, also one that failed, and speedrun.md is the table of all. A
-trial that was interrupted continues where it was; --folder keeps shards, checkpoints and the model.
+Every trial that ended is a row of benchmarks/results/speedrun.jsonl, also one that failed, and speedrun.md is the table
+of all. The same command at the same commit continues a trial that was interrupted; its row has the time of the last
+call. --folder keeps shards, checkpoints and the model.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +41,7 @@ from pipeline.synthesis.settings import Synthesize
 from pipeline.training.settings import Train
 
 PROJECT = Path(__file__).parents[1]
+INTERRUPTED = (130, -signal.SIGINT)  # exit statuses of a stage
 LOG = PROJECT / "benchmarks" / "results" / "speedrun.jsonl"
 STAGES = (
     "prepare --manifest manifest.jsonl --report prepare.json --thumbnails thumbnails.npz",
@@ -53,14 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one trial, add its row to the log, and write the table."""
     args = _parse(arguments)
     params = trial_params(read_params(PROJECT / "params.yaml"), args.task, args.dataset, args.benchmark, args.set)
+    if args.seed is not None:
+        params["seed"] = args.seed
     if missing := load_benchmark(params, args.benchmark).absent():
         raise ValueError(f"{args.benchmark}: no images in {missing}; `make data` says how to get them")
     per_step = operations_of_step(params, args.task)
-    num_steps = int(args.tflop // per_step)
-    if num_steps < 1:
-        raise ValueError(f"--tflop {args.tflop:g}: one step takes {per_step:.4g} TFLOP")
+    num_steps = steps_within(args.tflop, per_step)
     params[args.task]["train"] |= {"num_steps": num_steps, "validate_every": max(1, num_steps // 8)}
-    name = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:12]
+    name = hashlib.sha256(json.dumps([params, commit()], sort_keys=True).encode()).hexdigest()[:12]
     folder = args.folder or PROJECT / ".cache" / "speedrun" / name
     row = {
         "task": args.task,
@@ -79,9 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         result = run(params, args.task, args.benchmark, folder)
     except subprocess.CalledProcessError as error:
-        if error.returncode in (130, -2):
+        if error.returncode in INTERRUPTED:
             raise KeyboardInterrupt from error
         result = {"failed": f"{error.cmd[2].removeprefix('pipeline.')} exited with {error.returncode}"}
+    except Exception as error:  # of any kind: a trial that ended has a row
+        result = {"failed": f"{type(error).__name__}: {error}"}
     add_row(LOG, row | result | {"minutes": round((time.monotonic() - started) / 60, 1)})
     if "failed" in result:
         raise ValueError(f"the trial failed: {result['failed']}; its row says so, its files are in {folder}")
@@ -117,9 +122,22 @@ def trial_params(
     return params
 
 
+def steps_within(tflop: float, per_step: float) -> int:
+    """Return how many steps the operations allow; ValueError if not one. Both in 10^12 operations."""
+    if tflop < per_step:
+        raise ValueError(f"--tflop {tflop:g}: one step takes {per_step:.4g} TFLOP")
+    return int(tflop // per_step)
+
+
 def operations_of_step(params: Mapping[str, Any], task: str) -> float:
-    """Return the floating-point operations of a training step, in 10^12."""
+    """Return the floating-point operations of a training step, in 10^12.
+
+    Raises:
+        ValueError: the recipe computes more than the passes that are counted.
+    """
     recipe = validated(merged_section(params, task, "train"), Train)
+    if recipe.compute.recompute_activations or recipe.operator_loss.degradation or recipe.operator_loss.adjoint:
+        raise ValueError(f"{task}.train: operations of operator_loss and recompute_activations are not counted")
     channels = validated(merged_section(params, task, "synthesize"), Synthesize).channels
     config = {"image_channels": channels, **recipe.network.model_dump()}
     return training_operations({"config": config}, recipe.model_copy(update={"num_steps": 1}))
@@ -141,7 +159,8 @@ def run(params: Mapping[str, Any], task: str, benchmark: str, folder: Path) -> d
     metrics = json.loads((folder / "report" / "metrics.json").read_text())
     found = metrics["benchmarks"].get(benchmark)
     if found is None:
-        return {"failed": f"{benchmark} was not measured: {metrics['not_measured'].get(benchmark)}"}
+        why = metrics["not_measured"].get(benchmark, {"reason": "its images are missing"})["reason"]
+        return {"failed": f"{benchmark} was not measured: {why}"}
     return {kind: round(found[kind]["psnr"], 3) for kind in ("degraded", "baseline", "restored")}
 
 
@@ -183,6 +202,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--benchmark", required=True, help="a name of the section benchmarks of params.yaml")
     parser.add_argument("--tflop", required=True, type=float, help="operations of training, in 10^12")
     parser.add_argument("--set", action="append", default=[], metavar="PLACE=VALUE", help="train.learning_rate=0.001")
+    parser.add_argument("--seed", type=int, help="default: that of params.yaml")
     parser.add_argument("--change", required=True, help="what this trial tries, in a few words")
     parser.add_argument("--folder", type=Path, help="working folder (default: one of its own in .cache/speedrun)")
     return parser.parse_args(arguments)

@@ -1,13 +1,16 @@
 """The log of trials of a number of operations."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from factories import PROJECT
 
+from benchmarks import speedrun
 from benchmarks.speedrun import add_row, operations_of_step, trial_params
 from pipeline.config.params import merged_section, read_params, validated
+from pipeline.evaluation.benchmarks import Benchmark
 from pipeline.training.settings import Train
 
 
@@ -38,7 +41,7 @@ def test_a_task_that_is_not_there_is_refused() -> None:
 
 
 def test_a_step_of_the_default_denoiser_takes_as_many_operations_as_were_published() -> None:
-    """benchmarks/results/speedrun.md compares budgets of it: 10,000 steps are 183 TFLOP."""
+    """10,000 steps are 183 TFLOP."""
     assert operations_of_step(params(), "denoise") == pytest.approx(0.0183, abs=5e-5)
 
 
@@ -56,3 +59,87 @@ def test_every_trial_is_a_row_the_best_first_and_those_that_failed_last(tmp_path
         ["28.00", "as it stands"],
         ["failed: train exited with 1", "no stage"],
     ]
+
+
+@pytest.mark.parametrize(
+    "change", ["operator_loss={degradation: 0.1, adjoint: 0.0}", "compute.recompute_activations=true"]
+)
+def test_a_recipe_whose_operations_are_not_counted_is_refused(change: str) -> None:
+    with pytest.raises(ValueError, match="are not counted"):
+        operations_of_step(params(f"train.{change}"), "denoise")
+
+
+def test_as_many_steps_are_made_as_the_operations_allow() -> None:
+    assert speedrun.steps_within(1.0, 0.3) == 3
+    assert speedrun.steps_within(0.3, 0.3) == 1
+    with pytest.raises(ValueError, match=r"--tflop 0\.2: one step takes 0\.3 TFLOP"):
+        speedrun.steps_within(0.2, 0.3)
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for the log and the trial, where the benchmark has its images."""
+    monkeypatch.setattr(Benchmark, "absent", lambda benchmark: None)
+    monkeypatch.setattr(speedrun, "LOG", tmp_path / "speedrun.jsonl")
+    return tmp_path
+
+
+def trial(folder: Path, *options: str) -> None:
+    names = ["--task", "denoise", "--dataset", "cbsd400", "--benchmark", "CBSD68 σ 25", "--change", "none"]
+    speedrun.main([*names, "--tflop", "0.1", "--folder", str(folder / "trial"), *options])
+
+
+def stages(monkeypatch: pytest.MonkeyPatch, fails: str = "", status: int = 1, metrics: str = "") -> list[str]:
+    """Have the stages note their names, and write `metrics`, instead of running."""
+    ran: list[str] = []
+
+    def stage(command: list[str], cwd: Path, **_: object) -> None:
+        ran.append(command[2])
+        if command[2] == fails:
+            raise subprocess.CalledProcessError(status, command)
+        (cwd / "report").mkdir(exist_ok=True)
+        (cwd / "report" / "metrics.json").write_text(metrics)
+
+    monkeypatch.setattr(subprocess, "run", stage)
+    monkeypatch.setattr(speedrun, "commit", lambda: "abc")  # asks git, in a process
+    return ran
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "speedrun.jsonl").read_text().splitlines()]
+
+
+def test_a_trial_runs_the_stages_with_its_seed_and_steps(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = {kind: {"psnr": psnr} for kind, psnr in (("degraded", 20.0), ("baseline", 26.0), ("restored", 28.1234))}
+    ran = stages(monkeypatch, metrics=json.dumps({"benchmarks": {"CBSD68 σ 25": numbers}, "not_measured": {}}))
+    trial(images, "--seed", "7")
+    assert ran == ["pipeline.prepare", "pipeline.synthesize", "pipeline.train", "pipeline.evaluate"]
+    found = read_params(images / "trial" / "params.yaml")
+    assert (found["seed"], found["denoise"]["train"]["num_steps"]) == (7, 5)
+    (row,) = rows(images)
+    assert (row["seed"], row["num_steps"], row["restored"], row["commit"]) == (7, 5, 28.123, "abc")
+    assert row["tflop"] == pytest.approx(5 * 0.0183, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fails", "metrics", "reason"),
+    [
+        ("pipeline.train", "", "train exited with 1"),
+        ("", "not JSON", "JSONDecodeError: "),
+        ("", '{"benchmarks": {}, "not_measured": {"CBSD68 σ 25": {"reason": "seen"}}}', "was not measured: seen"),
+    ],
+)
+def test_a_trial_that_fails_is_a_row(
+    images: Path, monkeypatch: pytest.MonkeyPatch, fails: str, metrics: str, reason: str
+) -> None:
+    stages(monkeypatch, fails=fails, metrics=metrics)
+    with pytest.raises(ValueError, match="the trial failed"):
+        trial(images)
+    assert reason in rows(images)[0]["failed"]
+
+
+def test_an_interrupted_trial_is_no_row(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages(monkeypatch, fails="pipeline.train", status=130)
+    with pytest.raises(KeyboardInterrupt):
+        trial(images)
+    assert not (images / "speedrun.jsonl").exists()
