@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+from dgunet.network import DGUNet, DGUNetConfig
 from pipeline.config.params import is_same_kind, task_names
 from pipeline.runtime.environment import read_environment
 from pipeline.shards.format import Index, Pair, write_index, write_shard
@@ -122,3 +124,13 @@ def step_of(context: WorkerContext) -> int:
     """The step from which the worker continues."""
     with context.resume as folder:
         return int((folder / "step").read_text()) if folder else 0
+
+
+def changing_network(config: DGUNetConfig) -> DGUNet:
+    """A network whose stages change the image: the initial ones change almost nothing."""
+    model = DGUNet.with_seed(config, 0).eval()
+    with torch.no_grad():
+        for stage in (model.first, *model.between):
+            stage.proximal.end.correct.weight.mul_(20)
+        model.last.tail.weight.mul_(100)
+    return model

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factories import changing_network
 
 import dgunet
 from dgunet.__main__ import main
@@ -33,12 +34,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def network(name: str) -> DGUNet:
-    model = DGUNet.with_seed(CONFIGS[name], 0).eval()
-    with torch.no_grad():
-        for stage in (model.first, *model.between):
-            stage.proximal.end.correct.weight.mul_(20)
-        model.last.tail.weight.mul_(100)
-    return model
+    return changing_network(CONFIGS[name])
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 23), (41, 64)])
