@@ -1,12 +1,13 @@
 """The best restoration for a number of floating-point operations of training: one trial, as a row of a log.
 
-    python -m benchmarks.speedrun --task denoise --dataset cbsd400 --benchmark "CBSD68 σ 25" --tflop 183 \
-        --set "synthesize.degradation.sigma=[25, 25]" --set train.average_decay=0.999 --change "recipe as it stands"
+    python -m benchmarks.speedrun --task denoise --dataset bsds500 --benchmark "CBSD68 σ 25" --tflop 183 \
+        --set "synthesize.degradation.sigma=[25, 25]" --set train.average_decay=0.999 --change "longer average"
 
-Trains a task of params.yaml on a data set, for as many steps as the operations allow, and measures it on a benchmark by
-the benchmark's protocol, with the pipeline's own stages. Operations are those of the passes forward and backward of all
-training steps, counted in one by torch's FlopCounterMode; loss, optimizer and validation are not counted. --set changes
-a value of the task, by its place in the task's section.
+Trains a task of params.yaml on a published set (`make data` lists them) without the scenes of the benchmark, for as
+many steps as the operations allow, and measures it on the benchmark by the benchmark's protocol, with the stages of the
+pipeline. Operations are those of the passes forward and backward and of the optimizer's products of matrices in all
+training steps, counted in one by torch's FlopCounterMode; loss and validation are not counted. --set changes a value of
+the task, by its place in the task's section.
 
 Every trial that ended is a row of benchmarks/results/speedrun.jsonl, also one that failed, and speedrun.md is the table
 of all. The same command at the same commit continues a trial that was interrupted; its row has the time of the last
@@ -37,6 +38,7 @@ from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.environment import read_environment
 from pipeline.runtime.files import write_atomically
 from pipeline.runtime.provenance import commit, processor
+from pipeline.sources.registry import data_set
 from pipeline.synthesis.settings import Synthesize
 from pipeline.training.settings import Train
 
@@ -102,12 +104,15 @@ def trial_params(
         changes: as "train.learning_rate=0.001".
 
     Raises:
-        ValueError: there is no such task, or a change is not of that form.
+        ValueError: there is no such task, data set or benchmark, or a change is not of that form.
     """
     if task not in task_names(params):
         raise ValueError(f"params.yaml has no task {task!r}; available: {', '.join(task_names(params))}")
     params["tasks"] = [task]
-    params["prepare"] |= {"sources": [{"kind": "dataset", "name": dataset}], "split": {"val": 0.03, "test": 0.01}}
+    measured_on = load_benchmark(params, benchmark).dataset
+    without = [measured_on] if measured_on else []
+    source = {"kind": "dataset", "name": data_set(dataset).name, "without": without}
+    params["prepare"] |= {"sources": [source], "split": {"val": 0.03, "test": 0.01}}
     params[task].setdefault("train", {})
     params[task].setdefault("evaluate", {})["benchmarks"] = [benchmark]
     for change in changes:

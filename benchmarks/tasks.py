@@ -34,6 +34,7 @@ from pipeline.evaluation.benchmarks import load_benchmark
 from pipeline.evaluation.settings import Evaluate
 from pipeline.runtime.entry_point import run_command
 from pipeline.runtime.files import write_atomically
+from pipeline.training.optimizers import build_optimizers
 from pipeline.training.settings import Train
 
 RESULTS = Path(__file__).parent / "results" / "tasks"
@@ -114,15 +115,19 @@ def read_report(folder: Path) -> Report:
 
 
 def training_operations(card: Mapping[str, Any], recipe: Train) -> float:
-    """Return the floating-point operations of a training run, in 10^12: passes forward and backward, counted in one.
+    """Return the floating-point operations of a training run, in 10^12: those of one step times the number of steps.
 
-    The loss, the optimizer and the measurements on the val split are not counted.
+    The passes forward and backward and the products of matrices of the optimizer are counted; the loss and the
+    measurements on the val split are not.
     """
     network = DGUNet(DGUNetConfig(**card["config"]))
+    optimizers = build_optimizers(network, recipe)
     with FlopCounterMode(display=False) as counter:
         images = torch.rand(recipe.batch_size, network.config.image_channels, recipe.patch_size, recipe.patch_size)
         estimates = network(images if network.sensing is None else network.sense(images))
         torch.stack([estimate.sum() for estimate in estimates]).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
     return float(counter.get_total_flops() * recipe.num_steps / 1e12)
 
 

@@ -44,7 +44,6 @@ MEASURED = {
 }
 Kind = TypeVar("Kind")
 BYTES_OF_A_WEIGHT = 4  # float32
-COPIES_IN_A_CHECKPOINT = 5  # weights, averaged and best weights, two moments of the optimiser
 CHECKPOINTS_KEPT = 2
 TAR_BLOCK, NPY_HEADER = 512, 128  # bytes
 BYTES_OF_A_RECORD = 1024  # record of a pair: header and JSON, padded
@@ -227,9 +226,17 @@ def _shard_rows(recipe: Recipe) -> list[Row]:
     return rows
 
 
+def copies_in_a_checkpoint(train: Train) -> tuple[int, str]:
+    """Return how many arrays of the size of the weights a checkpoint holds, and which."""
+    moments = {"adamw": (2, "two moments of AdamW"), "muon": (1, "momentum of Muon")}
+    number, what = moments[train.optimizer]
+    return 3 + number, f"weights, averaged, best, {what}"
+
+
 def _checkpoint_rows(train: Train, weights: int, hours: float | None) -> list[Row]:
-    size, minutes = COPIES_IN_A_CHECKPOINT * weights, read_environment().checkpoint_minutes
-    source = f"weights, averaged, best, two moments of AdamW, float32; {CHECKPOINTS_KEPT} are kept"
+    copies, what = copies_in_a_checkpoint(train)
+    size, minutes = copies * weights, read_environment().checkpoint_minutes
+    source = f"{what}, float32; {CHECKPOINTS_KEPT} are kept"
     rows = [
         Row("checkpoint", readable_size(size), source),
         Row("checkpoints, stored", readable_size(CHECKPOINTS_KEPT * size), source),

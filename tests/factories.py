@@ -31,7 +31,7 @@ RECIPE: dict[str, Any] = {
     "loss": "charbonnier", "operator_loss": {"degradation": 0.1, "adjoint": 0.02},
     "patch_size": 16, "batch_size": 4, "num_steps": 8, "warmup_steps": 2,
     "learning_rate": 2e-3, "final_learning_rate": 1e-6, "weight_decay": 0.0, "gradient_clip": 1.0,
-    "average_decay": 0.9, "validate_every": 4, "max_skipped_steps": 1, "mixup_alpha": 0.0,
+    "average_decay": 0.9, "validate_every": 4, "max_skipped_steps": 1, "mixup_alpha": 0.0, "optimizer": "adamw",
     "compute": {"precision": "float32", "accumulate": 1, "recompute_activations": False, "compile": False},
 }  # fmt: skip
 

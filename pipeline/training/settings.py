@@ -76,6 +76,7 @@ class Train(Section):
 
     Attributes:
         operator_loss: for blind networks; a sensing network knows Φ.
+        optimizer: `muon` makes the steps of the convolutions' weights orthogonal (pipeline/training/optimizers.py).
         batch_size: images of a batch over all workers.
         mixup_alpha: each pair becomes w·itself + (1 − w)·another of its batch, w ~ Beta(α, α) (Zhang et al.,
             ICLR 2018); 0 does not mix.
@@ -86,6 +87,7 @@ class Train(Section):
     network: Network
     loss: LossKind
     operator_loss: OperatorLoss
+    optimizer: Literal["adamw", "muon"]
     mixup_alpha: Annotated[float, Field(ge=0)]
     patch_size: Annotated[int, Field(ge=16)]
     batch_size: PositiveInt

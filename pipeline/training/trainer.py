@@ -25,6 +25,7 @@ from dgunet.tensors import to_tensor
 from pipeline.dataloader.loader import Batch
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.training import collectives
+from pipeline.training.optimizers import build_optimizers
 from pipeline.training.settings import OperatorLoss, Train
 
 STATE = "state.pt"
@@ -64,7 +65,7 @@ class Progress:
 
 
 class Trainer:
-    """A network in training with its averaged weights, its optimiser and its progress.
+    """A network in training with its averaged weights, its optimizers and its progress.
 
     Attributes:
         network: the network, on `device`.
@@ -81,9 +82,7 @@ class Trainer:
         self._average = get_ema_multi_avg_fn(recipe.average_decay)  # type: ignore[no-untyped-call]
         self.best: dict[str, Tensor] = _on_cpu(self.averaged)
         self.progress = Progress()
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-        )
+        self.optimizers = build_optimizers(self.network, recipe)
         compute = recipe.compute
         self.network.recompute = compute.recompute_activations
         self.objective: nn.Module = Objective(self.network, recipe.loss, recipe.operator_loss)
@@ -101,11 +100,12 @@ class Trainer:
         """Take one step; return this worker's part of the loss and the norm of the gradient, both on the device.
 
         The mean of the parts over all workers is the loss of the global batch. If the gradient is not finite, weights
-        and optimiser stay unchanged: fused optimisers decide that on the device.
+        and optimizers stay unchanged, which is decided on the device.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.progress.step, self.recipe)
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.progress.step, self.recipe)
+            optimizer.zero_grad(set_to_none=True)
         clean, degraded = (t.to(self.device, non_blocking=True) for t in (batch.clean, batch.degraded))
         parts = list(zip(*(t.chunk(self.recipe.compute.accumulate) for t in (clean, degraded)), strict=True))
         losses = []
@@ -118,8 +118,10 @@ class Trainer:
                 loss.backward()
             losses.append(loss.detach())
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
-        self.optimizer.found_inf = (~torch.isfinite(norm)).float().reshape(())  # type: ignore[attr-defined]
-        self.optimizer.step()
+        found_inf = (~torch.isfinite(norm)).float().reshape(())
+        for optimizer in self.optimizers:
+            optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+            optimizer.step()
         self._update_average()
         self.progress.step += 1
         return torch.stack(losses).sum(), norm.detach()
@@ -153,7 +155,7 @@ class Trainer:
             "progress": asdict(self.progress),
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "best": self.best,
         }
         try:
@@ -167,7 +169,8 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
         self.best = state["best"]
 
     @torch.no_grad()

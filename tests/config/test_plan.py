@@ -158,19 +158,25 @@ def test_shards_that_the_cache_cannot_hold_are_read_in_each_epoch(
     assert row.value == "at most 3.0 TB"
 
 
-def test_bytes_of_a_checkpoint_are_those_that_are_written(checkout: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_bytes_of_a_checkpoint_are_those_that_are_written(checkout: Path, tmp_path: Path, optimizer: str) -> None:
     recipe = plan.read_recipe("derain")
+    train = recipe.train.model_copy(update={"optimizer": optimizer})
     network = DGUNet.with_seed(DGUNetConfig(**recipe.train.network.model_dump()), 0)
-    trainer = Trainer(network, recipe.train.model_copy(deep=True), torch.device("cpu"))
+    trainer = Trainer(network, train, torch.device("cpu"))
     for parameter in trainer.network.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    trainer.optimizer.step()
+    for part in trainer.optimizers:
+        part.step()
     (tmp_path / "checkpoint").mkdir()
     trainer.save(tmp_path / "checkpoint")
     written = sum(path.stat().st_size for path in (tmp_path / "checkpoint").iterdir())
-    counted = 4 * plan.COPIES_IN_A_CHECKPOINT * plan.num_parameters(recipe)
+    copies, what = plan.copies_in_a_checkpoint(train)
+    counted = 4 * copies * plan.num_parameters(recipe)
     assert counted == pytest.approx(written, rel=0.02)
-    assert rows("derain")["checkpoint"].value == f"{counted / 1e6:.1f} MB"
+    if train.optimizer == recipe.train.optimizer:
+        assert rows("derain")["checkpoint"].value == f"{counted / 1e6:.1f} MB"
+        assert what in rows("derain")["checkpoint"].source
 
 
 def test_gradients_are_those_of_a_ring(checkout: Path) -> None:

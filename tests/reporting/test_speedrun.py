@@ -1,6 +1,7 @@
 """The log of trials of a number of operations."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,17 +12,18 @@ from benchmarks import speedrun
 from benchmarks.speedrun import add_row, operations_of_step, trial_params
 from pipeline.config.params import merged_section, read_params, validated
 from pipeline.evaluation.benchmarks import Benchmark
+from pipeline.sources.registry import data_set
 from pipeline.training.settings import Train
 
 
 def params(*changes: str) -> dict:
-    return trial_params(read_params(PROJECT / "params.yaml"), "denoise", "cbsd400", "CBSD68 σ 25", changes)
+    return trial_params(read_params(PROJECT / "params.yaml"), "denoise", "bsds500", "CBSD68 σ 25", changes)
 
 
 def test_a_trial_changes_values_of_the_task_alone() -> None:
     found = params("synthesize.degradation.sigma=[25, 25]", "train.network.width=8", "train.average_decay=0.999")
     assert found["tasks"] == ["denoise"]
-    assert found["prepare"]["sources"] == [{"kind": "dataset", "name": "cbsd400"}]
+    assert found["prepare"]["sources"] == [{"kind": "dataset", "name": "bsds500", "without": ["cbsd68"]}]
     assert found["denoise"]["evaluate"]["benchmarks"] == ["CBSD68 σ 25"]
     assert found["denoise"]["synthesize"]["degradation"]["sigma"] == [25, 25]
     recipe = validated(merged_section(found, "denoise", "train"), Train)
@@ -37,7 +39,22 @@ def test_a_change_of_another_form_is_refused(change: str) -> None:
 
 def test_a_task_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="no task 'denoyse'; available: denoise"):
-        trial_params(read_params(PROJECT / "params.yaml"), "denoyse", "cbsd400", "CBSD68 σ 25", ())
+        trial_params(read_params(PROJECT / "params.yaml"), "denoyse", "bsds500", "CBSD68 σ 25", ())
+
+
+def test_a_data_set_that_is_not_published_is_refused() -> None:
+    with pytest.raises(ValueError, match="no data set `cbsd400`; available: bsds500"):
+        trial_params(read_params(PROJECT / "params.yaml"), "denoise", "cbsd400", "CBSD68 σ 25", ())
+
+
+def test_the_example_names_a_published_set() -> None:
+    (name,) = re.findall(r"--dataset (\S+)", str(speedrun.__doc__))
+    assert data_set(name).use == "training"
+
+
+def test_matrix_products_of_the_optimizer_are_counted() -> None:
+    adamw, muon = (operations_of_step(params(f"train.optimizer={name}"), "denoise") for name in ("adamw", "muon"))
+    assert 1.001 * adamw < muon < 1.05 * adamw
 
 
 def test_a_step_of_the_default_denoiser_takes_as_many_operations_as_were_published() -> None:
@@ -85,7 +102,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def trial(folder: Path, *options: str) -> None:
-    names = ["--task", "denoise", "--dataset", "cbsd400", "--benchmark", "CBSD68 σ 25", "--change", "none"]
+    names = ["--task", "denoise", "--dataset", "bsds500", "--benchmark", "CBSD68 σ 25", "--change", "none"]
     speedrun.main([*names, "--tflop", "0.1", "--folder", str(folder / "trial"), *options])
 
 
