@@ -63,10 +63,12 @@ def main() -> None:
             display.notice(run.places(dashboard))
             listener = RunListener(lambda metrics: run.log(metrics, int(metrics["step"])), display.show, display.notice)
             training_run.fit(job, name=name, into=Path(folder), listener=listener, most_workers=recipe.batch_size)
-        history = trainer.history(Path(folder))
-        run.log_history(history)
+        progress = trainer.read_progress(Path(folder))
+        if progress.best_step == 0:
+            print(f"train {args.task}: {_nothing_learned(progress)}", file=sys.stderr)
+        run.log_history(progress.history)
         trainer.export(Path(folder), args.model, card)
-        _write_curve(args.curve, history)
+        _write_curve(args.curve, progress.history)
         run.tag({"model": digest(args.model.iterdir())})
         delete_checkpoints(name)
 
@@ -104,7 +106,18 @@ def _val(stats: Mapping[str, float]) -> str:
     last, best = stats["val_psnr"], stats["best_val_psnr"]
     if not math.isfinite(last):
         return ""
+    if not math.isfinite(best):
+        return f", val {last:.2f} dB (degraded {stats['val_psnr_degraded']:.2f})"
     return f", val {last:.2f} dB" if last == best else f", val {last:.2f} dB (best {best:.2f})"
+
+
+def _nothing_learned(progress: trainer.Progress) -> str:
+    best = max(entry["val_psnr"] for entry in progress.history)
+    return (
+        f"the best val PSNR, {best:.2f} dB, is below that of the degraded images, {progress.degraded_psnr:.2f} dB. The "
+        "network as it was before training, which changes images almost nothing, is stored. Train for more steps, on "
+        "more photographs, or with another learning rate"
+    )
 
 
 def _speed(stats: Mapping[str, float]) -> str:

@@ -23,7 +23,7 @@ from pipeline.dataloader.loader import Batch
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.training import collectives
 from pipeline.training.context import WorkerContext
-from pipeline.training.progress import ProgressMeter
+from pipeline.training.progress import ProgressMeter, val_stats
 from pipeline.training.settings import Train
 from pipeline.training.trainer import Progress, Trainer, learning_rate
 
@@ -193,7 +193,7 @@ def _validate_and_report(
     speed = {name: stats[name] for name in ("images_per_second", "waiting_for_data") if stats["images_per_second"] > 0}
     _report(entry | speed, trainer, meter, context)
     if context.rank == 0:
-        context.progress(progress.step, {**stats, "val_psnr": val_psnr, "best_val_psnr": progress.best_psnr})
+        context.progress(progress.step, {**stats, **val_stats(progress)})
 
 
 def _report(metrics: dict[str, Any], trainer: Trainer, meter: ProgressMeter, context: WorkerContext) -> None:

@@ -50,16 +50,14 @@ class ProgressMeter:
     def stats(self, progress: Progress, recipe: Train) -> dict[str, float]:
         """Return the numbers to display.
 
-        Keys: `loss` of the last step; `val_psnr` and `best_val_psnr` in dB, of the last validation and of the best
-        (not a number before the first); `images_per_second`; `seconds_left` (not a number while it is not known, see
-        `_seconds_left`); `waiting_for_data`, a share of the time.
+        Keys: `loss` of the last step; those of `val_stats`; `images_per_second`; `seconds_left` (not a number while it
+        is not known, see `_seconds_left`); `waiting_for_data`, a share of the time.
         """
         step, seconds = progress.step, max(time.monotonic() - self.started, 1e-9)
         steps_per_second = (step - self.first_step) / seconds
         return {
             "loss": progress.losses[-1] if progress.losses else math.nan,
-            "val_psnr": progress.history[-1]["val_psnr"] if progress.history else math.nan,
-            "best_val_psnr": progress.best_psnr if progress.history else math.nan,
+            **val_stats(progress),
             "images_per_second": steps_per_second * recipe.batch_size,
             "seconds_left": self._seconds_left(step, recipe.num_steps),
             "waiting_for_data": self.waited / seconds,
@@ -86,3 +84,14 @@ class _Stopwatch(AbstractContextManager[None]):
 
     def __exit__(self, *_: object) -> None:
         self.meter.waited += time.monotonic() - self.started
+
+
+def val_stats(progress: Progress) -> dict[str, float]:
+    """Return the mean PSNR in dB of the val split: `val_psnr` of the last validation, `best_val_psnr` of the best one
+    (−inf: none was above `val_psnr_degraded`), `val_psnr_degraded` of the degraded images (−inf: of a sensing network,
+    which has none). Not a number before the first validation.
+    """
+    if not progress.history:
+        return dict.fromkeys(("val_psnr", "best_val_psnr", "val_psnr_degraded"), math.nan)
+    last = progress.history[-1]["val_psnr"]
+    return {"val_psnr": last, "best_val_psnr": progress.best_psnr, "val_psnr_degraded": progress.degraded_psnr}

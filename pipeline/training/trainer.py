@@ -53,13 +53,19 @@ class Objective(nn.Module):
 
 @dataclass
 class Progress:
-    """Progress of training. It is part of the checkpoint and the same for equal runs, so it holds no times."""
+    """Progress of training. It is part of the checkpoint and the same for equal runs, so it holds no times.
+
+    Attributes:
+        degraded_psnr: mean PSNR in dB of the degraded images of the val split; −inf before the first validation, and
+            for a sensing network, whose input is no image.
+    """
 
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
     best_psnr: float = -math.inf
     best_step: int = 0
+    degraded_psnr: float = -math.inf
     losses: list[float] = field(default_factory=list)  # since the last entry of the history
     history: list[dict[str, float | int]] = field(default_factory=list)
 
@@ -70,7 +76,8 @@ class Trainer:
     Attributes:
         network: the network, on `device`.
         averaged: the network with exponentially averaged weights; it is validated and exported.
-        best: the averaged weights with the highest validation PSNR so far, on the CPU.
+        best: the averaged weights with the highest validation PSNR so far, on the CPU; those of the new network, which
+            changes its input almost nothing, as long as no validation was better than the degraded images.
         progress: how far training has come.
     """
 
@@ -128,23 +135,28 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, pairs: Iterator[EvaluationPair]) -> float:
-        """Return the mean PSNR in dB of the averaged network over all workers' pairs, each counted once."""
+        """Return the mean PSNR in dB of the averaged network over all workers' pairs, each counted once.
+
+        Also sets `progress.degraded_psnr`.
+        """
         network = self.averaged.eval()
-        scores: list[tuple[str, float]] = []
+        scores: list[tuple[str, float, float]] = []
         for pair in pairs:
             clean, degraded = (to_tensor(image).to(self.device) for image in (pair.clean, pair.degraded))
             with self._autocast():
                 restored = network(network.network_input(clean, degraded))[-1]
-            score = float(psnr(restored.float().clamp(0, 1), clean))
-            scores.append((pair.key, min(score, HIGHEST_PSNR)))
+            score, before = (float(psnr(image.float().clamp(0, 1), clean)) for image in (restored, degraded))
+            scores.append((pair.key, min(score, HIGHEST_PSNR), min(before, HIGHEST_PSNR)))
         scores = sorted(score for part in collectives.all_gather(scores) for score in part)
         if not scores:
             raise ValueError("there is no validation pair: raise prepare.split.val, or add images")
-        return math.fsum(score for _, score in scores) / len(scores)
+        if network.sensing is None:
+            self.progress.degraded_psnr = math.fsum(before for _, _, before in scores) / len(scores)
+        return math.fsum(score for _, score, _ in scores) / len(scores)
 
     def update_best(self, val_psnr: float) -> None:
-        """Copy the averaged weights to `best` if `val_psnr` is the highest so far."""
-        if val_psnr > self.progress.best_psnr:
+        """Copy the averaged weights to `best` if `val_psnr` is the highest so far, and above that of the input."""
+        if val_psnr > max(self.progress.best_psnr, self.progress.degraded_psnr):
             self.progress.best_psnr, self.progress.best_step = val_psnr, self.progress.step
             self.best = _on_cpu(self.averaged)
 
@@ -207,10 +219,14 @@ def has_bfloat16_units(device: torch.device) -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
+def read_progress(folder: Path) -> Progress:
+    """Return the progress that a checkpoint holds."""
+    return Progress(**_read(folder)["progress"])
+
+
 def history(folder: Path) -> list[dict[str, float | int]]:
     """Return the entries of a checkpoint's history, one for each validation."""
-    entries: list[dict[str, float | int]] = _read(folder)["progress"]["history"]
-    return entries
+    return read_progress(folder).history
 
 
 def export(folder: Path, model: Path, card: Mapping[str, Any]) -> None:

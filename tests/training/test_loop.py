@@ -23,6 +23,7 @@ from dgunet import metrics
 from dgunet.checkpoint import load_model, read_card
 from dgunet.config import LossKind
 from dgunet.network import DGUNet, DGUNetConfig, blocks
+from dgunet.network.unfolding import LastStage
 from pipeline.dataloader import dataset, loader
 from pipeline.dataloader import pairs as dataloader_pairs
 from pipeline.shards.format import Index, Pair, read_index, write_index, write_shard
@@ -613,6 +614,37 @@ def test_the_largest_published_network_steps_whichever_way_it_is_computed() -> N
     assert losses["recomputed"] == losses["plain"]
     assert losses["in parts"] == pytest.approx(losses["plain"], rel=1e-4)
     assert losses["bfloat16"] == pytest.approx(losses["plain"], rel=0.05)
+
+
+def test_a_network_that_makes_images_worse_is_not_stored(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its learning rate is far too large; the network before training, which changes almost nothing, is stored."""
+    settings, log = recipe(num_steps=4, validate_every=2, learning_rate=0.1), Log(tmp_path / "log")
+    shown: list[dict[str, float]] = []
+    trained(shards, settings, log, progress=lambda step, stats: shown.append(dict(stats)))
+    found = trainer.read_progress(log.checkpoints[-1])
+    assert all(entry["val_psnr"] < found.degraded_psnr - 1 for entry in found.history)
+    assert (found.best_step, found.best_psnr) == (0, -math.inf)
+    stored = load_model(exported(log))
+    assert all(torch.equal(*pair) for pair in zip(weights(stored), weights(network(settings)), strict=True))
+    assert read_card(exported(log))["provenance"]["metrics"] == {"steps": 0}
+    assert shown[-1]["val_psnr_degraded"] == found.degraded_psnr
+
+
+def test_the_degraded_images_are_measured_as_the_restored_ones(shards: Path) -> None:
+    settings = recipe()
+    training = Trainer(network(settings), settings, CPU)
+    for stage in training.averaged.stages():  # a network that returns its input
+        end = stage.tail if isinstance(stage, LastStage) else stage.proximal.end.correct
+        end.weight.zero_()
+    with_pairs = data(shards, settings)["validation"]
+    assert training.validate(with_pairs()) == training.progress.degraded_psnr
+    training.update_best(training.progress.degraded_psnr)
+    assert training.progress.best_step == 0
+    training.progress.step = 5
+    training.update_best(training.progress.degraded_psnr + 0.01)
+    assert training.progress.best_step == 5
 
 
 def test_progress_shows_the_last_psnr_and_the_best(

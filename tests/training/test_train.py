@@ -13,13 +13,15 @@ from pipeline.train import _Display
         (math.nan, math.nan, "loss 0.1000, 12 images/s, 1:05 left"),
         (30.0, 30.0, "loss 0.1000, val 30.00 dB, 12 images/s, 1:05 left"),
         (28.5, 30.0, "loss 0.1000, val 28.50 dB (best 30.00), 12 images/s, 1:05 left"),
+        (28.5, -math.inf, "loss 0.1000, val 28.50 dB (degraded 29.00), 12 images/s, 1:05 left"),
     ],
 )
 def test_a_line_of_progress_has_the_last_psnr_and_a_better_one_before(
     capsys: pytest.CaptureFixture[str], last: float, best: float, expected: str
 ) -> None:
     display = _Display("denoise", 100)
-    stats = {"loss": 0.1, "val_psnr": last, "best_val_psnr": best, "images_per_second": 12.0, "seconds_left": 65.0}
+    val = {"val_psnr": last, "best_val_psnr": best, "val_psnr_degraded": 29.0}
+    stats = {"loss": 0.1, **val, "images_per_second": 12.0, "seconds_left": 65.0}
     display.show(7, stats)
     display.close()
     assert capsys.readouterr().err.splitlines()[-1] == f"train denoise: step 7/100, {expected}"
