@@ -3,9 +3,11 @@
     Charbonnier   mean √(d² + ε²),   d = estimate − clean,   ε = 1e-3
     edge          the same of the Laplacian of d: d minus its pyramid round trip (blur, keep every second pixel times 4,
                   blur)
+    PSNR          mean over images of 10 log₁₀(1 + MSE(d) / 10⁻⁶): the distance of the PSNR from 60 dB
 
-The Laplacian is linear: that of the difference is the difference of the Laplacians. Source of both: Jiang et al.,
-"Multi-Scale Progressive Fusion Network", CVPR 2020; Zamir et al., "MPRNet", CVPR 2021.
+The Laplacian is linear: that of the difference is the difference of the Laplacians. Source of the first two: Jiang et
+al., "Multi-Scale Progressive Fusion Network", CVPR 2020; Zamir et al., "MPRNet", CVPR 2021; of the PSNR as a loss: Chen
+et al., "HINet", CVPR workshops 2021. In it images with small errors count as much as those with large ones.
 """
 
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from dgunet.config import LossKind
 
 CHARBONNIER_EPSILON = 1e-3
 EDGE_WEIGHT = 0.05
+ERROR_AT_60_DB = 1e-6
 BLUR_TAPS = (0.05, 0.25, 0.4, 0.25, 0.05)
 
 
@@ -60,7 +63,8 @@ def stage_loss(
         estimates: the K estimates of the network.
         clean: the clean image in [0, 1].
         kind: `charbonnier`; `charbonnier_edge` (deraining, deblurring) adds the edge loss; `charbonnier_clamped` (real
-            denoising) and `mse_clamped` (sensing) clamp the estimates to [0, 1] first, as a file would.
+            denoising) and `mse_clamped` (sensing) clamp the estimates to [0, 1] first, as a file would; `psnr` (a
+            mixture of slight and heavy degradations) is the PSNR loss.
         edge_weight: factor of the edge loss.
 
     Raises:
@@ -75,6 +79,9 @@ def stage_loss(
         difference = stacked - clean.float()
         if kind == "mse_clamped":
             return len(estimates) * difference.square().mean()
+        if kind == "psnr":
+            errors = difference.square().mean(dim=(2, 3, 4))
+            return len(estimates) * 10 * torch.log10(1 + errors / ERROR_AT_60_DB).mean()
         loss = charbonnier(difference)
         if kind == "charbonnier_edge":
             loss = loss + edge_weight * charbonnier(laplacian(difference.flatten(0, 1)))

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from dgunet.losses import charbonnier, laplacian, stage_loss
+from dgunet.metrics import psnr
 
 
 def random_image(*shape, seed=0):
@@ -47,6 +48,9 @@ def by_definition(estimates, clean, kind):
 
     def one(estimate):
         clamped = estimate.clamp(0, 1)
+        if kind == "psnr":
+            below = [10 * torch.log10(1 + 1e6 * ((e - c) ** 2).mean()) for e, c in zip(estimate, clean, strict=True)]
+            return torch.stack(below).mean()
         if kind == "mse_clamped":
             return ((clamped - clean) ** 2).mean()
         if kind == "charbonnier_clamped":
@@ -57,7 +61,7 @@ def by_definition(estimates, clean, kind):
     return sum(one(estimate) for estimate in estimates)
 
 
-@pytest.mark.parametrize("kind", ["charbonnier", "charbonnier_edge", "charbonnier_clamped", "mse_clamped"])
+@pytest.mark.parametrize("kind", ["charbonnier", "charbonnier_edge", "charbonnier_clamped", "mse_clamped", "psnr"])
 def test_stage_loss_is_the_sum_over_all_estimates(kind):
     clean = random_image(2, 3, 12, 10)
     estimates = [3 * random_image(2, 3, 12, 10, seed=seed) - 1 for seed in (1, 2, 3)]
@@ -92,6 +96,31 @@ def test_edge_weight_zero_is_the_charbonnier_loss():
     clean, estimates = random_image(1, 3, 8, 8), [random_image(1, 3, 8, 8, seed=1)]
     without = stage_loss(estimates, clean, edge_weight=0.0)
     assert torch.equal(without, stage_loss(estimates, clean, kind="charbonnier"))
+
+
+def test_the_psnr_loss_is_the_distance_from_60_db():
+    clean = random_image(2, 3, 12, 10)
+    estimate = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
+    mean = sum(float(psnr(one[None], other[None])) for one, other in zip(estimate, clean, strict=True)) / 2
+    assert float(stage_loss([estimate], clean, kind="psnr")) == pytest.approx(60 - mean, abs=1e-3)
+
+
+def test_in_the_psnr_loss_an_image_with_small_errors_counts_as_much():
+    clean = random_image(2, 3, 8, 8)
+    errors = torch.tensor([0.01, 0.5])[:, None, None, None].expand_as(clean)
+    estimate = (clean + errors).requires_grad_()
+    stage_loss([estimate], clean, kind="psnr").backward()
+    relative = (estimate.grad * errors).sum((1, 2, 3))  # of a relative change of all errors of an image
+    torch.testing.assert_close(relative[0], relative[1], rtol=0.02, atol=0)
+
+
+def test_the_psnr_loss_of_a_perfect_estimate_is_zero_and_so_is_its_gradient():
+    clean = random_image(1, 3, 8, 8)
+    estimate = clean.clone().requires_grad_()
+    loss = stage_loss([estimate], clean, kind="psnr")
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(estimate.grad, torch.zeros_like(clean))
 
 
 def test_an_unknown_loss_is_named():
