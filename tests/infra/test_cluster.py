@@ -119,6 +119,12 @@ def test_results_come_to_another_clone_and_the_model_to_another_host(cluster: Si
     for name in ("models/denoise/model.safetensors", "reports/denoise/gallery.html", "dvc.lock"):
         assert sha256(cluster.folder / "clone" / name) == sha256(made / name)
 
+    # The clone sees nothing that refers to this object.
+    push = "echo new > new && dvc add --quiet new && dvc push --quiet new.dvc"
+    pushed = cluster.hosts[0].start(
+        "sh", "-ec", push, environment=cluster.environment, folder=made, log=cluster.log("push")
+    )
+    assert pushed.wait(120) == 0, pushed.log.read_text()
     stored = cluster.keys()
     collected = cluster.start(n3, *MAKE, "gc", "YES=1", log="collect")
     assert collected.wait(120) == 0, collected.log.read_text()
