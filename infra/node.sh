@@ -50,18 +50,18 @@ case $1 in
     [ $# -ge 2 ] && [[ $2 =~ ^[^:]+:[0-9]+$ ]] || fail "$usage"
     head=$2
     shift 2
-    silent=0
+    silent_since=
     while [ -z "$stopped" ]; do
       if reachable "$head"; then
-        silent=0
+        silent_since=
         started=$SECONDS
         start --address="$head" "$@" || echo "this node ended with status $? after $((SECONDS - started)) s" >&2
         [ -n "$stopped" ] || sleep 5
       else
-        [ "$silent" -lt "$timeout_seconds" ] || fail "no head has answered at $head for $timeout_seconds s"
-        [ "$silent" -gt 0 ] || echo "waiting for the head at $head" >&2
+        [ -n "$silent_since" ] || { silent_since=$SECONDS; echo "waiting for the head at $head" >&2; }
+        [ $((SECONDS - silent_since)) -lt "$timeout_seconds" ] ||
+          fail "no head has answered at $head for $timeout_seconds s"
         sleep 2
-        silent=$((silent + 2))
       fi
     done
     ;;

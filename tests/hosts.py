@@ -16,11 +16,13 @@ from pathlib import Path
 
 import psutil
 from filelock import FileLock
+from processes import until
 
 NETWORK = "10.77.0"
 BRIDGE = "dgbridge"
 OUTSIDE = f"{NETWORK}.254"  # the address of this machine for its hosts
-# `unshare --fork` waits for process 1 of the host: killing process 1 ends all of its processes.
+# Killing process 1 of a host ends all of its processes. It waits for those that have lost their parent: otherwise they
+# would remain as zombies, and `ray job stop` would wait for them.
 ENTER = """
 set -e
 hostname "$HOST_NAME"
@@ -28,7 +30,9 @@ mkdir -p /tmp/ray
 mount --bind "$HOST_FOLDER/ray" /tmp/ray
 mount --bind "$HOST_FOLDER/../hosts" /etc/hosts
 mount -t tmpfs -o size=2g tmpfs /dev/shm
-exec "$@"
+sleep infinity &
+touch "$HOST_FOLDER/on"
+wait
 """
 
 
@@ -96,16 +100,18 @@ class Host:
     def power_on(self) -> None:
         """Start process 1 of the host."""
         assert self.machine is None
+        on = self.folder / "on"
+        on.unlink(missing_ok=True)
         enter = ["setpriv", "--pdeathsig", "KILL"]  # a test that is killed leaves no process on its hosts
         enter += ["nsenter", f"--net=/run/netns/{self.namespace}", "unshare", "--mount", "--uts", "--ipc", "--pid"]
-        enter += ["--fork", "--kill-child", "--mount-proc", "bash", "-c", ENTER, "bash", "sleep", "infinity"]
+        enter += ["--fork", "--kill-child", "--mount-proc", "bash", "-c", ENTER]
         variables = {**os.environ, "HOST_NAME": self.name, "HOST_FOLDER": str(self.folder)}
-        with (self.folder / "machine.log").open("w") as log:
-            self.machine = subprocess.Popen(enter, env=variables, text=True, stdout=log, stderr=log)
-        parent = psutil.Process(self.machine.pid)
-        while not (children := parent.children()) or children[0].name() != "sleep":
-            assert self.machine.poll() is None, f"host {self.name} did not start"
-        self.init = children[0]
+        log = self.folder / "machine.log"
+        with log.open("w") as output:
+            machine = self.machine = subprocess.Popen(enter, env=variables, text=True, stdout=output, stderr=output)
+        until(lambda: on.exists() or machine.poll() is not None, 60)
+        assert machine.poll() is None, f"host {self.name} did not start: {log.read_text()}"
+        (self.init,) = psutil.Process(machine.pid).children()
 
     def start(self, *command: str, environment: Mapping[str, str], folder: Path, log: Path) -> Started:
         """Start a command in a folder of the host, with these variables alone; its output is appended to `log`."""

@@ -42,7 +42,7 @@ def shrink(params: dict[str, Any]) -> None:
     params["tasks"] = ["denoise"]
     params["denoise"]["synthesize"] |= {"tile_size": 64, "stride": 256, "held_out_tile_size": 160}
     train = params["denoise"]["train"]
-    train |= {"num_steps": 600, "warmup_steps": 2, "validate_every": 300, "patch_size": 32, "batch_size": 2}
+    train |= {"num_steps": 400, "warmup_steps": 2, "validate_every": 200, "patch_size": 48, "batch_size": 4}
     train.setdefault("network", {}).update(width=8, growth=4, num_stages=2)
     params["denoise"]["evaluate"] |= {"gallery_images": 1, "local_statistics": []}
 
@@ -64,6 +64,7 @@ class Site:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_ADDRESS": "n1:6379",
+            "RAY_worker_niceness": "0",  # Ray's own is 15: workers would wait for all that runs beside the tests
             "MLFLOW_TRACKING_URI": self.mlflow,
             "AWS_ENDPOINT_URL": f"http://{OUTSIDE}:{s3.port}",
             "AWS_ACCESS_KEY_ID": "key",
@@ -104,7 +105,7 @@ class Site:
         role = ["worker", "n1:6379", "--num-cpus=1"]
         variables: dict[str, str] = {}
         if host.number == 1:
-            role = ["head", f"--dashboard-host={host.address}"]
+            role = ["head", "--dashboard-host=0.0.0.0"]  # as KubeRay starts it
             container = RAYJOB["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
             variables = {each["name"]: each["value"] for each in container["env"]}
         script = str(self.checkout / "infra" / "node.sh")
@@ -112,14 +113,14 @@ class Site:
         self.nodes[host.name] = self.start(host, script, *role, log=host.name, **variables)
 
     def submit(self, name: str) -> Started:
-        """Start the entrypoint of the RayJob on the head, as KubeRay does; the command prints what the job prints."""
+        """Start the entrypoint of the RayJob, as KubeRay does beside the head; the command prints what the job does."""
         entrypoint = RAYJOB["entrypoint"].replace("/opt/dgunet", str(self.checkout))
         return self.job("submit", "--submission-id", name, "--", entrypoint, log=name)
 
     def job(self, action: str, *arguments: str, log: str) -> Started:
         """Run a command of `ray job` on the head."""
-        command = ["ray", "job", action, "--address", "http://n1:8265", *arguments]
-        return self.start(self.hosts[0], *command, log=log, PYTHONUNBUFFERED="1")
+        command = ["ray", "job", action, "--address", "http://127.0.0.1:8265", *arguments]
+        return self.start(self.hosts[0], *command, log=log, PYTHONUNBUFFERED="1", RAY_ADDRESS="")
 
     def start(self, host: Host, *command: str, log: str, **variables: str) -> Started:
         """Run a command in the checkout on a host."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 
 import pytest
 from checkout import sha256
+from factories import PROJECT
 from hosts import why_not
+from PIL import Image
 from site_of_tests import Site, site
 
 pytestmark = [
@@ -19,6 +21,9 @@ pytestmark = [
     pytest.mark.timeout(1800),
     pytest.mark.skipif(bool(why_not()), reason=str(why_not())),
 ]
+
+MAKE = ("make", "--old-file=.venv/.ready")  # the environment of the tests is used, none is installed
+GIVEN_UP = "this node ended with status"  # node.sh, where Ray has given the node up
 
 
 @pytest.fixture(scope="module")
@@ -30,35 +35,50 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield built
 
 
-def test_the_pipeline_survives_what_happens_to_a_cluster(cluster: Site) -> None:
+def test_a_rayjob_survives_what_happens_to_a_cluster(cluster: Site) -> None:
     n1, n2, n3 = cluster.hosts
-    run = "infra/run.sh"
-    driver = cluster.start(n1, run, log="driver")
-    cluster.wait_for_checkpoint(driver)
+    job = cluster.submit("first")
+    cluster.wait_for_checkpoint(job)
     n2.cut()
-    time.sleep(15)  # Ray takes a node for dead after some 50 s
+    time.sleep(20)
     n2.join()
-    cluster.wait_for_checkpoint(driver)
-    n3.power_off()
-    cluster.wait_for_checkpoint(driver)
-    driver.send(signal.SIGTERM)
-    assert driver.wait(120) != 0
-    assert "asked to stop: saving" in cluster.log("driver").read_text()
+    cluster.wait_for_checkpoint(job)
+    assert GIVEN_UP not in cluster.log("n2").read_text(), "Ray waits for longer than that"
+    n2.cut()
+    cut_at = time.monotonic()
+    cluster.wait_for_nodes(2)
+    cluster.wait_for_checkpoint(job)
+    before = cluster.checkpoints()
+    stopped = cluster.job("stop", "first", log="stop")
+    assert job.wait(180) == 0, job.log.read_text()[-5000:]
+    assert stopped.wait(60) == 0, stopped.log.read_text()
+    assert "Job 'first' was stopped" in job.log.read_text()
+    assert "asked to stop: saving" in job.log.read_text()
+    assert cluster.checkpoints() - before
+    (supervisor,) = n1.folder.glob("ray/session_2*/logs/jobs/supervisor-first.log")
+    assert "terminated gracefully" in supervisor.read_text(), "no process was killed before it had ended"
+    time.sleep(max(0.0, cut_at + 90 - time.monotonic()))
+    n2.join()
+    cluster.wait_for_nodes(3)
+    assert GIVEN_UP in cluster.log("n2").read_text(), "node.sh has started the node again"
 
-    driver = cluster.start(n1, run, log="second")
-    cluster.wait_for_checkpoint(driver)
+    job = cluster.submit("second")
+    cluster.wait_for_checkpoint(job)
+    n3.power_off()
+    cluster.wait_for_checkpoint(job)
     n1.power_off()  # the head, and the driver with it
-    n1.power_on()
-    n3.power_on()
     for host in (n1, n3):
+        host.power_on()
         cluster.start_node(host)
     cluster.wait_for_nodes(3)
-    cluster.clone("new head")
-    driver = cluster.start(n1, run, log="third")
-    assert driver.wait(600) == 0, cluster.log("third").read_text()[-5000:]
-    output = cluster.log("third").read_text()
+    cluster.clone("new-head")
+    job = cluster.submit("third")
+    assert job.wait(600) == 0, job.log.read_text()[-5000:]
+    output = job.log.read_text()
     assert "Running stage 'synthesize@denoise'" not in output
     assert "Running stage 'train@denoise'" in output
+    assert "denoise: version 1 is the champion" in output
+    assert "Job 'third' succeeded" in output
 
 
 @pytest.mark.parametrize(
@@ -91,10 +111,36 @@ def test_faults_are_found_before_the_first_work(
     assert "Traceback" not in output
 
 
-def test_results_come_to_another_clone(cluster: Site) -> None:
-    made = cluster.checkout
+def test_results_come_to_another_clone_and_the_model_to_another_host(cluster: Site) -> None:
+    made, n3 = cluster.checkout, cluster.hosts[2]
     cluster.clone("clone")
-    fetched = cluster.start(cluster.hosts[2], sys.executable, "-m", "pipeline.results", "fetch", log="fetch")
-    assert fetched.wait(120) == 0, cluster.log("fetch").read_text()
+    fetched = cluster.start(n3, *MAKE, "fetch", log="fetch")
+    assert fetched.wait(120) == 0, fetched.log.read_text()
     for name in ("models/denoise/model.safetensors", "reports/denoise/gallery.html", "dvc.lock"):
         assert sha256(cluster.folder / "clone" / name) == sha256(made / name)
+
+    # The clone sees nothing that refers to this object.
+    push = "echo new > new && dvc add --quiet new && dvc push --quiet new.dvc"
+    pushed = cluster.hosts[0].start(
+        "sh", "-ec", push, environment=cluster.environment, folder=made, log=cluster.log("push")
+    )
+    assert pushed.wait(120) == 0, pushed.log.read_text()
+    stored = cluster.keys()
+    collected = cluster.start(n3, *MAKE, "gc", "YES=1", log="collect")
+    assert collected.wait(120) == 0, collected.log.read_text()
+    assert cluster.keys() == stored, "another clone has pushed it within a week"
+
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(cluster.folder)]
+    subprocess.run(build, cwd=PROJECT, check=True, capture_output=True)
+    folder = cluster.folder / "without-checkout"
+    with zipfile.ZipFile(next(cluster.folder.glob("*.whl"))) as wheel:
+        wheel.extractall(folder / "packages")
+    Image.new("RGB", (64, 48), (90, 120, 150)).save(folder / "photo.png")
+    environment = {"PATH": cluster.environment["PATH"], "HOME": str(folder), "PYTHONPATH": str(folder / "packages")}
+    command = [sys.executable, "-m", "dgunet", "restore", "photo.png", "restored", "--model=models:/denoise@champion"]
+    restored = cluster.hosts[1].start(
+        *command, environment=environment | {"MLFLOW_TRACKING_URI": cluster.mlflow}, folder=folder, log=folder / "log"
+    )
+    assert restored.wait(120) == 0, restored.log.read_text()
+    with Image.open(folder / "restored" / "photo.png") as image:
+        assert image.size == (64, 48)

@@ -30,7 +30,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 from factories import PROJECT
 from processes import until
 
-from pipeline.tracking import runs
+from dgunet.checkpoint import save_model
+from dgunet.config import WEIGHTS_FILE, DGUNetConfig
+from dgunet.hub.registry import pull
+from dgunet.network import DGUNet
+from pipeline.tracking import registry, runs
 
 POSTGRES = next((path for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 TOOLS = os.pathsep.join([os.environ.get("DGUNET_TEST_TOOLS", ""), os.environ["PATH"]]).strip(os.pathsep)
@@ -58,14 +62,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def free_pair() -> int:
-    """A port that is free, as is the one 10,000 above it, on which SeaweedFS speaks gRPC."""
-    while True:
-        number = random.randrange(18_000, 28_000)
+def free_pairs(count: int) -> list[int]:
+    """Different ports that are free, as are those 10,000 above them, on which SeaweedFS speaks gRPC."""
+    found: list[int] = []
+    for number in random.sample(range(18_000, 28_000), 10_000):
         with suppress(OSError), socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", number))
             second.bind(("127.0.0.1", number + 10_000))
-            return number
+            found.append(number)
+        if len(found) == count:
+            break
+    return found
 
 
 class Servers:
@@ -73,7 +80,7 @@ class Servers:
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder, self.stack = folder, stack
-        self.s3 = free_pair()
+        self.s3, *self.others = free_pairs(4)
         self.mlflow = free_port()
         self.variables = {
             "PATH": f"{Path(sys.executable).parent}:{POSTGRES}:/usr/bin:/bin",
@@ -138,7 +145,8 @@ class Servers:
         """Start SeaweedFS with keys, and make the bucket."""
         objects = self.folder / "objects"
         objects.mkdir()
-        addresses = [f"-{name}={free_pair()}" for name in ("master.port", "volume.port", "filer.port")]
+        names = ("master.port", "volume.port", "filer.port")
+        addresses = [f"-{name}={port}" for name, port in zip(names, self.others, strict=True)]
         # Its catalogs listen on fixed ports and end it where one is taken; 0 leaves them out.
         addresses += [f"-s3.port={self.s3}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         server = self.serve(
@@ -242,22 +250,32 @@ def test_only_a_login_and_an_allowed_host_are_answered(servers: Servers, monkeyp
         pass
 
 
-def test_what_was_backed_up_comes_back(servers: Servers, logged_in: Mapping[str, str], tmp_path: Path) -> None:
+def pulled_weights(cache: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """The weights of the champion, fetched from the registry into a new cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    return (pull("models:/derain@champion") / WEIGHTS_FILE).read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # of MLflow, as a model is registered
+def test_what_was_backed_up_comes_back(
+    servers: Servers, logged_in: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backup, script = tmp_path / "backup", str(PROJECT / "infra" / "mlflow" / "backup.sh")
-    (tmp_path / "report.html").write_text("a report")
-    with runs.connected():
-        client = mlflow.MlflowClient()
-        experiment = client.create_experiment("derain")
-        run = client.create_run(experiment).info.run_id
-        client.log_metric(run, "psnr", 31.5)
-        client.log_artifact(run, str(tmp_path / "report.html"), "report")
-        client.create_registered_model("derain")
-        client.create_model_version("derain", f"runs:/{run}/report", run)
-        client.set_registered_model_alias("derain", "champion", "1")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.html").write_text("a report")
+    network = DGUNet.with_seed(DGUNetConfig(width=8, growth=4, head_growth=4, num_stages=2), 0)
+    save_model(network, tmp_path / "model", {"task": "derain"})
+    with runs.run("derain", "a run", {"model": "0"}, {}, system_metrics=False) as current:
+        run = current.id
+        current.log({"psnr": 31.5}, 0)
+        current.log_files(tmp_path / "report", "report")
+        registry.set_champion(registry.register("derain", tmp_path / "model", "0", {}), "the first", None)
+    weights = (tmp_path / "model" / WEIGHTS_FILE).read_bytes()
+    assert pulled_weights(tmp_path / "before", monkeypatch) == weights
     servers.run(script, "save", str(backup))
 
     with runs.connected():
-        client.delete_registered_model("derain")
+        mlflow.MlflowClient().delete_registered_model("derain")
     for name in ("mlflow", "mlflow_auth"):
         servers.run("psql", "--quiet", "--dbname=postgres", f"--command=DROP DATABASE {name} WITH (FORCE)")
         servers.run("createdb", name)
@@ -265,12 +283,16 @@ def test_what_was_backed_up_comes_back(servers: Servers, logged_in: Mapping[str,
     for stored in storage.list_objects_v2(Bucket="mlflow").get("Contents", []):
         storage.delete_object(Bucket="mlflow", Key=stored["Key"])
     storage.close()
+    with pytest.raises(ValueError, match="derain"):
+        pulled_weights(tmp_path / "dropped", monkeypatch)
 
     servers.run(script, "restore", str(backup))
+    (tmp_path / "fetched").mkdir()
     with runs.connected():
         client = mlflow.MlflowClient()
         version = client.get_model_version_by_alias("derain", "champion")
         assert version.run_id == run
         assert client.get_run(run).data.metrics == {"psnr": 31.5}
-        found = client.download_artifacts(run, "report/report.html", str(tmp_path))
+        found = client.download_artifacts(run, "report/report.html", str(tmp_path / "fetched"))
         assert Path(found).read_text() == "a report"
+    assert pulled_weights(tmp_path / "after", monkeypatch) == weights
