@@ -24,11 +24,12 @@ def batch(channels: int = 3) -> Batch:
     return Batch(clean.pin_memory(), (clean / 2).pin_memory(), ["none"] * 4)
 
 
-def trainer(device: str, loss: str = "charbonnier", ratio: int | None = None, **compute: object) -> Trainer:
+def trainer(
+    device: str, loss: str = "charbonnier", ratio: int | None = None, optimizer: str = "adamw", **compute: object
+) -> Trainer:
     sizes = {**RECIPE["network"], "sensing_ratio_percent": ratio}
-    recipe = Train.model_validate(
-        {**RECIPE, "loss": loss, "network": sizes, "compute": {**RECIPE["compute"], **compute}}
-    )
+    changes = {"loss": loss, "network": sizes, "optimizer": optimizer, "compute": {**RECIPE["compute"], **compute}}
+    recipe = Train.model_validate({**RECIPE, **changes})
     network = DGUNet.with_seed(DGUNetConfig(image_channels=1 if ratio else 3, **recipe.network.model_dump()), 0)
     return Trainer(network, recipe, torch.device(device))
 
@@ -41,7 +42,10 @@ def no_waiting() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("loss", get_args(LossKind))
-@pytest.mark.parametrize("compute", [{}, {"precision": "bfloat16"}, {"accumulate": 2}, {"recompute_activations": True}])
+@pytest.mark.parametrize(
+    "compute",
+    [{}, {"optimizer": "muon"}, {"precision": "bfloat16"}, {"accumulate": 2}, {"recompute_activations": True}],
+)
 @pytest.mark.parametrize("ratio", [None, 25])
 def test_a_step_never_waits_for_the_device(
     no_waiting: None, compute: dict[str, object], loss: str, ratio: int | None
@@ -54,7 +58,9 @@ def test_a_step_never_waits_for_the_device(
     training.step(inputs)
 
 
-def test_a_step_is_the_same_as_on_the_cpu() -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_is_the_same_as_on_the_cpu(optimizer: str) -> None:
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        losses = [[float(made.step(batch())[0]) for _ in range(4)] for made in (trainer("cpu"), trainer("cuda"))]
+        both = [trainer(device, optimizer=optimizer) for device in ("cpu", "cuda")]
+        losses = [[float(made.step(batch())[0]) for _ in range(4)] for made in both]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -315,12 +315,21 @@ class NothingReadBack(TorchDispatchMode):
 
 @pytest.mark.parametrize("loss", get_args(LossKind))
 @pytest.mark.parametrize("ratio", [None, 25])
-@pytest.mark.parametrize("compute", [{}, {"precision": "bfloat16"}, {"accumulate": 2}, {"recompute_activations": True}])
+@pytest.mark.parametrize(
+    ("compute", "optimizer"),
+    [
+        ({}, "adamw"),
+        ({}, "muon"),
+        ({"precision": "bfloat16"}, "adamw"),
+        ({"accumulate": 2}, "adamw"),
+        ({"recompute_activations": True}, "adamw"),
+    ],
+)
 def test_a_step_reads_nothing_back(
-    monkeypatch: pytest.MonkeyPatch, loss: str, ratio: int | None, compute: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, loss: str, ratio: int | None, compute: dict[str, Any], optimizer: str
 ) -> None:
     monkeypatch.setattr(blocks.PReLU, "forward", torch.nn.PReLU.forward)  # as on a GPU; on a CPU it reads its slope
-    settings = recipe(loss=loss, compute=COMPUTE | compute)
+    settings = recipe(loss=loss, compute=COMPUTE | compute, optimizer=optimizer)
     sizes = settings.network.model_dump() | {"sensing_ratio_percent": ratio}
     net = DGUNet.with_seed(DGUNetConfig(image_channels=1 if ratio else 3, **sizes), 0)
     clean = torch.rand(4, net.config.image_channels, 32, 32, generator=torch.Generator().manual_seed(0))
