@@ -46,12 +46,12 @@ def test_steps_are_those_of_muon_in_torch_but_for_its_bfloat16() -> None:
     matrix = nn.Parameter(weight.detach().permute(0, 2, 3, 1).reshape(16, -1).clone())
     start = weight.detach().clone()
     settings = {"lr": 0.01, "weight_decay": 0.1}
-    own, theirs = Muon([weight], **settings), torch.optim.Muon([matrix], adjust_lr_fn="match_rms_adamw", **settings)
+    own, reference = Muon([weight], **settings), torch.optim.Muon([matrix], adjust_lr_fn="match_rms_adamw", **settings)
     for _ in range(3):
         weight.grad = torch.randn(weight.shape, generator=random).to(memory_format=torch.channels_last)
         matrix.grad = weight.grad.permute(0, 2, 3, 1).reshape(16, -1)
         own.step()
-        theirs.step()
+        reference.step()
     expected = matrix.detach().view(16, 3, 3, 8).permute(0, 3, 1, 2) - start
     error = (weight.detach() - start - expected).norm() / expected.norm()
     assert float(error) < 0.03
