@@ -142,7 +142,7 @@ def _located(place: str) -> str:
 def _missing(place: str) -> str | None:
     try:
         return None if any(not is_hidden(file.name) for file in storage.list_files(place)) else place
-    except places.NotThere:
+    except places.NoSuchPlace:
         return place
     except places.StorageError as error:
         if "://" in place:  # out of reach, for example without a network

@@ -18,7 +18,7 @@ from dgunet.images.names import count_unread, is_hidden, why_no_photo
 from dgunet.jobs import target_names
 from pipeline.sources.places import (
     File,
-    NotThere,
+    NoSuchPlace,
     StorageError,
     describe_error,
     file_version,
@@ -141,7 +141,7 @@ def _shards_of(place: str) -> list[File]:
     except Exception as error:  # each protocol has its own errors
         raise StorageError(f"{place}: cannot be listed ({describe_error(error)})") from error
     if place.endswith(SHARD) and not found:
-        raise NotThere(f"{place}: no such shard")
+        raise NoSuchPlace(f"{place}: no such shard")
     shards = []
     for name, facts in sorted(found.items()):
         base = PurePosixPath(name).name

@@ -169,7 +169,7 @@ class Shard:
         if store.in_use() and not self.path.exists():
             try:
                 return store.open_shard(entry.sha256)
-            except store.NotThere as fault:
+            except store.NoSuchShard as fault:
                 raise self._damaged(
                     str(fault), "run `.venv/bin/dvc repro --force --single-item synthesize@TASK`"
                 ) from fault

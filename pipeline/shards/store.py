@@ -35,7 +35,7 @@ RECORDS = "records"  # folder below the URL
 Result = TypeVar("Result")
 
 
-class NotThere(ValueError):
+class NoSuchShard(ValueError):
     """The URL can be reached, but a shard is missing, or its content does not match the checksum in its name."""
 
 
@@ -102,7 +102,7 @@ def is_intact(sha256: str) -> bool:
 def open_shard(sha256: str) -> BinaryIO:
     """Return the shard opened for reading, with verified checksum; it is downloaded first if it is not in the cache.
 
-    Raises NotThere, OutOfReach.
+    Raises NoSuchShard, OutOfReach.
     """
     environment = read_environment()
     folder, most = environment.shard_cache, environment.shard_cache_gb * 1e9
@@ -136,12 +136,12 @@ def _bring(path: Path, sha256: str, most: float) -> BinaryIO:
             file = partial.open("rb")
             if _checksum(file) != sha256:
                 file.close()
-                raise NotThere(f"has another checksum than its name at {_url(sha256)}")
+                raise NoSuchShard(f"has another checksum than its name at {_url(sha256)}")
             _evict(path.parent, most - partial.stat().st_size)
             partial.replace(path)
             return _used(file)
         except FileNotFoundError:
-            raise NotThere(f"is missing at {_url(sha256)}") from None
+            raise NoSuchShard(f"is missing at {_url(sha256)}") from None
         finally:
             partial.unlink(missing_ok=True)
 
@@ -171,14 +171,14 @@ def _evict(folder: Path, limit: float) -> None:
 
 
 def _persist(attempt: Callable[[], Result], sha256: str) -> Result:
-    """Return `attempt()`; after any error except NotThere and a full disk, try again after each of WAITS.
+    """Return `attempt()`; after any error except NoSuchShard and a full disk, try again after each of WAITS.
 
     Each protocol of fsspec raises errors of its own, so all are caught.
     """
     for wait in (*WAITS, None):
         try:
             return attempt()
-        except NotThere:
+        except NoSuchShard:
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -27,7 +27,7 @@ from pipeline.sources.places import (
     BYTES_PER_PIXEL,
     NOT_UTF8,
     File,
-    NotThere,
+    NoSuchPlace,
     StorageError,
     UnreadableFile,
     describe_error,
@@ -290,7 +290,7 @@ def _open_binary(place: str) -> tuple[io.BufferedReader, bool]:
         raise
     except FileNotFoundError as error:
         reason = f" ({describe_error(error.__cause__)})" if error.__cause__ else ""
-        raise NotThere(f"{place}: no such archive{reason}") from error
+        raise NoSuchPlace(f"{place}: no such archive{reason}") from error
     except Exception as error:  # each protocol has its own errors
         raise StorageError(f"{place}: cannot be opened ({describe_error(error)})") from error
 

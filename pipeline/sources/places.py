@@ -22,7 +22,7 @@ class StorageError(ValueError):
     """A place that cannot be listed or reached: nothing is known about its files."""
 
 
-class NotThere(StorageError):
+class NoSuchPlace(StorageError):
     """A place that does not exist, or a URL or a folder of an archive without files."""
 
 

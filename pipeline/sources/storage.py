@@ -25,7 +25,7 @@ from pipeline.sources.places import (
     ARCHIVE_SUFFIXES,
     NOT_UTF8,
     File,
-    NotThere,
+    NoSuchPlace,
     StorageError,
     UnreadableFile,
     describe_error,
@@ -47,8 +47,8 @@ def list_files(place: str) -> Iterator[File]:
     """List all files below a folder, archive, folder in an archive or URL, recursively, sorted within each folder.
 
     Hidden files are listed (a hidden folder as one entry). Links to folders are followed once.
-    Raises NotThere if the place does not exist, StorageError if it is neither folder nor archive, is damaged or cannot
-    be reached; the message names it.
+    Raises NoSuchPlace if the place does not exist, StorageError if it is neither folder nor archive, is damaged or
+    cannot be reached; the message names it.
     """
     archive, below = split_member(place)
     if below is not None:
@@ -60,7 +60,7 @@ def list_files(place: str) -> Iterator[File]:
     else:
         folder = Path(place).expanduser()
         if not folder.exists():
-            raise NotThere(f"{place}: no such folder (looked for {folder.absolute()})")
+            raise NoSuchPlace(f"{place}: no such folder (looked for {folder.absolute()})")
         if not folder.is_dir():
             if folder.is_file():
                 with folder.open("rb") as file:
@@ -134,7 +134,7 @@ def _list_below(archive: str, folder: str) -> Iterator[File]:
     found = [replace(file, name=file.name.removeprefix(prefix)) for file in files if file.name.startswith(prefix)]
     if not found:
         example = f"; the archive holds, for example, {files[0].name}" if files else ""
-        raise NotThere(f"{archive}!{folder}: no such folder in the archive{example}")
+        raise NoSuchPlace(f"{archive}!{folder}: no such folder in the archive{example}")
     yield from found
 
 
@@ -146,7 +146,7 @@ def _list_url(place: str) -> Iterator[File]:
     except Exception as error:  # each protocol has its own errors
         raise StorageError(f"{place}: cannot be listed ({describe_error(error)})") from error
     if not found:
-        raise NotThere(f"{place}: no files found")
+        raise NoSuchPlace(f"{place}: no files found")
 
     def complete(path: str) -> dict[str, Any]:
         try:

@@ -23,7 +23,7 @@ from pipeline.sources.listing import (
     read_source_image,
 )
 from pipeline.sources.patterns import MOST_WAYS, Pattern
-from pipeline.sources.places import NotThere, StorageError, UnreadableFile
+from pipeline.sources.places import NoSuchPlace, StorageError, UnreadableFile
 from pipeline.sources.storage import read
 
 
@@ -229,7 +229,7 @@ def test_a_folder_of_an_archive_is_a_source_of_its_own() -> None:
     pairs = candidates(Pairs(clean="a.zip!set/target/", degraded="a.zip!set/input"))
     assert [(item.uri, item.degraded) for item in pairs] == [("a.zip!set/target/a.png", "a.zip!set/input/a.png")]
     with pytest.raises(
-        NotThere, match=r"a\.zip!target: no such folder in the archive; the archive holds, for example, set/input/a"
+        NoSuchPlace, match=r"a\.zip!target: no such folder in the archive; the archive holds, for example, set/input/a"
     ):
         list(list_images(Folder(path="a.zip!target")))
 

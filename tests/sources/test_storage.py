@@ -22,7 +22,7 @@ from PIL import Image
 from processes import S3Server
 
 from pipeline.sources import archives
-from pipeline.sources.places import File, NotThere, StorageError, UnreadableFile
+from pipeline.sources.places import File, NoSuchPlace, StorageError, UnreadableFile
 from pipeline.sources.storage import list_files, read
 
 
@@ -340,7 +340,7 @@ def test_an_archive_whose_server_fails_is_an_error_that_names_it(http: Server) -
 
 
 def test_an_archive_that_a_server_does_not_have_is_an_error_that_names_it(http: Server) -> None:
-    with pytest.raises(NotThere, match=r"http://.*/a\.zip: no such archive.*404"):
+    with pytest.raises(NoSuchPlace, match=r"http://.*/a\.zip: no such archive.*404"):
         list(list_files(url(http, "a.zip")))
 
 
