@@ -17,10 +17,11 @@ from factories import write_folder
 from processes import S3Server, SmallDisk
 from synthesis_checkout import synthesis_checkout  # noqa: F401 (a fixture of several packages)
 
-# Files that take minutes, the longest first. The two that make hosts are apart, as one waits for the other.
+# Files that take minutes, the longest first. Those that make hosts exclude each other: of two workers, the first runs
+# the first and the third file.
 LONGEST = (
-    "test_cluster.py", "test_failures.py", "test_repro.py", "test_training_run.py", "test_commands.py",
-    "test_search.py", "test_slurm.py", "test_golden.py", "test_dvc.py",
+    "test_cluster.py", "test_failures.py", "test_slurm.py", "test_repro.py", "test_training_run.py",
+    "test_commands.py", "test_search.py", "test_golden.py", "test_dvc.py",
 )  # fmt: skip
 
 
