@@ -4,7 +4,7 @@
 
 Trains the task `mixed` of params.yaml on bsds500 (one degraded version of each tile) with each recipe, and measures the
 averaged network on the val split four times on the way. Writes benchmarks/results/mixture.md: mean PSNR in dB for each
-kind of degradation, beside that of the degraded images. The shards stay in .cache/mixture. A recipe takes some five
+kind of degradation, beside that of the degraded images. Shards are made in .cache/mixture. A recipe takes some five
 minutes on one core; recipes that are in mixture.jsonl are not trained again, rows made at another commit included.
 """
 
@@ -12,19 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tqdm import tqdm
 
-from benchmarks.speedrun import STAGES, trial_params
+from benchmarks.speedrun import STAGES, run_stages, trial_params
 from benchmarks.tasks import training_operations
 from dgunet.metrics import psnr
 from dgunet.network import DGUNet, DGUNetConfig
@@ -32,7 +28,6 @@ from dgunet.tensors import to_tensor
 from pipeline.config.params import merged_section, read_params, validated
 from pipeline.dataloader import dataset, loader, pairs
 from pipeline.runtime.entry_point import run_command
-from pipeline.runtime.environment import read_environment
 from pipeline.runtime.files import write_atomically
 from pipeline.runtime.provenance import commit, processor
 from pipeline.training.settings import Train
@@ -47,12 +42,7 @@ RECIPES = {
     for loss in ("charbonnier_edge", "psnr")
     for optimizer, rate in (("adamw", 0.002), ("muon", 0.008))
 }
-KINDS = (
-    "camera_shake",
-    "haze",
-    "low_light",
-    "rain_streaks",
-)  # of a degradation's first step; others are those of files
+KINDS = ("camera_shake", "haze", "low_light", "rain_streaks")  # others belong to what a file goes through
 NUM_MEASUREMENTS = 4
 
 
@@ -62,28 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     args = parser.parse_args(arguments)
     params = trial_params(read_params(PROJECT / "params.yaml"), "mixed", "bsds500", "Rain100L", ["synthesize.copies=1"])
-    make_shards(params)
-    torch.set_num_threads(1)
     known = {row["recipe"] for row in rows()}
-    for name in args.recipes:
-        if name not in known:
-            with ROWS.open("a", encoding="utf-8") as file:
-                for row in train(name, params):
-                    file.write(json.dumps(row) + "\n")
+    if missing := [name for name in args.recipes if name not in known]:
+        run_stages(STAGES[:2], params, "mixed", FOLDER)  # photographs and shards
+    torch.set_num_threads(1)
+    for name in missing:
+        lines = [json.dumps(row) + "\n" for row in train(name, params)]  # all, or none after an interruption
+        with ROWS.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
     write_atomically(ROWS.with_suffix(".md"), table(rows()))
-
-
-def make_shards(params: Mapping[str, Any]) -> None:
-    """Make the shards in FOLDER, unless they are there."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "params.yaml").write_text(yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True))
-    environment = os.environ | {
-        "PYTHONPATH": str(PROJECT),
-        "DGUNET_DATA": str(Path(read_environment().data).absolute()),
-    }
-    for stage in STAGES[:2] if not (FOLDER / "shards").is_dir() else ():
-        name, *words = stage.format(task="mixed").split()
-        subprocess.run([sys.executable, "-m", f"pipeline.{name}", *words], cwd=FOLDER, env=environment, check=True)
 
 
 def rows() -> list[dict[str, Any]]:
@@ -138,16 +115,12 @@ def kind_of(record: Mapping[str, Any]) -> str:
 
 def table(measured: Sequence[Mapping[str, Any]]) -> str:
     """Return the table as Markdown."""
+    first = measured[0]["psnr"]
+    degraded = [f"{first[kind][1]:.2f}" for kind in first]
     lines = [
         "# The mixture, by degradation",
         "",
         "Written by `python -m benchmarks.mixture`, whose docstring says how.",
-    ]
-    if not measured:
-        return "\n".join([*lines, ""])
-    first = measured[0]["psnr"]
-    degraded = [f"{first[kind][1]:.2f}" for kind in first]
-    lines += [
         "Mean PSNR in dB on the val split; in brackets the number of pairs.",
         "",
         f"| loss / optimizer | TFLOP | step | {' | '.join(f'{kind} ({first[kind][0]})' for kind in first)} |",

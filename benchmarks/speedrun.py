@@ -148,8 +148,8 @@ def operations_of_step(params: Mapping[str, Any], task: str) -> float:
     return training_operations({"config": config}, recipe.model_copy(update={"num_steps": 1}))
 
 
-def run(params: Mapping[str, Any], task: str, benchmark: str, folder: Path) -> dict[str, Any]:
-    """Run the stages in a folder, and return the numbers of the benchmark. Raises CalledProcessError."""
+def run_stages(stages: Sequence[str], params: Mapping[str, Any], task: str, folder: Path) -> None:
+    """Run stages of the pipeline with these parameters in a folder. Raises CalledProcessError."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True))
     environment = os.environ | {
@@ -158,9 +158,14 @@ def run(params: Mapping[str, Any], task: str, benchmark: str, folder: Path) -> d
         "DGUNET_STORAGE": str(folder / "runs"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
     }
-    for stage in STAGES:
+    for stage in stages:
         name, *arguments = stage.format(task=task).split()
         subprocess.run([sys.executable, "-m", f"pipeline.{name}", *arguments], cwd=folder, env=environment, check=True)
+
+
+def run(params: Mapping[str, Any], task: str, benchmark: str, folder: Path) -> dict[str, Any]:
+    """Run the stages in a folder, and return the numbers of the benchmark. Raises CalledProcessError."""
+    run_stages(STAGES, params, task, folder)
     metrics = json.loads((folder / "report" / "metrics.json").read_text())
     found = metrics["benchmarks"].get(benchmark)
     if found is None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -35,9 +34,9 @@ def build_optimizers(network: nn.Module, recipe: Train) -> list[Optimizer]:
 
     `recipe.optimizer: muon` uses Muon for the weights of convolutions and AdamW for all other parameters.
     """
-    parameters = list(network.parameters())
-    weights = [parameter for parameter in parameters if parameter.ndim == 4 and recipe.optimizer == "muon"]
-    others = [parameter for parameter in parameters if not any(parameter is weight for weight in weights)]
+    parameters, muon = list(network.parameters()), recipe.optimizer == "muon"
+    weights = [parameter for parameter in parameters if muon and parameter.ndim == 4]
+    others = [parameter for parameter in parameters if not (muon and parameter.ndim == 4)]
     rate, decay = recipe.learning_rate, recipe.weight_decay
     adamw = AdamW(others, lr=rate, weight_decay=decay, fused=True)
     return [Muon(weights, lr=rate, weight_decay=decay), adamw] if weights else [adamw]
@@ -62,9 +61,8 @@ class Muon(Optimizer):
         super().__init__(weights, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # the base class also takes a function
         """Change the weights that have a gradient. Matrices of the same shape are orthogonalised together."""
-        assert closure is None, "Muon evaluates no closure"
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for weight in group["params"]:

@@ -127,7 +127,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
         found_inf = (~torch.isfinite(norm)).float().reshape(())
         for optimizer in self.optimizers:
-            optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+            optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # torch reads it, but does not declare it
             optimizer.step()
         self._update_average()
         self.progress.step += 1

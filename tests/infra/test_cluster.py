@@ -40,7 +40,7 @@ def test_a_rayjob_survives_what_happens_to_a_cluster(cluster: Site) -> None:
     job = cluster.submit("first")
     cluster.wait_for_checkpoint(job)
     n2.cut()
-    time.sleep(20)
+    time.sleep(20)  # how long the cut lasts
     n2.join()
     cluster.wait_for_checkpoint(job)
     assert GIVEN_UP not in cluster.log("n2").read_text(), "Ray waits for longer than that"
@@ -57,7 +57,7 @@ def test_a_rayjob_survives_what_happens_to_a_cluster(cluster: Site) -> None:
     assert cluster.checkpoints() - before
     (supervisor,) = n1.folder.glob("ray/session_2*/logs/jobs/supervisor-first.log")
     assert "terminated gracefully" in supervisor.read_text(), "no process was killed before it had ended"
-    time.sleep(max(0.0, cut_at + 90 - time.monotonic()))
+    time.sleep(max(0.0, cut_at + 90 - time.monotonic()))  # the cut lasts 90 s
     n2.join()
     cluster.wait_for_nodes(3)
     assert GIVEN_UP in cluster.log("n2").read_text(), "node.sh has started the node again"

@@ -625,9 +625,7 @@ def test_the_largest_published_network_steps_whichever_way_it_is_computed() -> N
     assert losses["bfloat16"] == pytest.approx(losses["plain"], rel=0.05)
 
 
-def test_a_network_that_makes_images_worse_is_not_stored(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_network_that_makes_images_worse_is_not_stored(shards: Path, tmp_path: Path) -> None:
     """Its learning rate is far too large; the network before training, which changes almost nothing, is stored."""
     settings, log = recipe(num_steps=4, validate_every=2, learning_rate=0.1), Log(tmp_path / "log")
     shown: list[dict[str, float]] = []
