@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.speedrun import STAGES, run_stages, trial_params
+from benchmarks.speedrun import INTERRUPTED, STAGES, run_stages, trial_params
 from benchmarks.tasks import training_operations
 from dgunet.metrics import psnr
 from dgunet.network import DGUNet, DGUNetConfig
@@ -54,13 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     params = trial_params(read_params(PROJECT / "params.yaml"), "mixed", "bsds500", "Rain100L", ["synthesize.copies=1"])
     known = {row["recipe"] for row in rows()}
     if missing := [name for name in args.recipes if name not in known]:
-        run_stages(STAGES[:2], params, "mixed", FOLDER)  # photographs and shards
+        make_shards(params)
     torch.set_num_threads(1)
     for name in missing:
         lines = [json.dumps(row) + "\n" for row in train(name, params)]  # all, or none after an interruption
         with ROWS.open("a", encoding="utf-8") as file:
             file.writelines(lines)
     write_atomically(ROWS.with_suffix(".md"), table(rows()))
+
+
+def make_shards(params: Mapping[str, Any]) -> None:
+    """Prepare the photographs and make the shards in FOLDER. Raises ValueError if a stage fails, which says why."""
+    try:
+        run_stages(STAGES[:2], params, "mixed", FOLDER)
+    except subprocess.CalledProcessError as error:
+        if error.returncode in INTERRUPTED:
+            raise KeyboardInterrupt from error
+        raise ValueError(f"{error.cmd[2]} failed; its message is above") from error
 
 
 def rows() -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The table of what a training on the mixture learns of each degradation."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,3 +64,18 @@ def test_a_recipe_that_was_interrupted_is_trained_again_and_others_are_not(
     found = [json.loads(line)["recipe"] for line in (tmp_path / "mixture.jsonl").read_text().splitlines()]
     assert found == ["psnr/adamw", "psnr/muon"]
     assert (tmp_path / "mixture.md").read_text().count("| 250 |") == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "message"),
+    [(1, ValueError, r"pipeline\.prepare failed; its message is above"), (130, KeyboardInterrupt, "^$")],
+)
+def test_a_stage_that_fails_or_is_interrupted_ends_the_command(
+    monkeypatch: pytest.MonkeyPatch, status: int, error: type[BaseException], message: str
+) -> None:
+    def run_stages(*_: object) -> None:
+        raise subprocess.CalledProcessError(status, ["python", "-m", "pipeline.prepare"])
+
+    monkeypatch.setattr(mixture, "run_stages", run_stages)
+    with pytest.raises(error, match=message):
+        mixture.make_shards({})
