@@ -25,10 +25,12 @@ PATCH_SIZE, BATCH_SIZE = 48, 8
 SETTINGS: dict[str, dict[str, str]] = {
     "default": {},
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
-    "GOMP_SPINCOUNT=0": {"GOMP_SPINCOUNT": "0"},
+    "GOMP_SPINCOUNT=300": {"GOMP_SPINCOUNT": "300"},
     "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
+    "GOMP_SPINCOUNT=3000": {"GOMP_SPINCOUNT": "3000"},
     "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
 }
+NICE_SETTINGS = ("OMP_WAIT_POLICY=passive", "GOMP_SPINCOUNT=1000")  # of the others a step takes a minute
 
 
 def measure(threads: int, seconds: float, precision: str) -> tuple[float, float]:
@@ -43,31 +45,46 @@ def measure(threads: int, seconds: float, precision: str) -> tuple[float, float]
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
     clean = torch.rand(BATCH_SIZE, 3, PATCH_SIZE, PATCH_SIZE, generator=torch.Generator().manual_seed(0))
     degraded = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
-    wall, busy, start = [], [], time.perf_counter()
-    while len(wall) < 4 or time.perf_counter() - start < seconds:
-        wall_start, busy_start = time.perf_counter(), time.process_time()
+
+    def step() -> None:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             loss = stage_loss(network(degraded), clean)
         loss.backward()
         optimizer.step()
+
+    step()  # prepares the kernels
+    print("ready", flush=True)
+    sys.stdin.readline()
+    wall, busy, start = [], [], time.perf_counter()
+    while len(wall) < 3 or time.perf_counter() - start < seconds:
+        wall_start, busy_start = time.perf_counter(), time.process_time()
+        step()
         wall.append(time.perf_counter() - wall_start)
         busy.append(time.process_time() - busy_start)
-    return statistics.median(wall[1:]), statistics.median(busy[1:])  # the first step prepares the kernels
+    return statistics.median(wall), statistics.median(busy)
 
 
-def measured(threads: int, nice: int, setting: dict[str, str], options: argparse.Namespace) -> tuple[float, float]:
-    """`measure` in a process of its own, with these variables and this niceness."""
+def measured(
+    threads: int, nice: int, setting: dict[str, str], busy: int, options: argparse.Namespace
+) -> tuple[float, float]:
+    """`measure` in a process of its own, with these variables and this niceness, beside busy processes."""
     known = {name for variables in SETTINGS.values() for name in variables} | {"OMP_NUM_THREADS"}
     environment = {name: value for name, value in os.environ.items() if name not in known}
     command = [sys.executable, "-m", "benchmarks.cpu_contention", "--child", "--threads", str(threads)]
     command += ["--seconds", str(options.seconds), "--precision", options.precision]
-    done = subprocess.run(
+    child = subprocess.Popen(
         ["nice", "-n", str(nice), *command],
-        env={**environment, **setting}, check=True, stdout=subprocess.PIPE, text=True,
+        env={**environment, **setting}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    wall, busy = json.loads(done.stdout)
-    return wall, busy
+    assert child.stdin and child.stdout
+    child.stdout.readline()
+    with busy_processes(busy):
+        output, _ = child.communicate("\n")
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command)
+    wall, cpu = json.loads(output)
+    return wall, cpu
 
 
 @contextmanager
@@ -87,7 +104,7 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[str, int, int, dict[str,
     """What is compared: name, threads, niceness, environment variables."""
     for nice in options.nice:
         for name, setting in SETTINGS.items():
-            if nice == 0 or name in ("default", "OMP_WAIT_POLICY=passive"):
+            if nice == 0 or name in NICE_SETTINGS:
                 yield name, options.threads, nice, setting
         yield "default", 1, nice, {}
 
@@ -106,9 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     found = {}
     for busy in options.busy:
-        with busy_processes(busy):
-            for name, threads, nice, setting in rows(options):
-                found[name, threads, nice, busy] = measured(threads, nice, setting, options)
+        for name, threads, nice, setting in rows(options):
+            found[name, threads, nice, busy] = measured(threads, nice, setting, busy, options)
+            print(name, threads, nice, busy, found[name, threads, nice, busy], file=sys.stderr, flush=True)
     lines = [
         "# A training step beside other work on the CPUs",
         "",

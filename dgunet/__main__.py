@@ -23,6 +23,9 @@ from dgunet.console import (
 )
 from dgunet.jobs import UsageError
 
+# How OpenMP threads wait for each other, as in pipeline/runtime/threads.py: not long, other processes need the cores.
+THREAD_SETTINGS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
@@ -66,12 +69,9 @@ def _lines_printable(error: BaseException) -> str:
 
 
 def _let_threads_sleep() -> None:
-    """Let OpenMP threads sleep while they wait, unless the user has set otherwise. torch reads this when it is loaded.
-
-    They spin by default: beside other processes, mostly while the thread that they wait for is not running.
-    """
-    if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["OMP_WAIT_POLICY"] = "passive"
+    """Set THREAD_SETTINGS, unless the user has set one of them, or torch has been loaded, which reads them then."""
+    if "torch" not in sys.modules and not THREAD_SETTINGS.keys() & os.environ.keys():
+        os.environ.update(THREAD_SETTINGS)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PATH="$root/.venv/bin:$PATH"
 export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token} RAY_raylet_start_wait_time_s=${RAY_raylet_start_wait_time_s:-180}
+export RAY_worker_niceness=${RAY_worker_niceness:-0}  # Ray's own 15: workers wait for all else that runs on the node
 timeout_seconds=${DGUNET_TIMEOUT_SECONDS:-600}
 
 fail() { echo "error: $*" >&2; exit 2; }

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.cluster.resources import ClusterState
 from pipeline.runtime.environment import read_environment, restored_environ
 from pipeline.runtime.files import PROJECT
-from pipeline.runtime.threads import VARIABLES, thread_settings
+from pipeline.runtime.threads import SETTINGS, thread_settings
 
 SECONDS_TO_ANSWER = 4.0  # limits until a head accepts a connection, and until it answers in gRPC
 SETTINGS_FRAME = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"  # length, type 4, flags, stream
@@ -30,8 +30,9 @@ OBJECT_STORE_BYTES = 256 * 2**20  # no large object is stored there
 RAY_DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports wait for the controller's next poll; Ray's own: 2 s
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise printed lines are forwarded twice
+    "RAY_worker_niceness": "0",  # with Ray's own 15, training almost stops beside other processes
 }
-FORWARDED = ("MLFLOW_", "AWS_", "DGUNET_", "GLOO_", "NCCL_", "RAY_TRAIN_", *VARIABLES)
+FORWARDED = ("MLFLOW_", "AWS_", "DGUNET_", "GLOO_", "NCCL_", "RAY_TRAIN_", *SETTINGS)
 
 
 class NotANode(ValueError):

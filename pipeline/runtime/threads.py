@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+SETTINGS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
 
 
 def thread_settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return variables to set before a computing process starts; none if the user has set one of VARIABLES.
+    """Return variables to set before torch is loaded, which reads them then; none if the user has set one of SETTINGS.
 
-    By default a thread that waits for another keeps its core busy. If other processes use the machine, the other thread
-    may have no core, and a training step takes several times as long. OpenMP reads the variables when torch is loaded.
+    By default a thread that waits for another keeps its core busy for long. If other processes use the machine, the
+    other thread may have no core, and a training step takes many times as long. Threads that sleep at once wake up
+    late. So GNU's OpenMP asks 1000 times before it sleeps (benchmarks/results/cpu_contention.md); others sleep at once.
     """
-    return {} if any(name in environ for name in VARIABLES) else {"OMP_WAIT_POLICY": "passive"}
+    return {} if any(name in environ for name in SETTINGS) else dict(SETTINGS)

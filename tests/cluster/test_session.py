@@ -27,20 +27,26 @@ def variable_of_task(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def niceness_of_task(_: int) -> int:
+    return os.nice(0)
+
+
 def test_a_session_sets_what_its_processes_need_and_restores_os_environ(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "RAY_ADDRESS", "DGUNET_STORAGE"):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "RAY_worker_niceness", "RAY_ADDRESS", "DGUNET_STORAGE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", pythonpath(__file__))
     monkeypatch.setenv("RAY_TRAIN_ENABLE_PRINT_PATCH", "1")
     monkeypatch.setenv("DGUNET_TIMEOUT_SECONDS", "7")
     before = dict(os.environ)
     names = [
-        "OMP_WAIT_POLICY", "RAY_TRAIN_ENABLE_PRINT_PATCH", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
+        "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "RAY_TRAIN_ENABLE_PRINT_PATCH", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S",
     ]  # fmt: skip
     with session():
         assert os.environ["DGUNET_STORAGE"].endswith(".cache/runs")
-        assert sorted(tasks.map_unordered(variable_of_task, names)) == ["0.2", "1", "7", "passive"]
+        assert sorted(tasks.map_unordered(variable_of_task, names)) == ["0.2", "1", "1000", "7", "passive"]
+        (niceness,) = tasks.map_unordered(niceness_of_task, [0])
+        assert niceness == os.nice(0)
     assert dict(os.environ) == before
 
 

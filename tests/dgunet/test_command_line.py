@@ -15,10 +15,11 @@ from factories import PROJECT
 from PIL import Image, ImageCms
 
 import dgunet
-from dgunet.__main__ import main
+from dgunet.__main__ import THREAD_SETTINGS, main
 from dgunet.checkpoint import save_model
 from dgunet.images import Photo, read_photo, write_photo
 from dgunet.network import DGUNet, DGUNetConfig
+from pipeline.runtime.threads import thread_settings
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -269,19 +270,24 @@ def test_help_and_wrong_arguments_import_no_torch(arguments):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, "passive"),
-        ({"OMP_WAIT_POLICY": "active"}, "active"),
-        ({"GOMP_SPINCOUNT": "1000"}, None),
+        ({}, "passive 1000"),
+        ({"OMP_WAIT_POLICY": "active"}, "active None"),
+        ({"GOMP_SPINCOUNT": "7"}, "None 7"),
     ],
 )
-def test_threads_sleep_while_they_wait_unless_the_user_has_said_otherwise(given, expected, tmp_path):
-    code = "import os, dgunet.__main__ as m; m.main(['info', 'nowhere']); print(os.environ.get('OMP_WAIT_POLICY'))"
+def test_threads_soon_sleep_while_they_wait_unless_the_user_has_said_otherwise(given, expected, tmp_path):
+    code = "import os, dgunet.__main__ as m; m.main(['info', 'nowhere']); "
+    code += "print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))"
     inherited = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     environment = {**inherited, "PYTHONPATH": str(PROJECT), **given}
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    assert run.stdout.strip() == str(expected)
+    assert run.stdout.strip() == expected
+
+
+def test_restoration_and_workers_have_the_same_settings_of_threads():
+    assert thread_settings({}) == THREAD_SETTINGS
 
 
 def test_a_process_that_has_torch_keeps_its_environment(monkeypatch, capsys):

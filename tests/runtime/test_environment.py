@@ -10,7 +10,6 @@ import pytest
 from factories import PROJECT
 
 from pipeline.runtime.environment import Environment, read_environment, restored_environ, variable_name
-from pipeline.runtime.threads import thread_settings
 
 VARIABLES = {variable_name(field) for field in Environment.model_fields}
 DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")), *sorted(PROJECT.glob("CONTRIBUTING.md"))]
@@ -100,12 +99,6 @@ def test_os_environ_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
         del os.environ["DGUNET_SHARDS"]
         raise KeyError
     assert dict(os.environ) == before
-
-
-@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
-def test_threads_wait_passively_unless_the_user_has_set_something(name: str) -> None:
-    assert thread_settings({"PATH": "/bin"}) == {"OMP_WAIT_POLICY": "passive"}
-    assert thread_settings({name: "active"}) == {}
 
 
 IMPORTS = """
