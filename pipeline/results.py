@@ -7,11 +7,15 @@ the checkout, and pushes the objects that it names to the DVC remote. In a clone
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
+from dvc.lock import make_lock
 
 from pipeline.cluster.checkpoints import LOCKS, filesystem
 from pipeline.runtime.entry_point import run_command
@@ -23,6 +27,7 @@ LOCK = Path("dvc.lock")
 FORMER = Path(".cache/dvc.lock.former")
 CHANGED = "+changes"  # as `commit` says it
 REMOTE = "cluster"
+DVC_LOCKS = Path(".dvc/tmp/rwlock")  # which process of DVC uses which path
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,9 +50,40 @@ def _set_remote() -> None:
 
 
 def _prepare() -> None:
+    _release_locks(DVC_LOCKS)
     _set_remote()
     # The run cache records the inputs of finished stages: `dvc repro --pull` fetches their outputs.
     _dvc("fetch", "--run-cache", "--quiet")
+
+
+def _release_locks(path: Path) -> None:
+    """Release the locks that killed processes of DVC hold in a checkout.
+
+    DVC does so itself where no process has the killed one's number. In a container, or in a checkout that several
+    machines see, another process soon has it, and DVC would refuse to start. Nor does it read a file that a killed
+    process has written in part.
+    """
+    if not path.exists():
+        return
+    with make_lock(f"{path}.lock", tmp_dir=str(path.parent)):
+        try:
+            locks = json.loads(path.read_text())
+        except json.JSONDecodeError:
+            locks = {}
+        readers = {
+            file: [each for each in held if _is_dvc(each["pid"])] for file, held in locks.get("read", {}).items()
+        }
+        writers = {file: held for file, held in locks.get("write", {}).items() if _is_dvc(held["pid"])}
+        kept = {"write": writers, "read": {file: held for file, held in readers.items() if held}}
+        write_atomically(path, json.dumps(kept))
+
+
+def _is_dvc(number: int) -> bool:
+    """Whether a process runs and is one of DVC."""
+    try:
+        return any("dvc" in Path(argument).name for argument in psutil.Process(number).cmdline())
+    except psutil.Error:
+        return False
 
 
 def _store() -> None:

@@ -198,7 +198,7 @@ def test_params_yaml_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
         ("webdataset", {"pipeline.shards"}),
         ("mlflow", {"pipeline.tracking", "pipeline.retention", "dgunet.hub"}),
         ("huggingface_hub", {"dgunet.hub"}),
-        ("dvc", {"pipeline.retention"}),
+        ("dvc", {"pipeline.retention", "pipeline.results"}),
     ],
 )
 def test_a_foreign_system_is_known_by_its_packages_alone(

@@ -1,10 +1,13 @@
 """Results of a cluster in another clone: a real DVC remote, dvc.lock by commit."""
 
+import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from checkout import Checkout
+from processes import started
 
 from pipeline import results
 
@@ -107,3 +110,31 @@ def test_results_of_changed_code_are_fetched_with_a_notice(
     assert "with changes that were not committed" in capsys.readouterr().err
     assert (tmp_path / "dvc.lock").read_text() == "of changed code\n"
     assert [command[0] for command in commands] == ["push", "remote", "pull"]
+
+
+def test_a_new_driver_releases_the_locks_of_killed_processes_alone(tmp_path: Path) -> None:
+    (tmp_path / "dvc").write_text("import time; time.sleep(600)")
+    locks = tmp_path / "rwlock"
+    with (
+        started(sys.executable, str(tmp_path / "dvc"), "repro") as running,
+        started("sleep", "600") as other,
+        started("true") as ended,
+    ):
+        ended.wait()
+
+        def held(process: subprocess.Popen[str]) -> dict[str, object]:
+            return {"pid": process.pid, "cmd": "dvc repro"}
+
+        content = {
+            "read": {"/a": [held(other), held(running)], "/b": [held(ended)]},
+            "write": {"/c": held(other), "/d": held(running)},
+        }
+        locks.write_text(json.dumps(content))
+        results._release_locks(locks)
+        assert json.loads(locks.read_text()) == {"read": {"/a": [held(running)]}, "write": {"/d": held(running)}}
+        locks.write_text(locks.read_text()[:20])  # killed as it was written
+        results._release_locks(locks)
+        assert json.loads(locks.read_text()) == {"read": {}, "write": {}}
+    locks.unlink()
+    results._release_locks(locks)
+    assert not locks.exists()
