@@ -7,9 +7,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# One thread that sleeps where it waits: the tests' networks are small, and threads that spin take the CPU from others.
+from pipeline.runtime.threads import thread_settings
+
+# One thread: the tests' networks are small. Where a test uses more, they sleep while they wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.update(thread_settings(os.environ))
 
 import pytest
 import torch
@@ -20,8 +22,8 @@ from synthesis_checkout import synthesis_checkout  # noqa: F401 (a fixture of se
 # Files that take minutes, the longest first. Those that make hosts exclude each other: of two workers, the first runs
 # the first and the third file.
 LONGEST = (
-    "test_cluster.py", "test_failures.py", "test_slurm.py", "test_repro.py", "test_training_run.py",
-    "test_commands.py", "test_search.py", "test_golden.py", "test_dvc.py",
+    "test_cluster.py", "test_failures.py", "test_slurm.py", "test_images.py", "test_repro.py",
+    "test_training_run.py", "test_commands.py", "test_search.py", "test_golden.py", "test_dvc.py",
 )  # fmt: skip
 
 

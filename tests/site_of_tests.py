@@ -1,28 +1,28 @@
-"""A site for tests of infra/: hosts, a checkout that all of them see, a storage and an MLflow server."""
+"""A site for tests of infra/: hosts, a checkout that all of them see, PostgreSQL, SeaweedFS and MLflow."""
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
-import pytest
 import yaml
 from checkout import Checkout
 from factories import PROJECT
-from hosts import OUTSIDE, Host, Started, hosts
-from processes import WITHOUT_JOBS, S3Server, until
+from hosts import OUTSIDE, Host, Started, hosts, why_not
+from PIL import Image
+from processes import until
+from services import KEYS, PASSWORD, USER, Services, missing_services, services
 
 TOKEN = "of-tests-0123456789abcdef0123456789abcdef"
 RAYJOB = yaml.safe_load((PROJECT / "infra" / "kuberay" / "base" / "rayjob.yaml").read_text())["spec"]
+MAKE = ("make", "--old-file=.venv/.ready")  # the environment of the tests is used, none is installed
 PROGRAMS = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 WAIT_FOR_NODES = """
@@ -38,24 +38,37 @@ while nodes != int(sys.argv[1]):
 """
 
 
-def shrink(params: dict[str, Any]) -> None:
+def shrink(params: dict[str, Any], num_steps: int) -> None:
     params["tasks"] = ["denoise"]
     params["denoise"]["synthesize"] |= {"tile_size": 64, "stride": 256, "held_out_tile_size": 160}
     train = params["denoise"]["train"]
-    train |= {"num_steps": 400, "warmup_steps": 2, "validate_every": 200, "patch_size": 48, "batch_size": 4}
+    train |= {
+        "num_steps": num_steps,
+        "warmup_steps": 2,
+        "validate_every": num_steps // 2,
+        "patch_size": 48,
+        "batch_size": 4,
+    }
     train.setdefault("network", {}).update(width=8, growth=4, num_stages=2)
     params["denoise"]["evaluate"] |= {"gallery_images": 1, "local_statistics": []}
+
+
+def why_no_site() -> str:
+    """Why there can be no site here; empty where there can."""
+    return why_not() or missing_services()
 
 
 class Site:
     """Hosts, a checkout that all of them see, a storage and an MLflow server."""
 
-    def __init__(self, folder: Path, machines: list[Host], s3: S3Server) -> None:
-        self.folder, self.hosts, self.s3, self.client = folder, machines, s3, s3.client()
-        with socket.socket() as probe:
-            probe.bind((OUTSIDE, 0))
-            port = probe.getsockname()[1]
-        self.mlflow = f"http://{OUTSIDE}:{port}"
+    def __init__(self, folder: Path, machines: list[Host], servers: Services, num_steps: int) -> None:
+        self.folder, self.hosts, self.services = folder, machines, servers
+        bucket = f"s3://{servers.bucket}"
+        self.login = {
+            "MLFLOW_TRACKING_URI": servers.mlflow,
+            "MLFLOW_TRACKING_USERNAME": USER,
+            "MLFLOW_TRACKING_PASSWORD": PASSWORD,
+        }
         self.environment = {
             "PATH": PROGRAMS,
             "HOME": str(folder / "home"),
@@ -64,15 +77,13 @@ class Site:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_ADDRESS": "n1:6379",
-            "RAY_worker_niceness": "0",  # Ray's own is 15: workers would wait for all that runs beside the tests
-            "MLFLOW_TRACKING_URI": self.mlflow,
-            "AWS_ENDPOINT_URL": f"http://{OUTSIDE}:{s3.port}",
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
+            **self.login,
+            **KEYS,
+            "AWS_ENDPOINT_URL": servers.s3,
             "AWS_DEFAULT_REGION": "us-east-1",
-            "DGUNET_STORAGE": f"s3://{s3.bucket}/runs",
-            "DGUNET_SHARDS": f"s3://{s3.bucket}/shards",
-            "DGUNET_REMOTE": f"s3://{s3.bucket}/dvc",
+            "DGUNET_STORAGE": f"{bucket}/runs",
+            "DGUNET_SHARDS": f"{bucket}/shards",
+            "DGUNET_REMOTE": f"{bucket}/dvc",
             "DGUNET_WORKERS": "1:2",
             "DGUNET_CPUS_PER_WORKER": "1",
             "DGUNET_CHECKPOINT_MINUTES": "0.05",
@@ -80,25 +91,46 @@ class Site:
             "DGUNET_DRIVER_WAIT_SECONDS": "120",
         }
         (folder / "home").mkdir()
-        self.origin = Checkout(folder / "checkout", shrink, {}).folder
+        self.origin = Checkout(folder / "checkout", lambda params: shrink(params, num_steps), {}).folder
         self.checkout = self.origin  # where commands run
         self.nodes: dict[str, Started] = {}
-        server = [sys.executable, "-m", "mlflow", "server", "--host", OUTSIDE, "--port", str(port), "--workers", "1"]
-        server += [
-            "--backend-store-uri",
-            f"sqlite:///{folder}/mlflow.db",
-            "--artifacts-destination",
-            str(folder / "files"),
-        ]
-        server += ["--allowed-hosts", f"{OUTSIDE}:*"]
-        with (folder / "mlflow.log").open("w") as log:
-            variables = os.environ | WITHOUT_JOBS
-            self.server = subprocess.Popen(server, stdout=log, stderr=log, start_new_session=True, env=variables)
 
     def clone(self, name: str) -> None:
         """Run what follows in a new clone of the checkout, in which nothing has run."""
         self.checkout = self.folder / name
         subprocess.run(["git", "clone", "--quiet", str(self.origin), str(self.checkout)], check=True)
+
+    def fetch(self, host: Host, name: str) -> Path:
+        """Bring the results to a new clone, by a command on a host; return its folder."""
+        self.clone(name)
+        fetched = self.start(host, *MAKE, "fetch", log=f"fetch-{name}")
+        assert fetched.wait(180) == 0, fetched.log.read_text()
+        return self.checkout
+
+    @cached_property
+    def packages(self) -> Path:
+        """The folder of what the wheel installs."""
+        build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(self.folder)]
+        subprocess.run(build, cwd=PROJECT, check=True, capture_output=True)
+        with zipfile.ZipFile(next(self.folder.glob("*.whl"))) as wheel:
+            wheel.extractall(self.folder / "packages")
+        return self.folder / "packages"
+
+    def restore_a_photo(self, host: Host, name: str) -> bytes:
+        """Restore with the champion on a host that has the wheel and a login of MLflow alone; return the file.
+
+        Args:
+            host: where the command runs.
+            name: of a new folder, so that no model is cached.
+        """
+        folder = self.folder / name
+        folder.mkdir()
+        Image.radial_gradient("L").convert("RGB").save(folder / "photo.png")
+        environment = {"PATH": PROGRAMS, "HOME": str(folder), "PYTHONPATH": str(self.packages), **self.login}
+        command = [sys.executable, "-m", "dgunet", "restore", "photo.png", "out", "--model=models:/denoise@champion"]
+        restored = host.start(*command, environment=environment, folder=folder, log=folder / "log")
+        assert restored.wait(180) == 0, restored.log.read_text()
+        return (folder / "out" / "photo.png").read_bytes()
 
     def start_node(self, host: Host) -> None:
         """Run infra/node.sh on a host; n1 is the head."""
@@ -130,26 +162,14 @@ class Site:
         """The file of what a command has printed."""
         return self.folder / f"{name}.log"
 
-    def mlflow_answers(self) -> bool:
-        """Whether the MLflow server has started."""
-        assert self.server.poll() is None, self.log("mlflow").read_text()
-        with suppress(OSError), urlopen(f"{self.mlflow}/health", timeout=5):
-            return True
-        return False
-
     def wait_for_nodes(self, count: int) -> None:
         """Wait until the cluster has this number of nodes."""
         waiting = self.start(self.hosts[0], sys.executable, "-c", WAIT_FOR_NODES, str(count), log="nodes")
         assert waiting.wait(300) == 0, waiting.log.read_text()
 
-    def keys(self, prefix: str = "") -> set[str]:
-        """The keys of all objects in the storage that begin with a prefix."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.s3.bucket, Prefix=prefix)
-        return {entry["Key"] for page in pages for entry in page.get("Contents", [])}
-
     def checkpoints(self) -> set[str]:
         """The names of all complete checkpoints."""
-        return {key.split("/")[2] for key in self.keys("runs/denoise") if key.endswith("checksums.json")}
+        return {key.split("/")[2] for key in self.services.keys("runs/denoise") if key.endswith("checksums.json")}
 
     def wait_for_checkpoint(self, driver: Started) -> None:
         """Wait until the run of a driver has a new checkpoint."""
@@ -168,19 +188,7 @@ class Site:
 
 
 @contextmanager
-def site(folder: Path) -> Iterator[Site]:
-    """A site of three hosts, on which no Ray runs yet."""
-    with hosts(3, folder) as machines, pytest.MonkeyPatch.context() as patch:
-        s3 = S3Server(folder / "s3.log", OUTSIDE)
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{OUTSIDE}:{s3.port}")
-        built = Site(folder, machines, s3)
-        try:
-            until(built.mlflow_answers, 120)
-            yield built
-        finally:
-            os.killpg(built.server.pid, signal.SIGKILL)
-            built.server.wait()
-            s3.stop()
+def site(folder: Path, num_steps: int) -> Iterator[Site]:
+    """A site of three hosts, on which no Ray runs yet, with a training of some steps to run."""
+    with hosts(3, folder) as machines, services(OUTSIDE) as servers:
+        yield Site(folder, machines, servers, num_steps)

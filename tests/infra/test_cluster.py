@@ -5,30 +5,26 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from checkout import sha256
-from factories import PROJECT
-from hosts import why_not
-from PIL import Image
-from site_of_tests import Site, site
+from site_of_tests import MAKE, Site, site, why_no_site
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.cluster,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(bool(why_not()), reason=str(why_not())),
+    pytest.mark.skipif(bool(why_no_site()), reason=why_no_site()),
 ]
 
-MAKE = ("make", "--old-file=.venv/.ready")  # the environment of the tests is used, none is installed
 GIVEN_UP = "this node ended with status"  # node.sh, where Ray has given the node up
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site(tmp_path_factory.mktemp("site")) as built:
+    with site(tmp_path_factory.mktemp("site"), 400) as built:
         for host in built.hosts:
             built.start_node(host)
         built.wait_for_nodes(3)
@@ -86,6 +82,10 @@ def test_a_rayjob_survives_what_happens_to_a_cluster(cluster: Site) -> None:
     [
         (0, {"RAY_AUTH_TOKEN": "of-another-cluster-0123456789abcdef"}, "the head refuses the token"),
         (0, {"RAY_ADDRESS": "n1:6380"}, "RAY_ADDRESS=n1:6380: cannot be reached"),
+        (0, {"AWS_SECRET_ACCESS_KEY": "wrong"}, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        (0, {"AWS_ENDPOINT_URL": "http://10.77.0.254:1"}, "DGUNET_STORAGE=s3://bucket/runs: cannot be reached"),
+        (0, {"DGUNET_STORAGE": "s3://nobucket/runs"}, "there is no such bucket: create it, or set another"),
+        (0, {"MLFLOW_TRACKING_PASSWORD": "wrong"}, "refuses the login: set MLFLOW_TRACKING_USERNAME"),
         (0, {"DGUNET_WORKERS": "40"}, "40 workers do not fit on the cluster"),
         (0, {"MLFLOW_TRACKING_URI": "http://10.77.0.254:1"}, "MLflow at http://10.77.0.254:1 does not answer"),
         (0, {"DGUNET_STORAGE": "/dev/shm/runs"}, "the nodes 10.77.0.2, 10.77.0.3 do not see this folder"),
@@ -111,36 +111,23 @@ def test_faults_are_found_before_the_first_work(
     assert "Traceback" not in output
 
 
-def test_results_come_to_another_clone_and_the_model_to_another_host(cluster: Site) -> None:
-    made, n3 = cluster.checkout, cluster.hosts[2]
-    cluster.clone("clone")
-    fetched = cluster.start(n3, *MAKE, "fetch", log="fetch")
-    assert fetched.wait(120) == 0, fetched.log.read_text()
+def test_results_come_to_another_clone_and_the_model_to_another_host(cluster: Site, tmp_path: Path) -> None:
+    made, (n1, n2, n3) = cluster.checkout, cluster.hosts
+    clone = cluster.fetch(n3, "clone")
     for name in ("models/denoise/model.safetensors", "reports/denoise/gallery.html", "dvc.lock"):
-        assert sha256(cluster.folder / "clone" / name) == sha256(made / name)
+        assert sha256(clone / name) == sha256(made / name)
 
     # The clone sees nothing that refers to this object.
     push = "echo new > new && dvc add --quiet new && dvc push --quiet new.dvc"
-    pushed = cluster.hosts[0].start(
-        "sh", "-ec", push, environment=cluster.environment, folder=made, log=cluster.log("push")
-    )
+    pushed = n1.start("sh", "-ec", push, environment=cluster.environment, folder=made, log=cluster.log("push"))
     assert pushed.wait(120) == 0, pushed.log.read_text()
-    stored = cluster.keys()
+    stored = cluster.services.keys()
     collected = cluster.start(n3, *MAKE, "gc", "YES=1", log="collect")
     assert collected.wait(120) == 0, collected.log.read_text()
-    assert cluster.keys() == stored, "another clone has pushed it within a week"
+    assert cluster.services.keys() == stored, "another clone has pushed it within a week"
 
-    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(cluster.folder)]
-    subprocess.run(build, cwd=PROJECT, check=True, capture_output=True)
-    folder = cluster.folder / "without-checkout"
-    with zipfile.ZipFile(next(cluster.folder.glob("*.whl"))) as wheel:
-        wheel.extractall(folder / "packages")
-    Image.new("RGB", (64, 48), (90, 120, 150)).save(folder / "photo.png")
-    environment = {"PATH": cluster.environment["PATH"], "HOME": str(folder), "PYTHONPATH": str(folder / "packages")}
-    command = [sys.executable, "-m", "dgunet", "restore", "photo.png", "restored", "--model=models:/denoise@champion"]
-    restored = cluster.hosts[1].start(
-        *command, environment=environment | {"MLFLOW_TRACKING_URI": cluster.mlflow}, folder=folder, log=folder / "log"
-    )
-    assert restored.wait(120) == 0, restored.log.read_text()
-    with Image.open(folder / "restored" / "photo.png") as image:
-        assert image.size == (64, 48)
+    restored = cluster.restore_a_photo(n2, "before")
+    cluster.services.back_up(tmp_path)
+    cluster.services.lose_everything()
+    cluster.services.restore(tmp_path)
+    assert cluster.restore_a_photo(n2, "after") == restored

@@ -7,18 +7,22 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
-from hosts import OUTSIDE, Host, why_not
+from checkout import sha256
+from hosts import OUTSIDE, Host
 from processes import until
-from site_of_tests import Site, site
+from site_of_tests import Site, site, why_no_site
 
 missing = [
     name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name, path="/usr/sbin:/usr/bin")
 ]
-reason = why_not() or (missing and f"needs {', '.join(missing)}: apt-get install slurmctld slurmd slurm-client munge")
+reason = why_no_site() or (
+    missing and f"needs {', '.join(missing)}: apt-get install slurmctld slurmd slurm-client munge"
+)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.cluster,
@@ -71,7 +75,7 @@ class Slurm:
         self._serve(["slurmctld", "-D", "-f", str(self.configuration)], "slurmctld")
         for host in built.hosts:
             self.start(host)
-        until(lambda: self.run("sinfo", "--noheader", "--states=idle", "--format=%D").strip() == "3", 60)
+        self.wait_for_nodes(3)
 
     def _serve(self, command: list[str], name: str) -> None:
         with (self.folder / f"{name}.log").open("w") as log:
@@ -126,28 +130,62 @@ class Slurm:
         self.built.wait_for_checkpoint_while(lambda: self.state(job) in ("RUNNING", "PENDING"))
         assert self.state(job) == "RUNNING", self.output(job)[-5000:]
 
+    def set_time_left(self, job: str, minutes: int) -> None:
+        """Set the time limit of a job to so many minutes from now, or up to one more."""
+        shown = self.run("scontrol", "show", "job", job)
+        hours, passed, _ = shown.partition("RunTime=")[2].split()[0].split(":")
+        self.run("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * int(hours) + int(passed) + minutes}")
+
+    def wait_until_saved(self, job: str) -> None:
+        """Wait until a job that was asked to stop has saved a checkpoint and left."""
+        until(lambda: self.state(job) not in ("RUNNING", "COMPLETING"), 180)
+        assert "asked to stop: saving" in self.output(job)
+        assert "the same command continues" in self.output(job)
+
+    def wait_for_nodes(self, idle: int) -> None:
+        """Wait until this number of nodes is idle."""
+        until(lambda: self.run("sinfo", "--noheader", "--states=idle", "--format=%D").strip() == str(idle), 120)
+
     def hosts_of(self, job: str) -> list[Host]:
-        """The two hosts of a job; the driver is on the first."""
+        """The hosts of a job; the driver is on the first."""
         nodes = self.run("squeue", "--noheader", "--format=%N", "--job", job).strip()
-        numbers = [int(number) for number in nodes.removeprefix("n[").rstrip("]").replace("-", ",").split(",")]
-        assert len(numbers) == 2 and numbers[0] < numbers[1]
+        names = self.run("scontrol", "show", "hostnames", nodes).split()
+        numbers = [int(name.removeprefix("n")) for name in names]
+        assert numbers == sorted(numbers)
         return [self.built.hosts[number - 1] for number in numbers]
 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    with site(tmp_path_factory.mktemp("site")) as built, ExitStack() as stack:
+    with site(tmp_path_factory.mktemp("site"), 1500) as built, ExitStack() as stack:
         yield Slurm(built, stack)
 
 
-def test_a_job_saves_continues_and_survives_a_node(slurm: Slurm) -> None:
+def test_a_job_saves_continues_and_survives_nodes(slurm: Slurm) -> None:
     job = slurm.submit()
     slurm.wait_for_checkpoint(job)
+    other = slurm.hosts_of(job)[1]
+    other.cut()
+    time.sleep(20)  # how long the cut lasts
+    other.join()
+    slurm.wait_for_checkpoint(job)
+    assert len(slurm.hosts_of(job)) == 2, "Slurm and Ray wait for longer than that"
+    slurm.set_time_left(job, minutes=4)  # fewer than the 5 of --signal=B:TERM@300, so the signal is due
+    slurm.wait_until_saved(job)
+    slurm.wait_for_nodes(3)
+
+    job = slurm.submit()
+    slurm.wait_for_checkpoint(job)
+    other = slurm.hosts_of(job)[1]
+    other.cut()
+    cut_at = time.monotonic()
+    until(lambda: len(slurm.hosts_of(job)) == 1, 120)
+    slurm.wait_for_checkpoint(job)  # of the node that goes on alone
     slurm.run("scancel", "--batch", "--signal=TERM", job)
-    until(lambda: slurm.state(job) not in ("RUNNING", "COMPLETING"), 120)
-    assert "asked to stop: saving" in slurm.output(job)
-    assert "the same command continues" in slurm.output(job)
-    until(lambda: slurm.run("sinfo", "--noheader", "--states=idle", "--format=%D").strip() == "3", 60)
+    slurm.wait_until_saved(job)
+    time.sleep(max(0.0, cut_at + 90 - time.monotonic()))  # the cut lasts 90 s
+    other.join()
+    slurm.wait_for_nodes(3)
 
     job = slurm.submit()
     slurm.wait_for_checkpoint(job)
@@ -155,9 +193,16 @@ def test_a_job_saves_continues_and_survives_a_node(slurm: Slurm) -> None:
     first.power_off()  # the head and the driver: the other node starts the job again
     until(lambda: "attempt 2 on" in slurm.output(job), 480)
     slurm.wait_for_checkpoint(job)
-    slurm.hosts_of(job)[1].power_off()
+    first_now, other = slurm.hosts_of(job)
+    other.power_off()
     until(lambda: slurm.state(job) not in ("RUNNING", "COMPLETING"), 900)
     assert slurm.state(job) == "COMPLETED", slurm.output(job)[-5000:]
     output = slurm.output(job)
     assert "Running stage 'synthesize@denoise'" not in output
     assert "continuing from the last checkpoint" in output
+
+    made = slurm.built.checkout
+    clone = slurm.built.fetch(first_now, "clone")
+    assert sha256(clone / "models/denoise/model.safetensors") == sha256(made / "models/denoise/model.safetensors")
+    first.power_on()
+    assert slurm.built.restore_a_photo(first, "elsewhere")

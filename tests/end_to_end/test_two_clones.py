@@ -1,0 +1,79 @@
+"""Two clones that use one storage, one DVC remote and one MLflow server at the same time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from checkout import Checkout, sha256
+from services import PASSWORD, USER, Services, missing_services, services
+from site_of_tests import shrink
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(bool(missing_services()), reason=missing_services()),
+]
+ALL = "python -m pipeline.results prepare && dvc repro && python -m pipeline.results store"
+
+
+@pytest.fixture
+def servers() -> Iterator[Services]:
+    with services() as built:
+        yield built
+
+
+def clone(folder: Path, seed: int, servers: Services) -> Checkout:
+    def edit(params: dict[str, Any]) -> None:
+        shrink(params, 120)
+        params["denoise"]["train"]["learning_rate"] = seed * 1e-3
+        params["denoise"]["evaluate"]["baseline"]["strength_per_sigma"] = 0.01  # a champion must be better
+
+    places = {name: f"s3://{servers.bucket}/{name}" for name in ("runs", "shards", "dvc")}
+    return Checkout(
+        folder,
+        edit,
+        {
+            "DGUNET_STORAGE": places["runs"],
+            "DGUNET_SHARDS": places["shards"],
+            "DGUNET_REMOTE": places["dvc"],
+            "DGUNET_CPUS_PER_WORKER": "1",
+            "MLFLOW_TRACKING_URI": servers.mlflow,
+            "MLFLOW_TRACKING_USERNAME": USER,
+            "MLFLOW_TRACKING_PASSWORD": PASSWORD,
+            "AWS_ENDPOINT_URL": servers.s3,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        },
+    )
+
+
+def test_two_clones_at_once_and_gc_in_one_of_them(
+    servers: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clones = [clone(tmp_path / f"clone-{seed}", seed, servers) for seed in (1, 2)]
+    with ExitStack() as stack:
+        drivers = [stack.enter_context(each.started("sh", "-c", ALL)) for each in clones]
+        assert [driver.wait(600) for driver in drivers] == [0, 0]
+    models = [sha256(each.folder / "models/denoise/model.safetensors") for each in clones]
+    assert models[0] != models[1]
+
+    first, second = clones
+    stored = servers.keys()
+    first.run("python", "-m", "pipeline.collect", "--yes")
+    assert servers.keys() == stored, "the other clone has pushed it within a week"
+    for name in (".dvc/cache", "models", "reports", "data"):
+        shutil.rmtree(second.folder / name)
+    second.run("dvc", "pull", "--quiet")
+    assert sha256(second.folder / "models/denoise/model.safetensors") == models[1]
+    assert "are up to date" in second.run("dvc", "repro"), "the run cache and all outputs are there"
+
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, first.environment[name])
+    client = mlflow.MlflowClient()
+    assert {version.version for version in client.search_model_versions("name='denoise'")} == {"1", "2"}
+    assert client.get_model_version_by_alias("denoise", "champion").version in ("1", "2")
