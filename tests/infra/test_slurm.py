@@ -136,9 +136,13 @@ class Slurm:
         hours, passed, _ = shown.partition("RunTime=")[2].split()[0].split(":")
         self.run("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * int(hours) + int(passed) + minutes}")
 
+    def wait_for_end(self, job: str, seconds: float) -> None:
+        """Wait until a job has ended. While it runs, Slurm also calls it COMPLETING, SIGNALING and more."""
+        until(lambda: self.state(job) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"), seconds)
+
     def wait_until_saved(self, job: str) -> None:
         """Wait until a job that was asked to stop has saved a checkpoint and left."""
-        until(lambda: self.state(job) not in ("RUNNING", "COMPLETING"), 180)
+        self.wait_for_end(job, 180)
         assert "asked to stop: saving" in self.output(job)
         assert "the same command continues" in self.output(job)
 
@@ -195,7 +199,7 @@ def test_a_job_saves_continues_and_survives_nodes(slurm: Slurm) -> None:
     slurm.wait_for_checkpoint(job)
     first_now, other = slurm.hosts_of(job)
     other.power_off()
-    until(lambda: slurm.state(job) not in ("RUNNING", "COMPLETING"), 900)
+    slurm.wait_for_end(job, 900)
     assert slurm.state(job) == "COMPLETED", slurm.output(job)[-5000:]
     output = slurm.output(job)
     assert "Running stage 'synthesize@denoise'" not in output
