@@ -189,6 +189,7 @@ def test_a_job_saves_continues_and_survives_nodes(slurm: Slurm) -> None:
     slurm.wait_until_saved(job)
     time.sleep(max(0.0, cut_at + 90 - time.monotonic()))  # the cut lasts 90 s
     other.join()
+    slurm.run("scontrol", "update", f"NodeName={other.name}", "State=RESUME")  # Slurm itself asks after minutes
     slurm.wait_for_nodes(3)
 
     job = slurm.submit()
