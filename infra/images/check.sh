@@ -2,7 +2,7 @@
 # Builds an image of the commit that is checked out, without a registry, starts it as its user, and prints its size:
 #   infra/images/check.sh train|mlflow [OPTIONS OF buildah build]
 # BASE becomes Debian 12 of mmdebstrap, with the certificate authorities of this machine. Needs root, git, and
-# apt-get install buildah mmdebstrap. Nothing is kept. The training image is large: minutes, and 20 GB below TMPDIR.
+# apt-get install buildah mmdebstrap. Nothing is kept. The training image is large: minutes, and up to 20 GB below TMPDIR.
 set -euo pipefail
 name=${1:-}
 case $name in
@@ -19,13 +19,15 @@ shift
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 work=$(mktemp -d)
 container=
-storage() { buildah --root "$work/storage" --runroot "$work/run" --storage-driver vfs "$@"; }
+driver=overlay  # copies nothing between layers, unlike vfs, which works on every file system
+storage() { buildah --root "$work/storage" --runroot "$work/run" --storage-driver "$driver" "$@"; }
 clean() {
   [ -z "$container" ] || storage rm "$container" > /dev/null || true
   rm -rf "$work"
 }
 trap clean EXIT
 export BUILDAH_ISOLATION=chroot
+storage images > /dev/null 2>&1 || { rm -rf "$work/storage"; driver=vfs; }
 
 git clone --quiet . "$work/checkout"
 # shellcheck disable=SC2016 # $1 is the folder that mmdebstrap gives to its hooks
