@@ -44,7 +44,7 @@ data: $(READY)  ## the published image sets, and which are here; NAME=cbsd68: fe
 test: $(READY)  ## the tests, some with real Ray and MLflow (about four minutes on two cores)
 	@pytest $(SPREAD)
 
-test-all: $(READY)  ## all tests that can run on this machine, also the slow ones (about fifty minutes)
+test-all: $(READY)  ## all tests that can run on this machine, also the slow ones (about an hour)
 	@pytest -m "" -rs $(SPREAD)
 
 check: lint  ## formatting, lint, types, import contracts

@@ -30,7 +30,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "GOMP_SPINCOUNT=3000": {"GOMP_SPINCOUNT": "3000"},
     "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
 }
-NICE_SETTINGS = ("OMP_WAIT_POLICY=passive", "GOMP_SPINCOUNT=1000")  # of the others a step takes a minute
+NICE_SETTINGS = ("OMP_WAIT_POLICY=passive", "GOMP_SPINCOUNT=1000")  # a step of the default takes a minute
 
 
 def measure(threads: int, seconds: float, precision: str) -> tuple[float, float]:

@@ -79,9 +79,9 @@ def _release_locks(path: Path) -> None:
 
 
 def _is_dvc(number: int) -> bool:
-    """Whether a process runs and is one of DVC."""
+    """Return whether a process of this number runs the command dvc."""
     try:
-        return any("dvc" in Path(argument).name for argument in psutil.Process(number).cmdline())
+        return "dvc" in map(os.path.basename, psutil.Process(number).cmdline())
     except psutil.Error:
         return False
 

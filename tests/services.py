@@ -114,11 +114,11 @@ class Services:
         return done.stdout
 
     def back_up(self, folder: Path) -> None:
-        """Run backup.sh."""
+        """Save databases and artifacts by backup.sh."""
         self.run(str(PROJECT / "infra" / "mlflow" / "backup.sh"), "save", str(folder))
 
     def lose_everything(self) -> None:
-        """Drop the databases, which are empty then, and delete the artifacts."""
+        """Replace the databases by empty ones, and delete the artifacts."""
         for name in DATABASES:
             self.run("psql", "--quiet", "--dbname=postgres", f"--command=DROP DATABASE {name} WITH (FORCE)")
             self.run("createdb", name)
@@ -127,7 +127,7 @@ class Services:
                 storage.delete_object(Bucket="mlflow", Key=stored["Key"])
 
     def restore(self, folder: Path) -> None:
-        """Run backup.sh with what `back_up` has written."""
+        """Restore by backup.sh what `back_up` has saved."""
         self.run(str(PROJECT / "infra" / "mlflow" / "backup.sh"), "restore", str(folder))
 
     def keys(self, prefix: str = "") -> set[str]:

@@ -19,7 +19,7 @@ shift
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 work=$(mktemp -d)
 container=
-driver=overlay  # copies nothing between layers, unlike vfs, which works on every file system
+driver=overlay  # where it cannot be used: vfs, which copies all files for each layer
 storage() { buildah --root "$work/storage" --runroot "$work/run" --storage-driver "$driver" "$@"; }
 clean() {
   [ -z "$container" ] || storage rm "$container" > /dev/null || true

@@ -28,20 +28,19 @@ def servers() -> Iterator[Services]:
         yield built
 
 
-def clone(folder: Path, seed: int, servers: Services) -> Checkout:
+def clone(folder: Path, learning_rate: float, servers: Services) -> Checkout:
     def edit(params: dict[str, Any]) -> None:
         shrink(params, 120)
-        params["denoise"]["train"]["learning_rate"] = seed * 1e-3
+        params["denoise"]["train"]["learning_rate"] = learning_rate
         params["denoise"]["evaluate"]["baseline"]["strength_per_sigma"] = 0.01  # a champion must be better
 
-    places = {name: f"s3://{servers.bucket}/{name}" for name in ("runs", "shards", "dvc")}
     return Checkout(
         folder,
         edit,
         {
-            "DGUNET_STORAGE": places["runs"],
-            "DGUNET_SHARDS": places["shards"],
-            "DGUNET_REMOTE": places["dvc"],
+            "DGUNET_STORAGE": f"s3://{servers.bucket}/runs",
+            "DGUNET_SHARDS": f"s3://{servers.bucket}/shards",
+            "DGUNET_REMOTE": f"s3://{servers.bucket}/dvc",
             "DGUNET_CPUS_PER_WORKER": "1",
             "MLFLOW_TRACKING_URI": servers.mlflow,
             "MLFLOW_TRACKING_USERNAME": USER,
@@ -55,7 +54,7 @@ def clone(folder: Path, seed: int, servers: Services) -> Checkout:
 def test_two_clones_at_once_and_gc_in_one_of_them(
     servers: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clones = [clone(tmp_path / f"clone-{seed}", seed, servers) for seed in (1, 2)]
+    clones = [clone(tmp_path / str(rate), rate, servers) for rate in (0.001, 0.002)]
     with ExitStack() as stack:
         drivers = [stack.enter_context(each.started("sh", "-c", ALL)) for each in clones]
         assert [driver.wait(600) for driver in drivers] == [0, 0]
