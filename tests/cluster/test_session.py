@@ -2,13 +2,13 @@
 
 import os
 import re
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from platform import python_version
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import pytest
@@ -53,20 +53,23 @@ def test_a_session_sets_what_its_processes_need_and_restores_os_environ(monkeypa
 @contextmanager
 def listening(says: bytes) -> Iterator[str]:
     """The address of a server that sends `says` to everybody who connects, and then waits."""
-    connections = []
+    end = threading.Event()
 
-    def serve() -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = server.accept()
-                connections.append(connection)
-                connection.sendall(says)
+    class Silent(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(says)
+            end.wait()
 
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-    for connection in connections:
-        connection.close()
+    # Its end closes all connections, also that of somebody who connects afterwards: no later test inherits a socket.
+    with ThreadingTCPServer(("127.0.0.1", 0), Silent) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}"
+        finally:
+            end.set()
+            server.shutdown()
+            thread.join()
 
 
 class Joined:
