@@ -18,6 +18,7 @@ from pipeline.evaluation.scores import Evaluation
 Curve = Sequence[Mapping[str, float | None]]
 """Rows of train.csv: step, loss, learning_rate, val_psnr; None if the value was not measured."""
 Plot = Callable[[Any, "Palette"], None]
+LOGARITHMIC_FROM = 5  # largest loss over smallest; a logarithmic axis over less has one label or none
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,13 @@ def _render(plot: Plot, palette: Palette, file_format: str, metadata: dict[str, 
 
 
 def _training(axes: Any, palette: Palette, curve: Curve) -> None:
-    losses, psnrs = _points(curve, "loss"), _points(curve, "val_psnr")
+    losses, psnrs = _without_short_end(_points(curve, "loss")), _points(curve, "val_psnr")
     axes.set_title("Training loss and validation PSNR")
     axes.set_xlabel("step")
     axes.plot(*zip(*losses, strict=True), color=palette.faint, linewidth=1) if losses else None
     axes.set_ylabel("loss")
-    if losses and min(loss for _, loss in losses) > 0:
+    values = [loss for _, loss in losses]
+    if values and max(values) > LOGARITHMIC_FROM * min(values) > 0:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(_plain_number)
         axes.yaxis.set_minor_formatter(_plain_number)
@@ -101,6 +103,14 @@ def _plain_number(value: float, _: int | None) -> str:
     """Return the label of a tick on a logarithmic axis: 0.02, not 2 × 10⁻²; empty where labels would overlap."""
     digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
     return f"{value:g}" if digit in (1, 2, 3, 5, 7) else ""
+
+
+def _without_short_end(losses: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Leave out the last point where it is the mean of far fewer steps than the others: its noise would be drawn."""
+    if len(losses) < 3:
+        return losses
+    before, last_but_one, last = (step for step, _ in losses[-3:])
+    return losses[:-1] if last - last_but_one < (last_but_one - before) / 2 else losses
 
 
 def _points(curve: Curve, column: str) -> list[tuple[float, float]]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from factories import small_params
+from matplotlib.figure import Figure
 
 from dgunet.checkpoint import save_model
 from dgunet.network import DGUNet, DGUNetConfig
@@ -174,6 +175,25 @@ def test_there_is_no_training_plot_without_a_curve_and_infinite_gains_draw_no_ba
     assert all(
         cv2.imdecode(np.frombuffer(png(plot), np.uint8), cv2.IMREAD_COLOR) is not None for plot in sampled.values()
     )
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.06, "linear"), (0.01, "log"), (-0.01, "linear")])
+def test_the_axis_of_the_loss_always_has_labels(last, scale):
+    curve = [{"step": 100.0 * k, "loss": loss, "val_psnr": 20.0 + k} for k, loss in enumerate([0.08, 0.07, last], 1)]
+    axes = Figure().add_subplot()
+    plots(evaluation([1.0]), curve)["training"](axes, ON_LIGHT)
+    assert axes.get_yscale() == scale
+    low, high = sorted(axes.get_ylim())
+    labels = [label for minor in (False, True) for label in axes.get_yticklabels(minor=minor)]
+    assert len([label for label in labels if label.get_text() and low <= label.get_position()[1] <= high]) >= 2
+
+
+@pytest.mark.parametrize(("end", "drawn"), [(303, 3), (400, 4)])
+def test_a_loss_of_a_few_last_steps_is_not_drawn(end, drawn):
+    curve = [{"step": float(step), "loss": 0.1, "val_psnr": 20.0} for step in (100, 200, 300, end)]
+    axes = Figure().add_subplot()
+    plots(evaluation([1.0]), curve)["training"](axes, ON_LIGHT)
+    assert len(axes.lines[0].get_xdata()) == drawn
 
 
 def test_worst_median_and_best_are_always_shown():
