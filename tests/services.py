@@ -28,7 +28,7 @@ import yaml
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from factories import PROJECT
-from processes import until
+from processes import ENDS_WITH_THE_TESTS, until
 
 POSTGRES = next((path for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 TOOLS = os.pathsep.join([os.environ.get("DGUNET_TEST_TOOLS", ""), os.environ["PATH"]]).strip(os.pathsep)
@@ -47,6 +47,7 @@ def missing_services() -> str:
         "weed": WEED,
         "DGUNET_TEST_PACKAGES": PACKAGES,
         "root": os.geteuid() == 0,
+        "setpriv": shutil.which("setpriv"),
     }
     missing = ", ".join(name for name, found in needed.items() if not found)
     return missing and f"needs {missing}: .ci/run installs it"
@@ -169,10 +170,16 @@ class Services:
             return 0
 
     def _start(self, name: str, *command: str, user: int | None = None) -> subprocess.Popen[bytes]:
-        """Start a server; it is killed, with its child processes, at the end."""
+        """Start a server; it is killed, with its child processes, at the end, and if the tests are killed."""
         with (self.folder / f"{name}.log").open("w") as log:
             server = subprocess.Popen(
-                command, env=self.variables, stdout=log, stderr=log, start_new_session=True, user=user, cwd=self.folder
+                [*ENDS_WITH_THE_TESTS, *command],
+                env=self.variables,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                user=user,
+                cwd=self.folder,
             )
 
         def stop() -> None:
