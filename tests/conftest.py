@@ -20,9 +20,9 @@ from processes import S3Server, SmallDisk
 from synthesis_checkout import synthesis_checkout  # noqa: F401 (a fixture of several packages)
 
 # Files that take minutes, the longest first. Those that make hosts exclude each other: of two workers, the first runs
-# the first and the third file.
+# the first and the third file. The second stands between them, so that this also holds for the tests of infra alone.
 LONGEST = (
-    "test_cluster.py", "test_failures.py", "test_slurm.py", "test_images.py", "test_repro.py",
+    "test_cluster.py", "test_images.py", "test_slurm.py", "test_failures.py", "test_repro.py",
     "test_training_run.py", "test_commands.py", "test_search.py", "test_golden.py", "test_dvc.py",
 )  # fmt: skip
 
