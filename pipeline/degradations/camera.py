@@ -5,7 +5,8 @@
     y     = clip(x + develop(noisy) − develop(raw))    develop: white balance, demosaic, M⁻¹, gamma, tone
 
 Adding the difference gives y = x without noise: lost highlights and demosaicing artefacts, which are in both terms,
-cancel. Model and numbers: Brooks, Mildenhall, Xue, Chen, Sharlet and Barron, "Unprocessing Images for Learned Raw
+cancel. A camera's own noise reduction, if any, is a Gaussian blur of that difference, in luma and in chroma. Model and
+numbers, but for the reduction: Brooks, Mildenhall, Xue, Chen, Sharlet and Barron, "Unprocessing Images for Learned Raw
 Denoising", CVPR 2019 (arXiv 1811.11127); demosaicing: Malvar, He and Cutler, ICASSP 2004.
 """
 
@@ -45,6 +46,7 @@ XYZ_TO_CAMERA = np.array(  # of four cameras of the Darmstadt Noise Dataset
         [[0.6596, -0.2079, -0.0562], [-0.4782, 1.3016, 0.1933], [-0.0970, 0.1581, 0.5181]],
     ]
 )
+LUMA = np.array([[0.299, 0.587, 0.114]])
 RGB_TO_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
@@ -68,15 +70,21 @@ class CameraNoise:
     shot_noise  λ_shot, log-uniform, 0 to 0.1; published: 0.0001 to 0.012. [0, 0] is no noise
     mosaic      True: each pixel measures one colour of a Bayer pattern and the others are interpolated, which
                 correlates the noise of neighbouring pixels and of colours; gray images have no mosaic
+    luma_smoothing    σ of the blur of the luma of the noise in pixels, 0 to 8; cameras smooth chroma more than luma
+    chroma_smoothing  the same of its chroma, which gray images do not have
     """
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["camera_noise"] = "camera_noise"
     shot_noise: Range
     mosaic: Flag
+    luma_smoothing: Range = (0.0, 0.0)
+    chroma_smoothing: Range = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         check_range(self, "shot_noise", 0, 0.1)
+        check_range(self, "luma_smoothing", 0, 8)
+        check_range(self, "chroma_smoothing", 0, 8)
         if self.shot_noise[0] == 0 < self.shot_noise[1]:
             raise ValueError("camera_noise.shot_noise: a logarithmic range cannot start at 0; start at 0.0001")
 
@@ -98,6 +106,10 @@ class CameraNoise:
             "bayer_column": int(rng.integers(2)),
             "seed": sample_seed(rng),
         }
+        # Drawn only if there is any, so that records and random numbers without are those of earlier versions.
+        for name, limits in (("luma_smoothing", self.luma_smoothing), ("chroma_smoothing", self.chroma_smoothing)):
+            if limits[1] > 0:
+                sampled[name] = float(rng.uniform(*limits))
         return [sampled]
 
     @staticmethod
@@ -121,11 +133,28 @@ class CameraNoise:
             develop(demosaic(values, gains, sampled) if mosaic else mix(values, np.diag(gains)), sampled)
             for values in (noisy, raw)
         )
-        difference = (developed - noiseless).astype(
-            np.float32
-        )  # before the sum, so that black is exactly 0 and not 1e-17
-        degraded: Image = np.clip(clean + difference, 0, 1)
+        developed -= noiseless
+        difference = smooth(developed, sampled.get("luma_smoothing", 0.0), sampled.get("chroma_smoothing", 0.0))
+        # float32 before the sum, so that black is exactly 0 and not 1e-17
+        degraded: Image = np.clip(clean + difference.astype(np.float32), 0, 1)
         return degraded
+
+
+def smooth(noise: Light, luma_sigma: float, chroma_sigma: float) -> Light:
+    """Return the noise with its luma and its chroma, that is colours less luma, blurred by Gaussians."""
+    if not luma_sigma and not chroma_sigma:
+        return noise
+    luma = mix(noise, LUMA) if noise.shape[2] == 3 else noise
+    chroma = noise - luma
+    smoothed: Light = _blurred(chroma, chroma_sigma) + _blurred(luma, luma_sigma)
+    return smoothed
+
+
+def _blurred(values: Light, sigma: float) -> Light:
+    if not sigma:
+        return values
+    blurred: Light = cv2.GaussianBlur(values, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
+    return blurred.reshape(values.shape)
 
 
 def to_raw(clean: Image, gains: Float64[np.ndarray, " C"], sampled: SampledParams) -> Light:

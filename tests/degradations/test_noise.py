@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.degradations import degrade
 from pipeline.degradations.camera import (
+    LUMA,
     CameraNoise,
     compress,
     demosaic,
@@ -102,6 +103,43 @@ def test_shadows_are_noisier_than_highlights_on_the_display() -> None:
     sampled = camera_step(shot_noise=0.005, read_noise=1e-4)
     deviations = [CameraNoise.apply(GRAY * np.float32(level), sampled).std(axis=(0, 1)).mean() for level in (0.4, 1.9)]
     assert deviations[0] > 1.5 * deviations[1]
+
+
+def correlation(values: np.ndarray) -> float:
+    """Correlation of horizontal neighbours."""
+    return float((values[:, 1:] * values[:, :-1]).mean() / np.square(values).mean())
+
+
+def test_noise_reduction_smooths_luma_and_chroma_each_for_itself() -> None:
+    degradations = [
+        CameraNoise(
+            shot_noise=(0.005, 0.005), mosaic=True, luma_smoothing=(luma, luma), chroma_smoothing=(chroma, chroma)
+        )
+        for luma, chroma in ((0.0, 0.0), (0.0, 2.0), (1.0, 0.0), (1.0, 2.0))
+    ]
+    noises = [degrade(GRAY, degradation, [7]).image - GRAY for degradation in degradations]
+    lumas = [noise @ LUMA[0].astype(np.float32) for noise in noises]
+    chromas = [noise - luma[:, :, None] for noise, luma in zip(noises, lumas, strict=True)]
+    np.testing.assert_allclose(lumas[1], lumas[0], atol=1e-6)
+    np.testing.assert_allclose(chromas[2], chromas[0], atol=1e-6)
+    np.testing.assert_allclose(lumas[3], lumas[2], atol=1e-6)
+    np.testing.assert_allclose(chromas[3], chromas[1], atol=1e-6)
+    assert correlation(lumas[0]) < 0.5
+    assert correlation(lumas[2]) > 0.75
+    assert correlation(chromas[0]) < 0.7
+    assert correlation(chromas[1]) > 0.9
+    assert noises[3].std() < noises[0].std() / 2
+    assert abs(noises[3].mean() - noises[0].mean()) < 1e-4
+
+
+def test_noise_without_reduction_has_the_records_and_pixels_of_before_there_was_any() -> None:
+    (sampled,) = CameraNoise(shot_noise=(0.001, 0.01), mosaic=True).sample(np.random.default_rng(0))
+    reduced = CameraNoise(shot_noise=(0.001, 0.01), mosaic=True, chroma_smoothing=(1.0, 2.0)).sample(
+        np.random.default_rng(0)
+    )
+    assert not {"luma_smoothing", "chroma_smoothing"} & sampled.keys()
+    assert reduced == [{**sampled, "chroma_smoothing": reduced[0]["chroma_smoothing"]}]
+    assert 1 <= reduced[0]["chroma_smoothing"] <= 2
 
 
 def test_a_logarithmic_range_from_zero_is_refused() -> None:
