@@ -4,9 +4,9 @@
 
 Each network restores one tile of random pixels on one thread, all runtimes taking turns; what counts is the ratio of
 times within a turn: other work on the machine then weighs on all alike. Times to start are CPU time: `first` for a
-model that was never prepared, `again` from the file that it left. Runtimes that are not installed are listed as such;
-openvino comes with dgunet[fast], onnxruntime with dgunet[export]. Both rows of OpenVINO use one file. Writes
-benchmarks/results/runtimes.md.
+model that was never prepared, `again` from the files that it left. torch.compile and AOTInductor need a C++ compiler.
+Runtimes that are not installed are listed as such; openvino comes with dgunet[fast], onnxruntime with dgunet[export].
+Both rows of OpenVINO use one file. Writes benchmarks/results/runtimes.md.
 """
 
 from __future__ import annotations
@@ -77,6 +77,20 @@ def eager_bfloat16(case: Case, _: bool) -> Run | None:
     return run
 
 
+def torch_compile(case: Case, _: bool) -> Run:
+    torch._dynamo.reset()
+    compiled = torch.compile(case.network)
+    return lambda: compiled(case.tile)[-1]
+
+
+def ahead_of_time(case: Case, again: bool) -> Run:
+    file = str(case.folder / "model.pt2")
+    if not again:
+        torch._inductor.aoti_compile_and_package(case.program, package_path=file)
+    program = torch._inductor.aoti_load_package(file)
+    return lambda: program(case.tile)
+
+
 def onnx_runtime(case: Case, again: bool) -> Run:
     import onnxruntime
 
@@ -107,6 +121,8 @@ def openvino(precision: str) -> Callable[[Case, bool], Run]:
 RUNTIMES: Mapping[str, tuple[str, Callable[[Case, bool], Run | None]]] = {
     "eager": ("torch", eager),
     "eager, bfloat16": ("torch", eager_bfloat16),
+    "torch.compile": ("torch", torch_compile),
+    "AOTInductor": ("torch", ahead_of_time),
     "OpenVINO": ("openvino", openvino("f32")),
     "OpenVINO, bfloat16": ("openvino", openvino("bf16")),
     "ONNX Runtime": ("onnxruntime", onnx_runtime),
@@ -138,6 +154,7 @@ def rows(name: str, wanted: Sequence[str], repeats: int) -> list[str]:
     tile = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     lines, runs = {}, {}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         exporting = cpu_time()
         case = Case(DGUNet.with_seed(config, 0).eval(), tile, Path(folder))
         exporting = cpu_time() - exporting
@@ -156,7 +173,7 @@ def rows(name: str, wanted: Sequence[str], repeats: int) -> list[str]:
             if run is None:
                 lines[runtime] = "not on this CPU | | | | |"
                 continue
-            if runtime == "ONNX Runtime":  # it takes the program that was exported before
+            if runtime in ("ONNX Runtime", "AOTInductor"):  # they take the program that was exported before
                 first += exporting
             runs[runtime] = run
             lines[runtime] = f"{installed} | {first:.0f} s | {f'{again:.1f} s' if again else ''} |"
@@ -198,6 +215,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    torch._inductor.config.compile_threads = 1  # compilers as child processes of this one, whose CPU time counts
     lines = [
         "# Runtimes on a CPU",
         "",

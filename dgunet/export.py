@@ -1,17 +1,19 @@
 """Export a network as an ONNX graph, or as a torch.export program: images of any number, height and width.
 
 The graph pads images itself, by reflection, and takes statistics of the whole image. A sensing network measures the
-image in the graph. Before anything is written, the graph is compared with the network on images of odd sizes.
+image in the graph. Before anything is written, the graph is compared with the network on images of odd sizes; a graph
+of lower precision must agree with it so far that the restored image loses at most 0.1 dB.
 """
 
 import contextlib
 import io
 import json
 import logging
+import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,14 +26,17 @@ from torch import Tensor, nn
 from dgunet.config import BLOCK_SIZE
 from dgunet.network import DGUNet
 from dgunet.network.unfolding import SIZE_MULTIPLE
+from dgunet.quantization import LARGEST_LOSS, GraphPrecision, Image, needed_agreement, quality_of, to_float16, to_int8
 
 Format = Literal["onnx", "pt2"]
 LEAST_SIDE = 16  # pixels, in a blind network; reflection needs more pixels than it adds
 SENSING_LEAST_SIDE = 32
 TOLERANCE = 1e-4  # of an output in [0, 1]
 SIZES = ((1, 64, 96), (2, 33, 57), (1, 40, 47), (1, 63, 32))  # images, height, width
+LARGE = (1, 512, 512)  # sums over its pixels show whether a lower precision holds them
 TIMED_SIDE = 256
 OPSET = 20
+Images = Float32[np.ndarray, "_ _ _ _"]  # B C H W, of any size
 Run = Callable[[Float32[np.ndarray, "B C H W"]], Float32[np.ndarray, "B C H W"]]
 
 EXAMPLE = '''"""Restore an array with onnxruntime and numpy alone: python example.py photo.npy restored.npy
@@ -65,7 +70,8 @@ A DGUNet as {kind}, exported from {source}.
 |---|---|
 | input | `image`, float32 B C H W in [0, 1], C = {channels}, H and W of {side} pixels or more |
 | output | `restored`, of the same shape |
-| largest difference from the network | {difference:.1e}, over images of odd sizes |
+| precision | {precision} |
+| agreement with the network | {agreement:.0f} dB; largest difference {difference:.1e} |
 | CPU time of an image of {timed}×{timed} | {graph_seconds:.2f} s; the network in PyTorch {network_seconds:.2f} s |
 
 {usage}
@@ -78,11 +84,13 @@ class Report:
 
     Attributes:
         difference: largest absolute difference to the network.
+        agreement: PSNR against the network, in dB.
         graph_seconds: CPU time of the graph for an image of 256×256.
         network_seconds: that of the network.
     """
 
     difference: float
+    agreement: float
     graph_seconds: float
     network_seconds: float
 
@@ -112,7 +120,16 @@ class ImageToImage(nn.Module):
         return estimate.index_select(2, rows).index_select(3, columns)
 
 
-def export(network: DGUNet, folder: Path, format: Format, *, source: str, card: dict[str, Any]) -> Report:
+def export(
+    network: DGUNet,
+    folder: Path,
+    format: Format,
+    *,
+    source: str,
+    card: dict[str, Any],
+    precision: GraphPrecision = "float32",
+    calibration: Sequence[Image] = (),
+) -> Report:
     """Write a new folder with the graph, config.json, README.md and, for ONNX, example.py.
 
     Args:
@@ -121,51 +138,76 @@ def export(network: DGUNet, folder: Path, format: Format, *, source: str, card: 
         format: `onnx`, or `pt2` for torch.export.
         source: what the README calls the model.
         card: content of config.json of the model.
+        precision: of the graph; one other than float32 is for ONNX.
+        calibration: images as those that will be restored, in [0, 1]. `int8` needs two or more: it takes the ranges of
+            values from every other one, and is compared with the network on the rest.
 
     Raises:
-        ValueError: the folder exists or cannot be written, the network restores blocks one by one, or the graph does
-            not compute what the network does.
+        ValueError: the folder exists or cannot be written, the network restores blocks one by one, the graph does not
+            compute what the network does, its lower precision costs more than 0.1 dB, or images are missing.
         ImportError: onnx, onnxscript or onnxruntime is not installed.
     """
     if folder.exists():
         raise ValueError(f"{folder}: exists; give the name of a new folder")
     if format == "onnx":
         _check_installed()
+    elif precision != "float32":
+        raise ValueError(f"{precision} is for the format onnx; a program of torch.export is written in float32")
+    if precision == "int8" and len(calibration) < 2:
+        raise ValueError("int8 needs two photos or more that are like those to be restored: name them by --calibrate")
     channels = network.config.image_channels
-    side = LEAST_SIDE if network.sensing is None else SENSING_LEAST_SIDE
     program = to_program(network)
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}.") as temporary:
         made = Path(temporary) / "model"
         made.mkdir()
         run = write_onnx(program, made) if format == "onnx" else _write_pt2(program, made)
-        report = _compared(network, run)
-        usage = (
-            "    python example.py photo.npy restored.npy"
-            if format == "onnx"
-            else '    restored = torch.export.load("model.pt2").module()(image)'
-        )
-        kind = "an ONNX graph" if format == "onnx" else "a program of torch.export"
-        (made / "README.md").write_text(
-            README.format(
-                name=folder.name,
-                kind=kind,
-                source=source,
-                channels=channels,
-                side=side,
-                usage=usage,
-                timed=TIMED_SIDE,
-                **vars(report),
-            )
-        )
-        if format == "onnx":
-            (made / "example.py").write_text(EXAMPLE.format(channels=channels, side=side))
+        if precision == "float32":
+            report = _compared(network, run, run, _random_images(channels))
+            if not report.difference <= TOLERANCE:
+                raise ValueError(
+                    f"the graph differs from the network by {report.difference:.1e}, more than {TOLERANCE:g}"
+                )
+        else:
+            report = _compared_in_lower_precision(network, made / "model.onnx", precision, calibration)
+            _check_agreement(report, precision, quality_of(card))
+        _describe(made, format, report, network, name=folder.name, source=source, precision=precision)
         (made / "config.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
         try:
             made.rename(folder)
         except OSError as error:
             raise ValueError(f"{folder}: cannot be written ({error.strerror})") from error
     return report
+
+
+def least_side(network: DGUNet) -> int:
+    """Return how many pixels the sides of an image must have at least in a graph of this network."""
+    return LEAST_SIDE if network.sensing is None else SENSING_LEAST_SIDE
+
+
+def _describe(
+    folder: Path, format: Format, report: Report, network: DGUNet, *, name: str, source: str, precision: GraphPrecision
+) -> None:
+    """Write README.md and, for ONNX, example.py."""
+    usage = (
+        "    python example.py photo.npy restored.npy"
+        if format == "onnx"
+        else '    restored = torch.export.load("model.pt2").module()(image)'
+    )
+    facts = {"channels": network.config.image_channels, "side": least_side(network)}
+    text = README.format(
+        name=name,
+        kind="an ONNX graph" if format == "onnx" else "a program of torch.export",
+        source=source,
+        precision=precision,
+        usage=usage,
+        timed=TIMED_SIDE,
+        **facts,
+        **vars(report),
+    )
+    (folder / "README.md").write_text(text)
+    if format == "onnx":
+        (folder / "example.py").write_text(EXAMPLE.format(**facts))
 
 
 def _check_installed() -> None:
@@ -195,21 +237,67 @@ def to_program(network: DGUNet, num_stages: int | None = None) -> torch.export.E
 
 def write_onnx(program: torch.export.ExportedProgram, folder: Path) -> Run:
     """Write model.onnx and return what runs it."""
-    import onnxruntime
-
     with quiet():
         graph = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=["image"], output_names=["restored"], verbose=False
         )
         assert graph is not None
         graph.save(folder / "model.onnx", external_data=False)
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    return run_graph(folder / "model.onnx")
+
+
+def run_graph(file: Path, *, num_threads: int = 0, optimized: bool = True) -> Run:
+    """Return what runs an ONNX graph on the CPU.
+
+    Args:
+        file: of the graph.
+        num_threads: 0: as many as there are cores.
+        optimized: False: compute every operator as the graph says it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def run(images: Float32[np.ndarray, "B C H W"]) -> Float32[np.ndarray, "B C H W"]:
         result: Float32[np.ndarray, "B C H W"] = session.run(None, {"image": images})[0]
         return result
 
     return run
+
+
+def lower_precision(file: Path, precision: GraphPrecision, calibration: Sequence[Image]) -> None:
+    """Convert the graph in a file to float16, or to int8 with ranges of values from images; float32: leave it."""
+    with quiet():
+        if precision == "int8":
+            to_int8(file, calibration)
+        elif precision == "float16":
+            to_float16(file)
+
+
+def _compared_in_lower_precision(
+    network: DGUNet, file: Path, precision: GraphPrecision, calibration: Sequence[Image]
+) -> Report:
+    """Convert the graph in a file, and compare it with the network."""
+    channels = network.config.image_channels
+    lower_precision(file, precision, calibration[::2])
+    # Ranges of values that suit the images they were measured on say little about others.
+    images = calibration[1::2] if precision == "int8" else [*calibration, *_random_images(channels, (*SIZES, LARGE))]
+    # Where a CPU lacks an operator in float16, optimization computes neighbours in float32; other devices do not.
+    return _compared(network, run_graph(file, optimized=precision != "float16"), run_graph(file), images)
+
+
+def _check_agreement(report: Report, precision: GraphPrecision, quality: float) -> None:
+    needed = needed_agreement(quality)
+    if not report.agreement >= needed:
+        raise ValueError(
+            f"the graph in {precision} agrees with the network to {report.agreement:.1f} dB; {needed:.1f} dB are "
+            f"needed to lose no more than {LARGEST_LOSS:g} dB of {quality:.1f} dB. Export it in "
+            + ("float16" if precision == "int8" else "float32")
+        )
 
 
 def _write_pt2(program: torch.export.ExportedProgram, folder: Path) -> Run:
@@ -225,16 +313,19 @@ def _write_pt2(program: torch.export.ExportedProgram, folder: Path) -> Run:
     return run
 
 
-def _compared(network: DGUNet, run: Run) -> Report:
-    rng, channels = np.random.default_rng(0), network.config.image_channels
-    differences = []
-    for count, height, width in SIZES:
-        images = rng.random((count, channels, height, width), np.float32)
-        differences.append(float(np.abs(run(images) - _restored(network, images)).max()))
-    if not max(differences) <= TOLERANCE:
-        raise ValueError(f"the graph differs from the network by {max(differences):.1e}, more than {TOLERANCE:g}")
-    images = rng.random((1, channels, TIMED_SIDE, TIMED_SIDE), np.float32)
-    return Report(max(differences), _seconds(lambda: run(images)), _seconds(lambda: _restored(network, images)))
+def _random_images(channels: int, sizes: Sequence[tuple[int, int, int]] = SIZES) -> list[Images]:
+    rng = np.random.default_rng(0)
+    return [rng.random((count, channels, height, width), np.float32) for count, height, width in sizes]
+
+
+def _compared(network: DGUNet, run: Run, timed: Run, images: Sequence[Images]) -> Report:
+    """Compare what `run` computes with the network, and time `timed`."""
+    errors = [(run(batch) - _restored(network, batch)).astype(np.float64) for batch in images]
+    difference = max(float(np.abs(error).max()) for error in errors)
+    mean_square = float(np.mean([np.square(error).mean() for error in errors]))
+    agreement = -10 * math.log10(mean_square) if mean_square else math.inf
+    image = np.random.default_rng(0).random((1, network.config.image_channels, TIMED_SIDE, TIMED_SIDE), np.float32)
+    return Report(difference, agreement, _seconds(lambda: timed(image)), _seconds(lambda: _restored(network, image)))
 
 
 def _restored(network: DGUNet, images: Float32[np.ndarray, "B C H W"]) -> Float32[np.ndarray, "B C H W"]:

@@ -80,8 +80,24 @@ def plan(photos: Sequence[Path], out: str, file_format: str | None = None) -> Pl
     return Plan(tuple(_jobs(found, folder, file_format, WRITABLE_SUFFIXES)), tuple(refused), unread)
 
 
+def find_photos(photos: Sequence[Path]) -> list[Path]:
+    """Return the photos among files and folders, in the order of the arguments, by name within a folder.
+
+    Raises:
+        UsageError: there is none, or one of the paths can be none.
+    """
+    from dgunet.images import SUFFIXES
+
+    found, refused, _ = _find(photos, None, SUFFIXES, any_suffix=False)
+    for path, reason in refused:
+        raise UsageError(f"{path}: {reason}")
+    if photos and not found:
+        raise UsageError(f"{', '.join(map(str, photos))}: no photos there; photos end in {', '.join(SUFFIXES)}")
+    return [path for path, _ in found]
+
+
 def _find(
-    photos: Sequence[Path], out: Path, suffixes: Collection[str], *, any_suffix: bool
+    photos: Sequence[Path], out: Path | None, suffixes: Collection[str], *, any_suffix: bool
 ) -> tuple[list[tuple[Path, Path]], list[tuple[Path, str]], list[str]]:
     """Return the photos with their paths below OUT, refused paths with reasons, and names that are no photos'.
 
@@ -173,7 +189,7 @@ def _target_suffix(suffix: str, file_format: str | None, writable: Mapping[str, 
     return suffix if own is not None else ".png"
 
 
-def _walk(root: Path, out: Path) -> Iterator[tuple[str, str | None]]:
+def _walk(root: Path, out: Path | None) -> Iterator[tuple[str, str | None]]:
     """Yield the path below `root` of each file that is not hidden, with the reason if it cannot be read.
 
     The folder `out` is skipped. Folders that are reached without a link come first, so that a link does not change the
@@ -181,7 +197,7 @@ def _walk(root: Path, out: Path) -> Iterator[tuple[str, str | None]]:
     """
     from dgunet.images.names import is_hidden
 
-    visited = {_identity(out)} - {None}
+    visited = set() if out is None else {_identity(out)} - {None}
     folders, links = deque([""]), deque[str]()
     while folders or links:
         prefix = folders.popleft() if folders else links.popleft()

@@ -188,12 +188,12 @@ def test_the_axis_of_the_loss_always_has_labels(last, scale):
     assert len([label for label in labels if label.get_text() and low <= label.get_position()[1] <= high]) >= 2
 
 
-@pytest.mark.parametrize(("end", "drawn"), [(303, 3), (400, 4)])
-def test_a_loss_of_a_few_last_steps_is_not_drawn(end, drawn):
+@pytest.mark.parametrize(("end", "num_points"), [(303, 3), (400, 4)])
+def test_a_loss_of_a_few_last_steps_is_not_shown(end, num_points):
     curve = [{"step": float(step), "loss": 0.1, "val_psnr": 20.0} for step in (100, 200, 300, end)]
     axes = Figure().add_subplot()
     plots(evaluation([1.0]), curve)["training"](axes, ON_LIGHT)
-    assert len(axes.lines[0].get_xdata()) == drawn
+    assert len(axes.lines[0].get_xdata()) == num_points
 
 
 def test_worst_median_and_best_are_always_shown():
