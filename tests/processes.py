@@ -50,8 +50,10 @@ def started(*command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
                         running.kill()
 
 
-# A server that is started in this way ends with the tests, also where they are killed and cannot stop it.
-ENDS_WITH_THE_TESTS = ("setpriv", "--pdeathsig", "TERM")
+# A server that is started in this way ends with the tests, also where they are killed and cannot stop it. One that has
+# child processes needs TERM, to end them.
+KILLED_WITH_THE_TESTS = ("setpriv", "--pdeathsig", "KILL")
+ENDED_WITH_THE_TESTS = ("setpriv", "--pdeathsig", "TERM")
 # `mlflow server` starts processes for jobs, each of which imports MLflow for seconds; no test needs them.
 WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 

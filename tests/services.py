@@ -28,7 +28,7 @@ import yaml
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from factories import PROJECT
-from processes import ENDS_WITH_THE_TESTS, until
+from processes import ENDED_WITH_THE_TESTS, KILLED_WITH_THE_TESTS, until
 
 POSTGRES = next((path for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 TOOLS = os.pathsep.join([os.environ.get("DGUNET_TEST_TOOLS", ""), os.environ["PATH"]]).strip(os.pathsep)
@@ -169,11 +169,13 @@ class Services:
         except OSError:
             return 0
 
-    def _start(self, name: str, *command: str, user: int | None = None) -> subprocess.Popen[bytes]:
+    def _start(
+        self, name: str, *command: str, user: int | None = None, has_children: bool = False
+    ) -> subprocess.Popen[bytes]:
         """Start a server; it is killed, with its child processes, at the end, and if the tests are killed."""
         with (self.folder / f"{name}.log").open("w") as log:
             server = subprocess.Popen(
-                [*ENDS_WITH_THE_TESTS, *command],
+                [*(ENDED_WITH_THE_TESTS if has_children else KILLED_WITH_THE_TESTS), *command],
                 env=self.variables,
                 stdout=log,
                 stderr=log,
@@ -246,7 +248,7 @@ class Services:
         arguments += [f"--{name.replace('_', '-')}" for name in VALUES["server"]["flag_options"]]
         arguments += [f"--backend-store-uri={VALUES['mlflow']['backendStoreUri']}"]
         arguments += [f"--artifacts-destination={VALUES['mlflow']['artifactsDestination']}"]
-        server = self._start("mlflow", sys.executable, "-m", "mlflow", "server", *arguments)
+        server = self._start("mlflow", sys.executable, "-m", "mlflow", "server", *arguments, has_children=True)
 
         def answers() -> bool:
             assert server.poll() is None, (self.folder / "mlflow.log").read_text()[-3000:]

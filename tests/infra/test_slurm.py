@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 import pytest
 from checkout import sha256
 from hosts import OUTSIDE, Host
-from processes import ENDS_WITH_THE_TESTS, until
+from processes import KILLED_WITH_THE_TESTS, until
 from site_of_tests import Site, site, why_no_site
 
 missing = [
@@ -80,7 +80,7 @@ class Slurm:
     def _serve(self, command: list[str], name: str) -> None:
         with (self.folder / f"{name}.log").open("w") as log:
             server = subprocess.Popen(
-                [*ENDS_WITH_THE_TESTS, *command], stdout=log, stderr=log, start_new_session=True, env=self.variables
+                [*KILLED_WITH_THE_TESTS, *command], stdout=log, stderr=log, start_new_session=True, env=self.variables
             )
 
         def stop() -> None:
