@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dgunet.quantization import Image
 
 CALIBRATION_SIDE = 256  # pixels, of the part of a photo that is used
+MAX_CALIBRATION = 64  # photos; of more, as many are taken evenly
 
 
 def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -74,14 +75,14 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _calibration(model: "DGUNet", photos: Sequence[Path]) -> "list[Image]":
-    """Return the middle of each photo, as the graph takes it."""
+    """Return the middle of each photo, of up to MAX_CALIBRATION, as the graph takes it."""
     from dgunet.export import least_side
     from dgunet.images.files import read_photo, to_float
     from dgunet.images.photo import in_channels
     from dgunet.jobs import find_photos
 
-    images, side = [], least_side(model)
-    for photo in find_photos(photos):
+    images, side, found = [], least_side(model), find_photos(photos)
+    for photo in found[:: -(-len(found) // MAX_CALIBRATION) or 1]:
         pixels = in_channels(read_photo(photo).pixels, model.config.image_channels)
         height, width = pixels.shape[:2]
         if min(height, width) < side:

@@ -19,6 +19,7 @@ from factories import changing_network
 import dgunet
 from dgunet.__main__ import main
 from dgunet.checkpoint import read_card, save_model
+from dgunet.commands.export import _calibration
 from dgunet.export import ImageToImage, _restored, export, run_graph, to_program, write_onnx
 from dgunet.images.files import read_image, write_image
 from dgunet.network import DGUNet, DGUNetConfig
@@ -192,6 +193,15 @@ def test_wrong_arguments_of_precision(arguments, message, photos, in_tmp_path, c
     assert main(["export", "model", "graph", *arguments]) != 0
     assert re.search(message, capsys.readouterr().err)
     assert not Path("graph").exists()
+
+
+def test_of_many_photos_some_calibrate_from_first_to_last(photos, monkeypatch):
+    monkeypatch.setattr("dgunet.commands.export.MAX_CALIBRATION", 2)
+    model = network("colour")
+    first, third = _calibration(model, [photos])
+    for image, name in ((first, "0.png"), (third, "2.png")):
+        np.testing.assert_array_equal(image[0].transpose(1, 2, 0), read_image(photos / name))
+    assert _calibration(model, []) == []
 
 
 @pytest.mark.slow
