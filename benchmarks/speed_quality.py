@@ -2,11 +2,11 @@
 
     python -m benchmarks.speed_quality --task denoise --model models/denoise --benchmark "CBSD68 σ 25" [--images 12]
 
-Restores images, taken evenly from the benchmark, in each way, all ways in turn for each image, on one thread. PSNR by
-the benchmark's protocol; CPU time of the process, without the time to start. All ways take statistics of the whole
-image, which graphs need. Ranges of int8 are measured on eight other images of the benchmark. Left out are graphs that
-agree with the network too little for `dgunet restore`, and runtimes that are not installed: openvino comes with
-dgunet[fast], onnxruntime with dgunet[export]. Writes benchmarks/results/speed_quality.md and .png.
+Takes images evenly from the benchmark, and restores all but the last eight in each way, all ways in turn for each
+image, on one thread. PSNR by the benchmark's protocol; CPU time of the process, without the time to start. All ways
+take statistics of the whole image, which graphs need. Ranges of int8 are measured on the last eight. Left out are
+graphs that agree with the network too little for `dgunet restore`, and runtimes that are not installed: openvino comes
+with dgunet[fast], onnxruntime with dgunet[export]. Writes benchmarks/results/speed_quality.md and .png.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from dgunet.network import DGUNet
 from pipeline.config.params import load_task_section, read_params
 from pipeline.evaluation.benchmarks import load_benchmark
 from pipeline.evaluation.quality import measure
+from pipeline.reporting.plots import ON_LIGHT
 from pipeline.runtime.provenance import commit, processor
 from pipeline.synthesis.settings import Synthesize
 
@@ -118,7 +119,7 @@ def plot(found: Sequence[Found], title: str, file: Path) -> None:
     FigureCanvasAgg(figure)
     speed, change = figure.subplots(1, 2, sharey=True)
     base, rows = found[0], range(len(found))
-    colours = ["#c2571a" if one is base else "#0b6e99" for one in found]
+    colours = [ON_LIGHT.second if one is base else ON_LIGHT.accent for one in found]
     speeds = [base.seconds / one.seconds for one in found]
     changes = [one.psnr - base.psnr for one in found]
     for axes, values, text in ((speed, speeds, "{:.2f}"), (change, changes, "{:+.2f}")):

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dgunet.export import LEAST_SIDE, SENSING_LEAST_SIDE, quiet, to_program
+from dgunet.export import least_side, quiet, to_program
 from dgunet.hub import cache
 from dgunet.inference import Graph, Precision
 from dgunet.network import DGUNet
@@ -48,14 +48,13 @@ def load_graph(model: DGUNet, num_stages: int | None = None, precision: Precisio
         cache.fill(folder, lambda empty: _written(model, empty / "graph", num_stages))
     hints = {"INFERENCE_PRECISION_HINT": HINTS[precision]}
     compiled = openvino.Core().compile_model(folder / GRAPH_FILE, "CPU", hints)
-    least_side = LEAST_SIDE if model.sensing is None else SENSING_LEAST_SIDE
 
     def network(image: Float[Tensor, "1 C H W"]) -> Float[Tensor, "1 C H W"]:
         estimates: tuple[Tensor, ...] = model(model.network_input(image, image), num_stages)
         return estimates[-1].float()
 
     def graph(image: Float[Tensor, "1 C H W"]) -> Float[Tensor, "1 C H W"]:
-        if min(image.shape[2:]) < least_side:
+        if min(image.shape[2:]) < least_side(model):
             return network(image)
         return torch.from_numpy(compiled(np.ascontiguousarray(image.numpy()))[0].copy())
 

@@ -84,12 +84,13 @@ def find_photos(photos: Sequence[Path]) -> list[Path]:
     """Return the photos among files and folders, in the order of the arguments, by name within a folder.
 
     Raises:
-        UsageError: there is none, or one of the paths can be none.
+        UsageError: there is no photo, or a path is neither a photo nor a folder.
     """
     from dgunet.images import SUFFIXES
 
     found, refused, _ = _find(photos, None, SUFFIXES, any_suffix=False)
-    for path, reason in refused:
+    if refused:
+        path, reason = refused[0]
         raise UsageError(f"{path}: {reason}")
     if photos and not found:
         raise UsageError(f"{', '.join(map(str, photos))}: no photos there; photos end in {', '.join(SUFFIXES)}")

@@ -76,9 +76,9 @@ def to_int8(file: Path, images: Sequence[Image]) -> None:
         images: as the graph takes them; the ranges of values in it are measured on them.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader:  # as quantize_static needs it: a CalibrationDataReader by its methods
         def __init__(self) -> None:
             self.images = iter(images)
 
