@@ -1,7 +1,8 @@
 """Training on a GPU. Skipped where there is none."""
 
 from collections.abc import Iterator
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,19 +20,35 @@ pytestmark = [
 ]
 
 
-def batch(channels: int = 3) -> Batch:
-    clean = torch.rand(4, channels, 32, 32, generator=torch.Generator().manual_seed(0))
+def batch(channels: int = 3, seed: int = 0) -> Batch:
+    clean = torch.rand(4, channels, 32, 32, generator=torch.Generator().manual_seed(seed))
     return Batch(clean.pin_memory(), (clean / 2).pin_memory(), ["none"] * 4)
 
 
 def trainer(
-    device: str, loss: str = "charbonnier", ratio: int | None = None, optimizer: str = "adamw", **compute: object
+    device: str,
+    loss: str = "charbonnier",
+    ratio: int | None = None,
+    optimizer: str = "adamw",
+    operator_weight: float = 0.0,
+    **compute: object,
 ) -> Trainer:
-    sizes = {**RECIPE["network"], "sensing_ratio_percent": ratio}
-    changes = {"loss": loss, "network": sizes, "optimizer": optimizer, "compute": {**RECIPE["compute"], **compute}}
+    changes = {
+        "loss": loss,
+        "network": {**RECIPE["network"], "sensing_ratio_percent": ratio},
+        "optimizer": optimizer,
+        "operator_loss": {"degradation": operator_weight, "adjoint": operator_weight},
+        "compute": {**RECIPE["compute"], **compute},
+    }
     recipe = Train.model_validate({**RECIPE, **changes})
     network = DGUNet.with_seed(DGUNetConfig(image_channels=1 if ratio else 3, **recipe.network.model_dump()), 0)
     return Trainer(network, recipe, torch.device(device))
+
+
+CHANGES = [
+    {}, {"optimizer": "muon"}, {"precision": "bfloat16"}, {"accumulate": 2}, {"recompute_activations": True},
+    {"operator_weight": 0.1},
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -42,15 +59,14 @@ def no_waiting() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("loss", get_args(LossKind))
-@pytest.mark.parametrize(
-    "compute",
-    [{}, {"optimizer": "muon"}, {"precision": "bfloat16"}, {"accumulate": 2}, {"recompute_activations": True}],
-)
+@pytest.mark.parametrize("changes", CHANGES)
 @pytest.mark.parametrize("ratio", [None, 25])
+@pytest.mark.parametrize("uses_graph", [True, False])
 def test_a_step_never_waits_for_the_device(
-    no_waiting: None, compute: dict[str, object], loss: str, ratio: int | None
+    no_waiting: None, changes: dict[str, Any], loss: str, ratio: int | None, uses_graph: bool
 ) -> None:
-    training, inputs = trainer("cuda", loss, ratio, **compute), batch(1 if ratio else 3)
+    training, inputs = trainer("cuda", loss, ratio, **changes), batch(1 if ratio else 3)
+    training.uses_graph = uses_graph
     for _ in range(3):  # the first steps allocate memory
         training.step(inputs)
     torch.cuda.synchronize()
@@ -64,3 +80,20 @@ def test_a_step_is_the_same_as_on_the_cpu(optimizer: str) -> None:
         both = [trainer(device, optimizer=optimizer) for device in ("cpu", "cuda")]
         losses = [[float(made.step(batch())[0]) for _ in range(4)] for made in both]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+@pytest.mark.parametrize("ratio", [None, 25])
+def test_a_graph_gives_the_losses_of_single_kernels(changes: dict[str, Any], ratio: int | None, tmp_path: Path) -> None:
+    channels = 1 if ratio else 3
+    losses = []
+    for uses_graph in (True, False):
+        made = trainer("cuda", "charbonnier", ratio, **changes)
+        made.uses_graph = uses_graph
+        steps = [made.step(batch(channels, seed)) for seed in range(3)]
+        made.save(tmp_path)
+        made.step(batch(channels))
+        made.load(tmp_path)  # into the weights whose places the graph knows
+        steps.append(made.step(batch(channels, 3)))
+        losses.append([float(value) for step in steps for value in step])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2 if changes.get("precision") else 1e-4)

@@ -50,7 +50,8 @@ class Compute(Section):
             same step.
         recompute_activations: compute activations inside a stage again in the backward pass instead of storing them
             (activation checkpointing, Chen et al. 2016): memory of one stage instead of all, a second forward pass.
-        compile: use torch.compile; needs a C++ compiler, on a GPU Triton, and some minutes at the start.
+        compile: compile the stages with torch.compile; needs a C++ compiler, on a GPU Triton, and a minute or more at
+            the start. Without it, one worker on a GPU uses a CUDA graph.
     """
 
     precision: Literal["float32", "bfloat16"]

@@ -25,6 +25,7 @@ from dgunet.tensors import to_tensor
 from pipeline.dataloader.loader import Batch
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.training import collectives
+from pipeline.training.cuda_graph import GradientGraph
 from pipeline.training.optimizers import build_optimizers
 from pipeline.training.settings import OperatorLoss, Train
 
@@ -79,6 +80,7 @@ class Trainer:
         best: the averaged weights with the highest validation PSNR so far, on the CPU; those of the new network, which
             changes its input almost nothing, as long as no validation was better than the degraded images.
         progress: how far training has come.
+        uses_graph: whether a CUDA graph computes the gradients; else the host starts each kernel.
     """
 
     def __init__(self, network: DGUNet, recipe: Train, device: torch.device) -> None:
@@ -91,10 +93,14 @@ class Trainer:
         self.progress = Progress()
         self.optimizers = build_optimizers(self.network, recipe)
         compute = recipe.compute
+        # Graphs that exchange gradients and graphs of compiled stages have not been tried.
+        self.uses_graph = device.type == "cuda" and collectives.world_size() == 1 and not compute.compile
+        self._graph: GradientGraph | None = None
         self.network.recompute = compute.recompute_activations
         self.objective: nn.Module = Objective(self.network, recipe.loss, recipe.operator_loss)
-        if compute.compile:
-            self.objective.compile()
+        if compute.compile:  # stages, not the network: as fast, and shared stages are compiled once
+            for stage in dict.fromkeys(self.network.stages()):
+                stage.compile()
         if collectives.world_size() > 1:
             self.objective = DistributedDataParallel(
                 self.objective,
@@ -112,18 +118,12 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.progress.step, self.recipe)
-            optimizer.zero_grad(set_to_none=True)
-        clean, degraded = (t.to(self.device, non_blocking=True) for t in (batch.clean, batch.degraded))
-        parts = list(zip(*(t.chunk(self.recipe.compute.accumulate) for t in (clean, degraded)), strict=True))
-        losses = []
-        for number, (clean_part, degraded_part) in enumerate(parts, 1):
-            # DistributedDataParallel averages over workers; their parts of the batch may differ by one image.
-            weight = len(clean_part) * collectives.world_size() / self.recipe.batch_size
-            with self._without_gradient_exchange() if number < len(parts) else nullcontext():
-                with self._autocast():
-                    loss = self.objective(clean_part, degraded_part) * weight
-                loss.backward()
-            losses.append(loss.detach())
+        if self.uses_graph:
+            if self._graph is None:
+                self._graph = GradientGraph(self._gradients, batch.clean, batch.degraded, self.device)
+            loss = self._graph(batch.clean, batch.degraded)
+        else:
+            loss = self._gradients(*(t.to(self.device, non_blocking=True) for t in (batch.clean, batch.degraded)))
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
         found_inf = (~torch.isfinite(norm)).float().reshape(())
         for optimizer in self.optimizers:
@@ -131,7 +131,7 @@ class Trainer:
             optimizer.step()
         self._update_average()
         self.progress.step += 1
-        return torch.stack(losses).sum(), norm.detach()
+        return loss, norm.detach()
 
     @torch.no_grad()
     def validate(self, pairs: Iterator[EvaluationPair]) -> float:
@@ -184,6 +184,22 @@ class Trainer:
         for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
         self.best = state["best"]
+
+    def _gradients(self, clean: Tensor, degraded: Tensor) -> Tensor:
+        """Set the gradients to those of this worker's part of a batch, and return its part of the loss."""
+        for parameter in self.network.parameters():
+            parameter.grad = None
+        parts = list(zip(*(t.chunk(self.recipe.compute.accumulate) for t in (clean, degraded)), strict=True))
+        losses = []
+        for number, (clean_part, degraded_part) in enumerate(parts, 1):
+            # DistributedDataParallel averages over workers; their parts of the batch may differ by one image.
+            weight = len(clean_part) * collectives.world_size() / self.recipe.batch_size
+            with self._without_gradient_exchange() if number < len(parts) else nullcontext():
+                with self._autocast():
+                    loss = self.objective(clean_part, degraded_part) * weight
+                loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
 
     @torch.no_grad()
     def _update_average(self) -> None:
