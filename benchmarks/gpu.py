@@ -1,20 +1,23 @@
 """Images per second and memory of a training step on a GPU, by how it is computed (`train.compute`).
 
-    make bench-gpu                                                    256², batch 16, derain DGUNet and the 70 M DGUNet+
+    make bench-gpu                                                    networks of published size, and the laptop's
     python -m benchmarks.gpu --device cpu --size 32 --batch 2 --steps 1   a rehearsal; writes nothing
+    python -m benchmarks.gpu --network derain --way compiled --turns 3    a part of the table; writes nothing
 
 The baseline is the most direct loop: eager float32 in channels-first memory, Adam. All others are the pipeline's own
-step (fused AdamW, channels last, gradient clipping and averaged weights included). The rows take turns, so what else
-the machine does weighs on all; told are medians. The answer goes to benchmarks/results/gpu.md.
+step (fused AdamW, channels last, gradient clipping and averaged weights included). Each way is built, warmed up,
+measured and deleted before the next: the peak of memory is its own. The first step includes compilation and the capture
+of the CUDA graph. The table is written to benchmarks/results/gpu.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -35,6 +38,8 @@ NETWORKS = {
     "derain DGUNet": {"width": 40, "growth": 20, "head_growth": 16, "num_stages": 7, "share_stages": True},
     "deblur DGUNet+": {"width": 96, "growth": 48, "head_growth": 0, "num_stages": 7, "share_stages": False},
 }
+LAPTOP = {"width": 16, "growth": 8, "head_growth": 0, "num_stages": 3, "share_stages": False}
+LAPTOP_BATCH, LAPTOP_SIZE = 8, 48
 PLAIN = {"precision": "float32", "accumulate": 1, "recompute_activations": False, "compile": False}
 WAYS = {
     "float32": {},
@@ -45,6 +50,11 @@ WAYS = {
     "bf16, in 4 parts": {"precision": "bfloat16", "accumulate": 4},
 }
 BASELINE = "direct loop, float32"
+NO_GRAPH = ", without a CUDA graph"
+HEAD = (
+    "| network | step | images/s | ratio | peak memory, GiB | first step, s |",
+    "|---|---|---:|---:|---:|---:|",
+)
 
 
 def main() -> None:
@@ -52,62 +62,67 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     for name, default in (("size", 256), ("batch", 16), ("steps", 5), ("turns", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--network", default="", help="only networks whose name has this in it")
+    parser.add_argument("--way", default="", help="only ways whose name has this in it, and the direct loop")
     given = parser.parse_args()
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         sys.exit("skipped: needs a GPU")
-    lines = [
-        "# A training step on a GPU, by how it is computed",
-        "",
-        f"{_name(device)}, torch {torch.__version__}; {given.batch} images of {given.size}², medians of {given.turns} "
-        f"turns of {given.steps} steps. Ratio: images per second, of the direct loop's.",
-        "",
-        "| network | step | images/s | ratio | peak memory, GiB |",
-        "|---|---|---:|---:|---:|",
-    ]
-    for network, sizes in NETWORKS.items():
-        for line in measured(network, sizes, device, given):
+    tables = [(network, sizes, given.batch, given.size) for network, sizes in NETWORKS.items()]
+    tables.append(("laptop DGUNet", LAPTOP, LAPTOP_BATCH, LAPTOP_SIZE))
+    lines = ["# A training step on a GPU, by how it is computed", ""]
+    for number, (network, sizes, batch, size) in enumerate(tables):
+        if number in (0, len(NETWORKS)):
+            lines += [
+                f"{_name(device)}, torch {torch.__version__}; {batch} images of {size}², medians of {given.turns} "
+                f"turns of {given.steps} steps. Ratio: images per second, of the direct loop's.",
+                "",
+                *HEAD,
+            ]
+        if given.network not in network:
+            continue
+        for line in measured(network, sizes, patches(batch, size, device), device, given):
             print(line, flush=True)
             lines.append(line)
-        if device.type == "cuda":
-            RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines += [""] if number >= len(NETWORKS) - 1 else []
+        if device.type == "cuda" and not given.network and not given.way:
+            RESULTS.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
-def measured(network: str, sizes: dict[str, int | bool], device: torch.device, given: argparse.Namespace) -> list[str]:
-    """Rows of the table: every way is warmed up and its memory read alone, then all take turns."""
-    batch = patches(given.batch, given.size, device)
-    steps: dict[str, Callable[[], object]] = {}
-    memory: dict[str, str] = {}
-    for name in (BASELINE, *WAYS):
+def measured(
+    network: str, sizes: dict[str, int | bool], batch: Batch, device: torch.device, given: argparse.Namespace
+) -> Iterator[str]:
+    """Yield the rows of the table of one network."""
+    baseline = None
+    ways = [way for own in WAYS for way in ((own, own + NO_GRAPH) if "compiled" not in own else (own,))]
+    for name in (BASELINE, *(way for way in ways if given.way in way)):
         try:
-            steps[name] = step_of(name, sizes, device, batch)
-            memory[name] = warmed_up(steps[name], device)
+            speed, first, peak = measured_way(name, sizes, batch, device, given)
         except torch.cuda.OutOfMemoryError:
-            steps.pop(name, None)
-            memory[name] = "out of memory"
+            yield f"| {network} | {name} | – | – | out of memory | – |"
+            continue
         except Exception as error:  # no compiler, say: the other rows are worth having
             print(f"{network}, {name}: {error}", file=sys.stderr)
-            steps.pop(name, None)
-            memory[name] = f"failed: {type(error).__name__}"
-    speeds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(given.turns):
-        for name, step in steps.items():
-            _synchronise(device)
-            started = time.perf_counter()
-            for _ in range(given.steps):
-                step()
-            _synchronise(device)
-            speeds[name].append(given.steps * given.batch / (time.perf_counter() - started))
-    rows = []
-    for name, peak in memory.items():
-        speed, ratio = "–", "–"
-        if name in speeds:
-            speed = f"{statistics.median(speeds[name]):.1f}"
-            if BASELINE in speeds:
-                pairs = zip(speeds[name], speeds[BASELINE], strict=True)
-                ratio = f"{statistics.median(ours / base for ours, base in pairs):.2f}"
-        rows.append(f"| {network} | {name} | {speed} | {ratio} | {peak} |")
-    return rows
+            yield f"| {network} | {name} | – | – | failed: {type(error).__name__} | – |"
+            continue
+        baseline = speed if name == BASELINE else baseline
+        ratio = f"{speed / baseline:.2f}" if baseline else "–"
+        yield f"| {network} | {name} | {speed:.1f} | {ratio} | {peak} | {first:.1f} |"
+
+
+def measured_way(
+    name: str, sizes: dict[str, int | bool], batch: Batch, device: torch.device, given: argparse.Namespace
+) -> tuple[float, float, str]:
+    """Return the images/s of a way, the seconds of its first step, and its peak of memory in GiB."""
+    _forget(device)
+    step = step_of(name, sizes, device, batch)
+    first = _seconds(step, 1, device)
+    _seconds(step, 2, device)  # caches fill
+    speeds = [given.steps * len(batch.keys) / _seconds(step, given.steps, device) for _ in range(given.turns)]
+    peak = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if device.type == "cuda" else "–"
+    del step
+    _forget(device)
+    return statistics.median(speeds), first, peak
 
 
 def patches(count: int, size: int, device: torch.device) -> Batch:
@@ -135,28 +150,33 @@ def step_of(name: str, sizes: dict[str, int | bool], device: torch.device, batch
         return step
     recipe = load_task_section("derain", "train", Train).model_copy(
         update={
-            "compute": Compute.model_validate(PLAIN | WAYS[name]),
+            "compute": Compute.model_validate(PLAIN | WAYS[name.removesuffix(NO_GRAPH)]),
             "batch_size": len(batch.keys),
             "learning_rate": 1e-12,
             "final_learning_rate": 1e-12,
         }
     )
     training = Trainer(published.from_state_dict(weights), recipe, device)
+    training.uses_graph &= not name.endswith(NO_GRAPH)
     return lambda: training.step(batch)
 
 
-def warmed_up(step: Callable[[], object], device: torch.device) -> str:
-    """Take steps until compilers and caches are done; return the peak memory of one more, in GiB."""
-    for _ in range(3):
+def _seconds(step: Callable[[], object], count: int, device: torch.device) -> float:
+    _synchronise(device)
+    started = time.perf_counter()
+    for _ in range(count):
         step()
-    if device.type != "cuda":
-        return "–"
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()  # of the ways that are already there
-    step()
-    torch.cuda.synchronize()
-    return f"{(torch.cuda.max_memory_allocated() - before) / 2**30:.1f} above the weights"
+    _synchronise(device)
+    return time.perf_counter() - started
+
+
+def _forget(device: torch.device) -> None:
+    """Give memory back, and start a new count of its peak."""
+    gc.collect()
+    torch.compiler.reset()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _synchronise(device: torch.device) -> None:
