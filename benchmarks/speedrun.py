@@ -43,7 +43,7 @@ from pipeline.synthesis.settings import Synthesize
 from pipeline.training.settings import Train
 
 PROJECT = Path(__file__).parents[1]
-INTERRUPTED = (130, -signal.SIGINT)  # exit statuses of a stage
+INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)  # exit statuses of a stage
 LOG = PROJECT / "benchmarks" / "results" / "speedrun.jsonl"
 STAGES = (
     "prepare --manifest manifest.jsonl --report prepare.json --thumbnails thumbnails.npz",
@@ -160,7 +160,26 @@ def run_stages(stages: Sequence[str], params: Mapping[str, Any], task: str, fold
     }
     for stage in stages:
         name, *arguments = stage.format(task=task).split()
-        subprocess.run([sys.executable, "-m", f"pipeline.{name}", *arguments], cwd=folder, env=environment, check=True)
+        run_stage([sys.executable, "-m", f"pipeline.{name}", *arguments], folder, environment)
+
+
+def run_stage(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+    """Run a command in a folder. On SIGTERM and Ctrl-C, wait until it has saved its work and ended.
+
+    Raises CalledProcessError.
+    """
+    with subprocess.Popen(command, cwd=folder, env=environment) as process:
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()  # for training, with the Ctrl-C that the terminal sends it, one request to stop
+            process.wait()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    if status:
+        raise subprocess.CalledProcessError(status, command)
 
 
 def run(params: Mapping[str, Any], task: str, benchmark: str, folder: Path) -> dict[str, Any]:

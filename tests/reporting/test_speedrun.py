@@ -1,8 +1,11 @@
 """The log of trials of a number of operations."""
 
 import json
+import os
 import re
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,14 +113,14 @@ def stages(monkeypatch: pytest.MonkeyPatch, fails: str = "", status: int = 1, me
     """Have the stages note their names, and write `metrics`, instead of running."""
     ran: list[str] = []
 
-    def stage(command: list[str], cwd: Path, **_: object) -> None:
+    def stage(command: list[str], folder: Path, _: object) -> None:
         ran.append(command[2])
         if command[2] == fails:
             raise subprocess.CalledProcessError(status, command)
-        (cwd / "report").mkdir(exist_ok=True)
-        (cwd / "report" / "metrics.json").write_text(metrics)
+        (folder / "report").mkdir(exist_ok=True)
+        (folder / "report" / "metrics.json").write_text(metrics)
 
-    monkeypatch.setattr(subprocess, "run", stage)
+    monkeypatch.setattr(speedrun, "run_stage", stage)
     monkeypatch.setattr(speedrun, "commit", lambda: "abc")  # asks git, in a process
     return ran
 
@@ -155,8 +158,29 @@ def test_a_trial_that_fails_is_a_row(
     assert reason in rows(images)[0]["failed"]
 
 
-def test_an_interrupted_trial_is_no_row(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stages(monkeypatch, fails="pipeline.train", status=130)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stage_saves_its_work_before_the_trial_ends(tmp_path: Path, number: int) -> None:
+    stage = (
+        "import os, pathlib, signal, sys, time\n"
+        "def save(*_): time.sleep(0.5); pathlib.Path('saved').touch(); sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        f"os.kill(os.getppid(), {int(number)})\n"
+        "time.sleep(60)\n"
+    )
+    with pytest.raises((subprocess.CalledProcessError, KeyboardInterrupt)):
+        speedrun.run_stage([sys.executable, "-c", stage], tmp_path, os.environ)
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_stage_that_fails_is_an_error(tmp_path: Path) -> None:
+    speedrun.run_stage([sys.executable, "-c", ""], tmp_path, os.environ)
+    with pytest.raises(subprocess.CalledProcessError, match="status 3"):
+        speedrun.run_stage([sys.executable, "-c", "raise SystemExit(3)"], tmp_path, os.environ)
+
+
+@pytest.mark.parametrize("status", [130, -15])
+def test_an_interrupted_trial_is_no_row(images: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    stages(monkeypatch, fails="pipeline.train", status=status)
     with pytest.raises(KeyboardInterrupt):
         trial(images)
     assert not (images / "speedrun.jsonl").exists()
