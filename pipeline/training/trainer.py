@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -118,9 +119,9 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.progress.step, self.recipe)
-        if self.uses_graph:
-            if self._graph is None:
-                self._graph = GradientGraph(self._gradients, batch.clean, batch.degraded, self.device)
+        if self.uses_graph and self._graph is None:
+            self._capture(batch)
+        if self._graph is not None:
             loss = self._graph(batch.clean, batch.degraded)
         else:
             loss = self._gradients(*(t.to(self.device, non_blocking=True) for t in (batch.clean, batch.degraded)))
@@ -184,6 +185,15 @@ class Trainer:
         for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
         self.best = state["best"]
+
+    def _capture(self, batch: Batch) -> None:
+        try:
+            self._graph = GradientGraph(self._gradients, batch.clean, batch.degraded, self.device)
+        except RuntimeError as error:  # also out of memory: a graph shares its memory with nothing
+            self.uses_graph = False
+            reason = str(error).partition("\n")[0]
+            message = "training goes on without a CUDA graph, which is slower for small networks"
+            print(f"{message}: {reason}", file=sys.stderr)
 
     def _gradients(self, clean: Tensor, degraded: Tensor) -> Tensor:
         """Set the gradients to those of this worker's part of a batch, and return its part of the loss."""

@@ -341,6 +341,27 @@ def test_a_step_reads_nothing_back(
             float(loss)
 
 
+def test_a_step_that_cannot_be_captured_is_computed_without_a_graph(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nand pages more")
+
+    monkeypatch.setattr(trainer, "GradientGraph", fails)
+    clean = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for uses_graph in (True, False):
+        training = Trainer(network(recipe()), recipe(), CPU)
+        assert not training.uses_graph  # on a CPU
+        training.uses_graph = uses_graph
+        losses.append([float(training.step(loader.Batch(clean, clean / 2, ["a"] * 4))[0]) for _ in range(3)])
+    assert losses[0] == losses[1]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "without a CUDA graph, which is slower for small networks: operation not permitted when stream is capturing"
+    )
+
+
 @pytest.mark.parametrize("has_units", [False, True])
 def test_bfloat16_is_for_gpus_that_have_units_for_it(monkeypatch: pytest.MonkeyPatch, has_units: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or has_units)
