@@ -27,6 +27,7 @@ import draw_architecture
 DOCUMENTS = documents()
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 SHELL = [block for block in BLOCKS if block.language in ("bash", "sh")]
+MEASUREMENTS = Path("benchmarks/results")
 MAKEFILE = (PROJECT / "Makefile").read_text()
 
 
@@ -47,6 +48,20 @@ def headings(file: Path) -> set[str]:
     """The anchors that GitHub makes of the headings."""
     lines = re.findall(r"^#+ +(.*)$", file.read_text(encoding="utf-8"), re.M)
     return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if Path(name).parent != MEASUREMENTS])
+def test_decimals_beside_a_link_to_measurements_stand_there(document: str) -> None:
+    """As they are, or with more digits."""
+    text = re.sub(r"```.*?```", "", (PROJECT / document).read_text(encoding="utf-8"), flags=re.S)
+    for paragraph in re.split(r"\n\s*\n|\n(?=[-|] ?)", text):
+        files = [(PROJECT / document).parent / target for target in re.findall(r"\]\(([^)\s#:]+\.md)\)", paragraph)]
+        linked = [file.read_text() for file in files if file.resolve().parent == PROJECT / MEASUREMENTS]
+        measured = [float(number) for content in linked for number in re.findall(r"\d+(?:\.\d+)?", content)]
+        own = re.sub(r"\]\([^)]*\)|`[^`]*`", " ", paragraph)
+        for number in re.findall(r"(?<![\w.])\d+\.\d+(?!\w|\.\d)", own) if linked else []:
+            half = 0.5 * 10 ** -len(number.partition(".")[2])
+            assert any(abs(value - float(number)) <= half + 1e-9 for value in measured), f"{number}: {paragraph}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
