@@ -50,6 +50,7 @@ def recording(log: Path) -> Callable[[Numbered, Begin], tuple[str, int]]:
     return call
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_costs_one_block_and_errors_arrive_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -374,6 +374,7 @@ def test_too_many_failures_of_workers_end_a_run_with_one_line(
         counted(tmp_path, "lost", 3)
 
 
+@pytest.mark.slow
 def test_killed_workers_continue_from_the_last_checkpoint_after_which_failures_are_counted_from_0(
     storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -309,6 +309,7 @@ def test_workers_of_ray_one_of_them_killed_make_the_same_bytes_as_a_loop(
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_driver_killed_in_the_middle_goes_on_where_it_was(synthesis_checkout: Path) -> None:
     synthesize.main()
     expected = result()
