@@ -89,7 +89,7 @@ def measured(
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """So many loops that end with this process, however that ends."""
+    """Start `count` busy loops. Each ends when this process ends, even if it is killed."""
     loop = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
     loops = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(count)]
     try:

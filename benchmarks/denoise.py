@@ -3,15 +3,14 @@
     python -m benchmarks.denoise --model models/denoise     measures the model that `make repro` trained
     python -m benchmarks.denoise --steps 10000              trains the default recipe for σ 25 on CBSD400, then measures
 
-Needs the folders CBSD68 and CBSD400 where DGUNET_DATA says; docs/datasets.md says where to get
-them. Adds a line to benchmarks/results/denoise.md. Published: CBM3D 30.71 dB, DnCNN 31.24 dB, Restormer 31.75 dB.
+Needs the folder CBSD68, and CBSD400 for --steps, where DGUNET_DATA says; docs/datasets.md says where to get them.
+Adds a line to benchmarks/results/denoise.md. Published: CBM3D 30.71 dB, DnCNN 31.24 dB, Restormer 31.75 dB.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 import yaml
 
+from benchmarks.speedrun import run_stage
 from dgunet.checkpoint import load_model, read_card
 from dgunet.images import MAX_GREY_LEVEL, read_image
 from dgunet.metrics import psnr
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def train(folder: Path, steps: int) -> Path:
-    """Run prepare, synthesize and train in `folder`, with params.yaml but for the images, σ and the number of steps."""
+    """Run prepare, synthesize and train; images, σ, splits, steps and averaging are not those of params.yaml."""
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     params["tasks"] = ["denoise"]
     params["prepare"]["sources"] = [
@@ -82,13 +82,13 @@ def train(folder: Path, steps: int) -> Path:
     ):
         name, *arguments = stage.split()
         command = [sys.executable, "-m", f"pipeline.{name}", *arguments]
-        subprocess.run(command, cwd=folder, env=environment, check=True)
+        run_stage(command, folder, environment)
     return folder / "model"
 
 
 @torch.inference_mode()
 def mean_psnr(network: DGUNet) -> tuple[float, float]:
-    """Return the mean PSNR in dB of noisy and restored images; an image's position in the list is its noise's seed."""
+    """Return the mean PSNR in dB of noisy and restored images; the seed of an image's noise is its index."""
     degraded, restored = [], []
     for number, path in enumerate(sorted((DATA / "CBSD68").glob("*.png"))):
         clean = to_tensor(read_image(path))

@@ -1,13 +1,14 @@
-"""Images per second and memory of a training step on a GPU, by how it is computed (`train.compute`).
+"""Images per second and memory of a training step on a GPU, for each variant of `train.compute`.
 
     make bench-gpu                                                    networks of published size, and the laptop's
     python -m benchmarks.gpu --device cpu --size 32 --batch 2 --steps 1   a rehearsal; writes nothing
-    python -m benchmarks.gpu --network derain --way compiled --turns 3    a part of the table; writes nothing
+    python -m benchmarks.gpu --network derain --variant compiled      a part of the table; writes nothing
 
 The baseline is the most direct loop: eager float32 in channels-first memory, Adam. All others are the pipeline's own
-step (fused AdamW, channels last, gradient clipping and averaged weights included). Each way is built, warmed up,
-measured and deleted before the next: the peak of memory is its own. The first step includes compilation and the capture
-of the CUDA graph. The table is written to benchmarks/results/gpu.md.
+step (fused AdamW, channels last, gradient clipping and averaged weights included). Each variant is built, warmed up,
+measured and deleted before the next one. If the step uses a CUDA graph, it is also measured without. The first step
+includes compilation and capture. Memory is what PyTorch reserved at the peak. The complete table is written to
+benchmarks/results/gpu.md, and anew after each network.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pipeline.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
-import reference_network  # noqa: E402 - the baseline lives with the tests, which hold it to be right
+import reference_network  # noqa: E402 - the baseline is in tests/, which check it
 
 RESULTS = HERE / "results" / "gpu.md"
 NETWORKS = {
@@ -41,7 +42,7 @@ NETWORKS = {
 LAPTOP = {"width": 16, "growth": 8, "head_growth": 0, "num_stages": 3, "share_stages": False}
 LAPTOP_BATCH, LAPTOP_SIZE = 8, 48
 PLAIN = {"precision": "float32", "accumulate": 1, "recompute_activations": False, "compile": False}
-WAYS = {
+VARIANTS = {
     "float32": {},
     "bf16": {"precision": "bfloat16"},
     "bf16, compiled": {"precision": "bfloat16", "compile": True},
@@ -63,7 +64,7 @@ def main() -> None:
     for name, default in (("size", 256), ("batch", 16), ("steps", 5), ("turns", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--network", default="", help="only networks whose name has this in it")
-    parser.add_argument("--way", default="", help="only ways whose name has this in it, and the direct loop")
+    parser.add_argument("--variant", default="", help="only variants whose name has this in it, and the direct loop")
     given = parser.parse_args()
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -85,7 +86,7 @@ def main() -> None:
             print(line, flush=True)
             lines.append(line)
         lines += [""] if number >= len(NETWORKS) - 1 else []
-        if device.type == "cuda" and not given.network and not given.way:
+        if device.type == "cuda" and not given.network and not given.variant:
             RESULTS.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
@@ -94,35 +95,36 @@ def measured(
 ) -> Iterator[str]:
     """Yield the rows of the table of one network."""
     baseline = None
-    ways = [way for own in WAYS for way in ((own, own + NO_GRAPH) if "compiled" not in own else (own,))]
-    for name in (BASELINE, *(way for way in ways if given.way in way)):
+    names = [BASELINE, *(variant for variant in VARIANTS if given.variant in variant)]
+    while names:
+        name = names.pop(0)
         try:
-            speed, first, peak = measured_way(name, sizes, batch, device, given)
+            speed, first, peak, has_graph = measured_variant(name, sizes, batch, device, given)
         except torch.cuda.OutOfMemoryError:
             yield f"| {network} | {name} | – | – | out of memory | – |"
             continue
-        except Exception as error:  # no compiler, say: the other rows are worth having
+        except Exception as error:  # for example no compiler: go on with the other rows
             print(f"{network}, {name}: {error}", file=sys.stderr)
             yield f"| {network} | {name} | – | – | failed: {type(error).__name__} | – |"
             continue
+        if has_graph:
+            names.insert(0, name + NO_GRAPH)
         baseline = speed if name == BASELINE else baseline
         ratio = f"{speed / baseline:.2f}" if baseline else "–"
         yield f"| {network} | {name} | {speed:.1f} | {ratio} | {peak} | {first:.1f} |"
 
 
-def measured_way(
+def measured_variant(
     name: str, sizes: dict[str, int | bool], batch: Batch, device: torch.device, given: argparse.Namespace
-) -> tuple[float, float, str]:
-    """Return the images/s of a way, the seconds of its first step, and its peak of memory in GiB."""
+) -> tuple[float, float, str, bool]:
+    """Return images/s, the seconds of the first step, the peak of memory in GiB, and whether it used a CUDA graph."""
     _forget(device)
-    step = step_of(name, sizes, device, batch)
+    step, training = step_of(name, sizes, device, batch)
     first = _seconds(step, 1, device)
     _seconds(step, 2, device)  # caches fill
     speeds = [given.steps * len(batch.keys) / _seconds(step, given.steps, device) for _ in range(given.turns)]
-    peak = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if device.type == "cuda" else "–"
-    del step
-    _forget(device)
-    return statistics.median(speeds), first, peak
+    peak = f"{torch.cuda.max_memory_reserved() / 2**30:.1f}" if device.type == "cuda" else "–"
+    return statistics.median(speeds), first, peak, training is not None and training.graph is not None
 
 
 def patches(count: int, size: int, device: torch.device) -> Batch:
@@ -134,23 +136,25 @@ def patches(count: int, size: int, device: torch.device) -> Batch:
     return Batch(images[0], images[1], ["none"] * count)
 
 
-def step_of(name: str, sizes: dict[str, int | bool], device: torch.device, batch: Batch) -> Callable[[], object]:
-    """A function that takes one training step, batch transfer included."""
+def step_of(
+    name: str, sizes: dict[str, int | bool], device: torch.device, batch: Batch
+) -> tuple[Callable[[], object], Trainer | None]:
+    """A function that takes one training step, batch transfer included, and the trainer if it is the pipeline's."""
     weights = reference_network.random_weights(reference_network.shapes(**sizes), seed=0)
     if name == BASELINE:
         learned = {key: tensor.to(device).requires_grad_() for key, tensor in weights.items()}
-        optimiser = torch.optim.Adam(learned.values(), lr=0.0)
+        optimizer = torch.optim.Adam(learned.values(), lr=0.0)
 
         def step() -> None:
             clean, degraded = batch.clean.to(device), batch.degraded.to(device)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             stage_loss(reference_network.blind(learned, degraded, int(sizes["num_stages"])), clean).backward()
-            optimiser.step()
+            optimizer.step()
 
-        return step
+        return step, None
     recipe = load_task_section("derain", "train", Train).model_copy(
         update={
-            "compute": Compute.model_validate(PLAIN | WAYS[name.removesuffix(NO_GRAPH)]),
+            "compute": Compute.model_validate(PLAIN | VARIANTS[name.removesuffix(NO_GRAPH)]),
             "batch_size": len(batch.keys),
             "learning_rate": 1e-12,
             "final_learning_rate": 1e-12,
@@ -158,7 +162,7 @@ def step_of(name: str, sizes: dict[str, int | bool], device: torch.device, batch
     )
     training = Trainer(published.from_state_dict(weights), recipe, device)
     training.uses_graph &= not name.endswith(NO_GRAPH)
-    return lambda: training.step(batch)
+    return lambda: training.step(batch), training
 
 
 def _seconds(step: Callable[[], object], count: int, device: torch.device) -> float:

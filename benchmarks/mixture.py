@@ -43,7 +43,7 @@ RECIPES = {
     for loss in ("charbonnier_edge", "psnr")
     for optimizer, rate in (("adamw", 0.002), ("muon", 0.008))
 }
-KINDS = ("camera_shake", "haze", "low_light", "rain_streaks")  # others belong to what a file goes through
+KINDS = ("camera_shake", "haze", "low_light", "rain_streaks")  # all other kinds are counted as `file`
 NUM_MEASUREMENTS = 4
 
 
@@ -119,7 +119,7 @@ def measure(network: DGUNet) -> dict[str, tuple[int, float, float]]:
 
 
 def kind_of(record: Mapping[str, Any]) -> str:
-    """Return the kind of a sampled degradation: one of KINDS, or `file` for what a file goes through."""
+    """Return the kind of a sampled degradation: one of KINDS, or `file` for all others."""
     first = record["steps"][0] if "steps" in record else record
     return first["kind"] if first["kind"] in KINDS else "file"
 

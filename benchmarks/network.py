@@ -26,7 +26,7 @@ from dgunet.losses import stage_loss
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
-import reference_network  # noqa: E402 - the baseline lives with the tests, which hold it to be right
+import reference_network  # noqa: E402 - the baseline is in tests/, which check it
 
 DERAIN = {"width": 40, "growth": 20, "head_growth": 16, "num_stages": 7, "share_stages": True}
 RESULTS = HERE / "results" / "network.md"

@@ -214,7 +214,7 @@ def estimate() -> list[str]:
         lines.append(
             f"| {name} | {flops / 1e12:.1f} | {1e3 * seconds:.1f} | {rate:.0f} | {shares} | {rate / LOADER_RATE:.1f} |"
         )
-    return [*lines, "", "The time of a step on a GPU: benchmarks/results/gpu.md, written by `make bench-gpu`."]
+    return [*lines, "", "Measured steps on a GPU: benchmarks/results/gpu.md."]
 
 
 def flops_of_a_step(config: DGUNetConfig) -> int:

@@ -5,12 +5,12 @@
 
 Trains a task of params.yaml on a published set (`make data` lists them) without the scenes of the benchmark, for as
 many steps as the operations allow, and measures it on the benchmark by the benchmark's protocol, with the stages of the
-pipeline. Operations are those of the passes forward and backward and of the optimizer's products of matrices in all
-training steps, counted in one by torch's FlopCounterMode; loss and validation are not counted. --set changes a value of
-the task, by its place in the task's section.
+pipeline. Operations are those of the passes forward and backward and of the optimizer's products of matrices: torch's
+FlopCounterMode counts those of one step, which are multiplied by the number of steps. Loss and validation are not
+counted. --set changes a value of the task, by its place in the task's section.
 
 Every trial that ended is a row of benchmarks/results/speedrun.jsonl, also one that failed, and speedrun.md is the table
-of all. The same command at the same commit continues a trial that was interrupted; its row has the time of the last
+of all. The same command at the same commit continues a trial that was interrupted; `minutes` counts only the last
 call. --folder keeps shards, checkpoints and the model.
 """
 
@@ -43,7 +43,7 @@ from pipeline.synthesis.settings import Synthesize
 from pipeline.training.settings import Train
 
 PROJECT = Path(__file__).parents[1]
-INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)  # exit statuses of a stage
+INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)  # exit statuses of a stage that got a signal of its own
 LOG = PROJECT / "benchmarks" / "results" / "speedrun.jsonl"
 STAGES = (
     "prepare --manifest manifest.jsonl --report prepare.json --thumbnails thumbnails.npz",
@@ -164,20 +164,31 @@ def run_stages(stages: Sequence[str], params: Mapping[str, Any], task: str, fold
 
 
 def run_stage(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
-    """Run a command in a folder. On SIGTERM and Ctrl-C, wait until it has saved its work and ended.
+    """Run a command in a folder. After SIGTERM or Ctrl-C, wait until it has saved its work and ended.
 
-    Raises CalledProcessError.
+    Raises CalledProcessError if the command fails, KeyboardInterrupt after a signal.
     """
-    with subprocess.Popen(command, cwd=folder, env=environment) as process:
-        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        try:
-            status = process.wait()
-        except KeyboardInterrupt:
-            process.terminate()  # for training, with the Ctrl-C that the terminal sends it, one request to stop
-            process.wait()
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    processes: list[subprocess.Popen[bytes]] = []
+    received: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        # The terminal sends Ctrl-C to the stage too. A second one is meant for a stage that does not end.
+        if number == signal.SIGTERM or received.count(number) > 1:
+            for process in processes:
+                process.terminate()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        processes.append(subprocess.Popen(command, cwd=folder, env=environment))
+        if received:  # while the process was started
+            processes[0].terminate()
+        status = processes[0].wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt
     if status:
         raise subprocess.CalledProcessError(status, command)
 

@@ -168,14 +168,14 @@ def measured_rate(train: Train) -> tuple[float | None, str]:
     names = [name for name, sizes in MEASURED.items() if sizes.items() <= network.items()]
     if network["sensing_ratio_percent"] is not None or not names or not head or int(head[2]) != train.patch_size:
         return None, f"{GPU_RESULTS} has no row for this network with patches of {train.patch_size}²: {remedy}"
-    row = re.search(rf"^\| {re.escape(names[0])} \| {re.escape(way(train))} \| ([\d.]+) \|", text, re.M)
+    row = re.search(rf"^\| {re.escape(names[0])} \| {re.escape(variant(train))} \| ([\d.]+) \|", text, re.M)
     if not row:
-        return None, f"{GPU_RESULTS} has no row {names[0]}, {way(train)}: {remedy}"
-    return float(row[1]), f"{GPU_RESULTS}: {names[0]}, {way(train)}, {head[1]}"
+        return None, f"{GPU_RESULTS} has no row {names[0]}, {variant(train)}: {remedy}"
+    return float(row[1]), f"{GPU_RESULTS}: {names[0]}, {variant(train)}, {head[1]}"
 
 
-def way(train: Train) -> str:
-    """Return the name that benchmarks/gpu.py gives to the recipe's way of computing a step."""
+def variant(train: Train) -> str:
+    """Return the name that benchmarks/gpu.py gives to the recipe's `compute`."""
     compute = train.compute
     parts = ["bf16" if compute.precision == "bfloat16" else "float32"]
     parts += ["recomputed"] if compute.recompute_activations else []

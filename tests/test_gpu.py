@@ -69,6 +69,7 @@ def test_a_step_never_waits_for_the_device(
     training.uses_graph = uses_graph
     for _ in range(3):  # the first steps allocate memory
         training.step(inputs)
+    assert (training.graph is not None) == uses_graph
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     training.step(inputs)
@@ -91,6 +92,7 @@ def test_a_graph_gives_the_losses_of_single_kernels(changes: dict[str, Any], rat
         made = trainer("cuda", "charbonnier", ratio, **changes)
         made.uses_graph = uses_graph
         steps = [made.step(batch(channels, seed)) for seed in range(3)]
+        assert (made.graph is not None) == uses_graph
         made.save(tmp_path)
         made.step(batch(channels))
         made.load(tmp_path)  # into the weights whose places the graph knows

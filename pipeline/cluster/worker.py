@@ -37,6 +37,7 @@ def run_worker(config: dict[str, Any]) -> None:
         resume=_last_checkpoint(retry_while_unavailable),
         report=partial(_report, retry_while_unavailable=retry_while_unavailable),
         progress=channel.progress,
+        notice=channel.notice,
         stop_requested=channel.stop_requested,
         save_requested=channel.save_requested,
         keep_file=partial(_keep_file, config["run_dir"]),

@@ -24,12 +24,13 @@ class WorkerContext:
         report: (metrics, checkpoint folder or None); every worker calls it at the same steps, only rank 0 has a folder.
             Returns when the checkpoint is in the storage. Without metrics, only the checkpoint is stored.
         progress: (step, stats) every few seconds on rank 0, to be shown; does not wait.
+        notice: (one line of text) to be shown to the user; does not wait.
         stop_requested: whether all workers are to save a checkpoint and return; does not wait. Called on rank 0, after
-            each step on a CPU and each second on a GPU.
-        save_requested: likewise, whether to save a checkpoint and continue.
+            each step on a CPU and about each second on a GPU.
+        save_requested: whether all workers are to save a checkpoint and continue; called at the same steps.
         keep_file: (name, content) of a file to store beside the checkpoints; returns its address, or why there is none.
-        retry_while_unavailable: (what an OSError means, action); returns what the action returns, and repeats it while
-            it raises OSError: a full disk or an unreachable storage.
+        retry_while_unavailable: (message, action); calls the action until it raises no OSError (a full disk, an
+            unreachable storage), and returns its result. The message names what failed.
         seconds_between_checkpoints: the longest time between two checkpoints, plus a few steps.
     """
 
@@ -39,6 +40,7 @@ class WorkerContext:
     resume: AbstractContextManager[Path | None] = nullcontext()  # noqa: RUF009 (it has no state)
     report: Callable[[dict[str, float], Path | None], None] = lambda metrics, folder: None
     progress: Callable[[int, dict[str, float]], None] = lambda step, stats: None
+    notice: Callable[[str], None] = lambda text: None
     stop_requested: Callable[[], bool] = lambda: False
     save_requested: Callable[[], bool] = lambda: False
     keep_file: Callable[[str, bytes], str] = lambda name, content: "no file"

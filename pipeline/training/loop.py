@@ -35,7 +35,7 @@ Batches = Callable[[int], Iterator[Batch]]
 
 
 class TrainingFailed(ValueError):
-    """Training cannot continue. The message gives the step, the pairs and what to do."""
+    """Training cannot continue. The message gives the step, what happened and what to do."""
 
 
 class _Step(NamedTuple):
@@ -74,7 +74,7 @@ def fit(
         TrainingFailed: more than `recipe.max_skipped_steps` steps in a row had a gradient that is not finite, the
             validation PSNR is not a number, or the device has too little memory.
     """
-    trainer = Trainer(network, recipe, context.device)
+    trainer = Trainer(network, recipe, context.device, context.notice)
     with context.resume as folder:
         if folder is not None:
             trainer.load(folder)
@@ -104,7 +104,7 @@ def fit(
             decision = context.stop_requested(), context.save_requested() or overdue, steps
         stop, save, steps = collectives.broadcast(decision)
         next_sync = progress.step + steps
-        if stop or save:  # before a validation that is due, which takes long; the history does not show this
+        if stop or save:  # before a validation that is due, which takes long; adds no entry to the history
             _report({}, trainer, meter, context)
         if stop:
             return progress
@@ -154,7 +154,7 @@ def _read_losses(
 def _not_finite(
     step: _Step, progress: Progress, context: WorkerContext, batches: Batches, *, loss: float, norm: float
 ) -> TrainingFailed:
-    """Store this worker's part of the step's batch, which is read again, and return the error to raise."""
+    """Read this worker's part of the batch again, store it, and return the error to raise."""
     content = io.BytesIO()
     torch.save(next(batches(step.number))._asdict(), content)
     address = context.keep_file(f"batch-of-step-{step.number}-worker-{context.rank}.pt", content.getvalue())
@@ -207,7 +207,7 @@ def _report(metrics: dict[str, Any], trainer: Trainer, meter: ProgressMeter, con
 
 
 class _BatchReader:
-    """Reads the batches of this worker. An iterator ends at an error; this one starts again at the step asked for."""
+    """Reads the batches of this worker. After an OSError it makes a new iterator, from the step that is asked for."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches

@@ -84,7 +84,7 @@ class Muon(Optimizer):
             changed, step = torch.where(skipped, momentum, changed), step.masked_fill(skipped, 0)
             decay = torch.where(skipped, 1.0, decay)
         for weight, state, new, difference in zip(weights, states, changed, step, strict=True):
-            state["momentum"] = new.clone()  # a part of `changed` alone would be saved with all of it
+            state["momentum"] = new.clone()  # a view would save all of `changed` in each checkpoint
             weight.mul_(decay).sub_(_like(difference, weight))
 
 

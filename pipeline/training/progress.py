@@ -66,8 +66,8 @@ class ProgressMeter:
     def _seconds_left(self, step: int, num_steps: int) -> float:
         """Return the remaining seconds at the speed since the first sync; not a number before the first step after it.
 
-        The first step compiles the network and starts the processes of the loader, which no later step does. A run may
-        be resumed at a step where a validation is due: no step was made then.
+        The first step compiles or captures the network and starts the processes of the loader; no later step does. A
+        run may be resumed at a step where a validation is due: no step was made then.
         """
         if self.steady_since is None or step <= self.steady_since[1]:
             return 0.0 if step >= num_steps else math.nan

@@ -42,7 +42,7 @@ class Network(Section):
 
 
 class Compute(Section):
-    """How a training step is computed. It changes speed and memory, and results only by rounding.
+    """How a training step is computed. This changes speed and memory; results differ only by rounding.
 
     Attributes:
         precision: `bfloat16` uses autocast on devices that compute faster in it; others compute in float32.
@@ -51,7 +51,7 @@ class Compute(Section):
         recompute_activations: compute activations inside a stage again in the backward pass instead of storing them
             (activation checkpointing, Chen et al. 2016): memory of one stage instead of all, a second forward pass.
         compile: compile the stages with torch.compile; needs a C++ compiler, on a GPU Triton, and a minute or more at
-            the start. Without it, one worker on a GPU uses a CUDA graph.
+            the start. Without it, a single worker on a GPU uses a CUDA graph where this gains time.
     """
 
     precision: Literal["float32", "bfloat16"]
@@ -64,8 +64,8 @@ class OperatorLoss(Section):
     """Weights of the loss on the learned Φ and Φᵀ (`dgunet.operator_loss`); 0 and 0 as published.
 
     Attributes:
-        degradation: of the term that makes Φ the degradation.
-        adjoint: of the term that makes Φᵀ its transpose.
+        degradation: of the term that trains Φ to be the degradation.
+        adjoint: of the term that trains Φᵀ to be the transpose of Φ.
     """
 
     degradation: Annotated[float, Field(ge=0)]
@@ -76,7 +76,7 @@ class Train(Section):
     """How a network is trained.
 
     Attributes:
-        operator_loss: for blind networks; a sensing network knows Φ.
+        operator_loss: for blind networks; a sensing network, whose Φ is known, ignores it.
         optimizer: `muon` makes the steps of the convolutions' weights orthogonal (pipeline/training/optimizers.py).
         batch_size: images of a batch over all workers.
         mixup_alpha: each pair becomes w·itself + (1 − w)·another of its batch, w ~ Beta(α, α) (Zhang et al.,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from dgunet.tensors import to_tensor
 from pipeline.dataloader.loader import Batch
 from pipeline.dataloader.pairs import EvaluationPair
 from pipeline.training import collectives
-from pipeline.training.cuda_graph import GradientGraph
+from pipeline.training.cuda_graph import GradientGraph, gradient_graph
 from pipeline.training.optimizers import build_optimizers
 from pipeline.training.settings import OperatorLoss, Train
 
@@ -55,7 +54,7 @@ class Objective(nn.Module):
 
 @dataclass
 class Progress:
-    """Progress of training. It is part of the checkpoint and the same for equal runs, so it holds no times.
+    """Progress of training, a part of the checkpoint. It holds no times, so that equal runs have equal progress.
 
     Attributes:
         degraded_psnr: mean PSNR in dB of the degraded images of the val split; −inf before the first validation, and
@@ -78,14 +77,22 @@ class Trainer:
     Attributes:
         network: the network, on `device`.
         averaged: the network with exponentially averaged weights; it is validated and exported.
-        best: the averaged weights with the highest validation PSNR so far, on the CPU; those of the new network, which
-            changes its input almost nothing, as long as no validation was better than the degraded images.
+        best: the averaged weights with the highest validation PSNR so far, on the CPU; the initial weights, which
+            change an image almost nothing, until a validation is better than the degraded images.
         progress: how far training has come.
-        uses_graph: whether a CUDA graph computes the gradients; else the host starts each kernel.
+        uses_graph: whether a CUDA graph is to compute the gradients; False once the first step has shown that it gains
+            nothing, or that it cannot be captured.
+        graph: the CUDA graph, from the first step on.
     """
 
-    def __init__(self, network: DGUNet, recipe: Train, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
+    def __init__(
+        self,
+        network: DGUNet,
+        recipe: Train,
+        device: torch.device,
+        notice: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.recipe, self.device, self.notice = recipe, device, notice
         self.network = network.to(device)
         self.averaged = copy.deepcopy(self.network).requires_grad_(False)
         # Not torch's AveragedModel: at each step it reads a counter back, for which the host waits for the device.
@@ -96,10 +103,10 @@ class Trainer:
         compute = recipe.compute
         # Graphs that exchange gradients and graphs of compiled stages have not been tried.
         self.uses_graph = device.type == "cuda" and collectives.world_size() == 1 and not compute.compile
-        self._graph: GradientGraph | None = None
+        self.graph: GradientGraph | None = None
         self.network.recompute = compute.recompute_activations
         self.objective: nn.Module = Objective(self.network, recipe.loss, recipe.operator_loss)
-        if compute.compile:  # stages, not the network: as fast, and shared stages are compiled once
+        if compute.compile:  # by stage: as fast as the whole network, and a shared stage is compiled once
             for stage in dict.fromkeys(self.network.stages()):
                 stage.compile()
         if collectives.world_size() > 1:
@@ -119,10 +126,10 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.progress.step, self.recipe)
-        if self.uses_graph and self._graph is None:
+        if self.uses_graph and self.graph is None:
             self._capture(batch)
-        if self._graph is not None:
-            loss = self._graph(batch.clean, batch.degraded)
+        if self.graph is not None:
+            loss = self.graph(batch.clean, batch.degraded)
         else:
             loss = self._gradients(*(t.to(self.device, non_blocking=True) for t in (batch.clean, batch.degraded)))
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
@@ -188,12 +195,11 @@ class Trainer:
 
     def _capture(self, batch: Batch) -> None:
         try:
-            self._graph = GradientGraph(self._gradients, batch.clean, batch.degraded, self.device)
-        except RuntimeError as error:  # also out of memory: a graph shares its memory with nothing
-            self.uses_graph = False
+            self.graph = gradient_graph(self._gradients, batch.clean, batch.degraded, self.device)
+        except RuntimeError as error:  # also OutOfMemoryError: a graph's memory pool is not shared
             reason = str(error).partition("\n")[0]
-            message = "training goes on without a CUDA graph, which is slower for small networks"
-            print(f"{message}: {reason}", file=sys.stderr)
+            self.notice(f"without a CUDA graph, which makes steps of small networks slower: {reason}")
+        self.uses_graph = self.graph is not None
 
     def _gradients(self, clean: Tensor, degraded: Tensor) -> Tensor:
         """Set the gradients to those of this worker's part of a batch, and return its part of the loss."""
@@ -220,7 +226,7 @@ class Trainer:
             self._average(averaged, live, None)
 
     def _without_gradient_exchange(self) -> AbstractContextManager[Any]:
-        """Add gradients up on this worker; with the last part of a batch they are averaged over all workers."""
+        """Add gradients up on this worker; the backward pass of the last part averages them over all workers."""
         return self.objective.no_sync() if isinstance(self.objective, DistributedDataParallel) else nullcontext()
 
     def _autocast(self) -> AbstractContextManager[Any]:

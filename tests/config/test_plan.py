@@ -61,7 +61,7 @@ def test_without_a_measured_gpu_images_per_second_must_be_given(
     assert "benchmarks/results/loader.md: 649 images/s per core" in printed
 
 
-def test_measured_images_per_second_are_those_of_the_same_network_patch_and_way(checkout: Path) -> None:
+def test_measured_images_per_second_are_those_of_the_same_network_patch_and_variant(checkout: Path) -> None:
     Path(plan.GPU_RESULTS).write_text(TABLE)
     derain = rows("derain")["images/s of one GPU"]
     assert derain.value == "123.4"
@@ -76,7 +76,7 @@ def test_measured_images_per_second_are_those_of_the_same_network_patch_and_way(
         assert found.value == "not known" and reason in found.source, task
 
 
-def test_networks_and_ways_are_those_of_the_benchmark(checkout: Path) -> None:
+def test_networks_and_variants_are_those_of_the_benchmark(checkout: Path) -> None:
     tree = ast.parse((PROJECT / "benchmarks" / "gpu.py").read_text())
     values = {
         node.targets[0].id: ast.literal_eval(node.value)
@@ -85,9 +85,9 @@ def test_networks_and_ways_are_those_of_the_benchmark(checkout: Path) -> None:
     }
     assert values["NETWORKS"] == plan.MEASURED
     train = plan.read_recipe("derain").train
-    for name, changed in values["WAYS"].items():
+    for name, changed in values["VARIANTS"].items():
         compute = train.compute.model_copy(update=values["PLAIN"] | changed)
-        assert plan.way(train.model_copy(update={"compute": compute})) == name
+        assert plan.variant(train.model_copy(update={"compute": compute})) == name
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (PROJECT / "infra" / "recipes").glob("*.yaml")))

@@ -158,18 +158,28 @@ def test_a_trial_that_fails_is_a_row(
     assert reason in rows(images)[0]["failed"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stage_saves_its_work_before_the_trial_ends(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(
+    "signals",
+    [
+        "os.kill(os.getppid(), signal.SIGTERM)",
+        "os.kill(os.getppid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)",  # Ctrl-C in a terminal
+        "os.kill(os.getppid(), signal.SIGINT); time.sleep(0.5); os.kill(os.getppid(), signal.SIGINT)",
+    ],
+)
+@pytest.mark.parametrize("status", [0, 130])
+def test_a_stage_saves_its_work_before_the_trial_ends(tmp_path: Path, signals: str, status: int) -> None:
     stage = (
         "import os, pathlib, signal, sys, time\n"
-        "def save(*_): time.sleep(0.5); pathlib.Path('saved').touch(); sys.exit(130)\n"
-        "signal.signal(signal.SIGTERM, save)\n"
-        f"os.kill(os.getppid(), {int(number)})\n"
+        f"def save(*_): time.sleep(0.2); pathlib.Path('saved').touch(); sys.exit({status})\n"
+        "for number in signal.SIGTERM, signal.SIGINT: signal.signal(number, save)\n"
+        f"{signals}\n"
         "time.sleep(60)\n"
     )
-    with pytest.raises((subprocess.CalledProcessError, KeyboardInterrupt)):
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
         speedrun.run_stage([sys.executable, "-c", stage], tmp_path, os.environ)
     assert (tmp_path / "saved").exists()
+    assert handlers == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
 
 
 def test_a_stage_that_fails_is_an_error(tmp_path: Path) -> None:

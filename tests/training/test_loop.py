@@ -29,6 +29,7 @@ from pipeline.dataloader import pairs as dataloader_pairs
 from pipeline.shards.format import Index, Pair, read_index, write_index, write_shard
 from pipeline.training import loop, progress, trainer
 from pipeline.training.context import WorkerContext
+from pipeline.training.cuda_graph import share_of_host
 from pipeline.training.job import TrainingJob
 from pipeline.training.loop import TrainingFailed
 from pipeline.training.settings import Train
@@ -341,25 +342,33 @@ def test_a_step_reads_nothing_back(
             float(loss)
 
 
-def test_a_step_that_cannot_be_captured_is_computed_without_a_graph(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fails(*_: object) -> None:
-        raise RuntimeError("operation not permitted when stream is capturing\nand pages more")
+@pytest.mark.parametrize("can_be_captured", [True, False])
+def test_a_step_without_a_graph_is_the_same_step(monkeypatch: pytest.MonkeyPatch, can_be_captured: bool) -> None:
+    def gradient_graph(*_: object) -> None:
+        if not can_be_captured:
+            raise RuntimeError("operation not permitted when stream is capturing\nand pages more")
 
-    monkeypatch.setattr(trainer, "GradientGraph", fails)
+    monkeypatch.setattr(trainer, "gradient_graph", gradient_graph)
+    lines: list[str] = []
     clean = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     losses = []
     for uses_graph in (True, False):
-        training = Trainer(network(recipe()), recipe(), CPU)
+        training = Trainer(network(recipe()), recipe(), CPU, lines.append)
         assert not training.uses_graph  # on a CPU
         training.uses_graph = uses_graph
         losses.append([float(training.step(loader.Batch(clean, clean / 2, ["a"] * 4))[0]) for _ in range(3)])
     assert losses[0] == losses[1]
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(
-        "without a CUDA graph, which is slower for small networks: operation not permitted when stream is capturing"
-    )
+    assert not training.uses_graph
+    message = "without a CUDA graph, which makes steps of small networks slower: "
+    assert lines == ([] if can_be_captured else [message + "operation not permitted when stream is capturing"])
+
+
+def test_the_share_of_the_host_ends_when_it_has_started_the_work() -> None:
+    times = iter([10.0, 13.0, 14.0])
+    calls: list[str] = []
+    share = share_of_host(lambda: calls.append("start"), lambda: calls.append("wait"), lambda: next(times))
+    assert share == 3 / 4
+    assert calls == ["wait", "start", "wait"]
 
 
 @pytest.mark.parametrize("has_units", [False, True])
