@@ -2,9 +2,9 @@
 
     python -m benchmarks.degradations [--rounds 8]
 
-The result goes to benchmarks/results/degradations.md. The times of one core are processor time.
-Rounds of all degradations alternate and the best round of each counts, so that other load on the machine affects all
-alike. The ratios of two workers are clock time of two processes and of one, in turn.
+The result goes to benchmarks/results/degradations.md. Columns of one core are processor time. Rounds of all
+degradations alternate and the best round of each counts, so that other load on the machine affects all equally. The
+ratio of two workers is of clock time; runs of one process and of two alternate.
 """
 
 import argparse

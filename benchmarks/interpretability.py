@@ -3,13 +3,13 @@
     python -m benchmarks.interpretability [--tasks blur rain] [--variants published operators] [--seeds 1 2 3]
 
 Trains networks of width 8 and 3 stages for 600 steps on patches of CBSD400/train, and measures them on 10 images of
-CBSD68, 320×320 pixels. Needs both folders where DGUNET_DATA says (docs/datasets.md). Each row is
-added to benchmarks/results/interpretability.jsonl when it is there; an interrupted run goes on, and the table in
-interpretability.md is written from all rows. One network takes some three minutes on one core.
+CBSD68, 320×320 pixels. Needs both folders where DGUNET_DATA says (docs/datasets.md). Each row is written to
+benchmarks/results/interpretability.jsonl as soon as it is measured; the same command continues an interrupted run. The
+table in interpretability.md is written from all rows. One network takes some three minutes on one core.
 
 Per stage: PSNR of Φ_k(clean) against y, beside that of the clean image itself; cosine between Φ_kᵀr and the transposed
-Jacobian of Φ_k times r; ‖Φ_k x − y‖ in grey levels before and after the gradient step; PSNR of v_k and x_k. Of the
-whole: PSNR restored, and with all step sizes set to 0.
+Jacobian of Φ_k times r; ‖Φ_k x − y‖ in grey levels before and after the gradient step; PSNR of v_k and x_k. For the
+whole network: PSNR of the restored image, and the same with all step sizes set to 0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Speed of the loader, beside a dataset of PNG files that decodes whole images and crops; its share of a training step.
+"""Speed of the loader beside that of a data set of PNG files that decodes whole images; its share of a training step.
 
     python -m benchmarks.loader [--photos FOLDER] [--rounds 8]
 
@@ -188,7 +188,7 @@ def batch(patches: dataset.PatchDataset, step: int) -> loader.Batch:
 
 
 def batches_of_recipe(folder: Path) -> Iterator[object]:
-    """Batches as the published deraining recipe has them; what tiles show does not matter."""
+    """Yield batches of the size of the published deraining recipe; random pixels, as content does not change speed."""
     rng, (tile, patch, size) = np.random.default_rng(1), PUBLISHED
     folder.mkdir()
     entries = []
@@ -203,7 +203,7 @@ def batches_of_recipe(folder: Path) -> Iterator[object]:
 
 
 def share_of_a_step(folder: Path) -> tuple[float, float, float]:
-    """Seconds to make a batch and to take a step (processor), and those a step waits for its batch (clock)."""
+    """Return processor seconds to make a batch and to take a step, and clock seconds that a step waits for a batch."""
     recipe = load_task_section("denoise", "train", Train)
     patches = dataset.PatchDataset(folder, recipe.batch_size, recipe.patch_size, seed=1)
     steps = {"rank": 0, "world_size": 1, "num_steps": 10**6, "num_loader_processes": 0, "pin_memory": False}

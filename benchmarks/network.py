@@ -2,10 +2,9 @@
 
     python -m benchmarks.network [--isa native avx2] [--threads 1] [--repeats 15] [--size 64] [--batch 2]
 
-Both sides do the same work on the same weights, taking turns; what counts is the ratio of their CPU time within a turn:
-other work on the machine then weighs on both alike. `avx2` holds torch, oneDNN and MKL to what a CPU without AVX-512
-has; each kind is measured in a process of its own, as they read this when they are loaded. Writes
-benchmarks/results/network.md.
+Both sides do the same work on the same weights, taking turns. The ratio of their CPU time within a turn counts, so that
+other load on the machine affects both equally. `avx2` limits torch, oneDNN and MKL to AVX2 instructions; each kind is
+measured in a process of its own, as they read this when they are loaded. Writes benchmarks/results/network.md.
 """
 
 import argparse
@@ -37,7 +36,7 @@ KINDS = {
 
 
 def cases(batch: int, size: int) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
-    """What is measured: per name our function and the direct one."""
+    """Return for each case the function of this network and that of the direct implementation."""
     generator = torch.Generator().manual_seed(0)
     weights = reference_network.random_weights(reference_network.shapes(**DERAIN), seed=0)
     learned = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
@@ -122,7 +121,7 @@ def main() -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), **KINDS[kind]}
         done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
         found = json.loads(done.stdout)
-        columns[f"{found['capability']}{'' if kind == 'native' else ', held to it'}"] = found["speeds"]
+        columns[f"{found['capability']}{'' if kind == 'native' else ', limited to it'}"] = found["speeds"]
     lines = [
         "# The derain DGUNet on the CPU, beside the most direct eager implementation",
         "",

@@ -2,9 +2,9 @@
 
     python -m benchmarks.runtimes [--networks laptop] [--runtimes OpenVINO] [--repeats 5]
 
-Each network restores one tile of random pixels on one thread, all runtimes taking turns; what counts is the ratio of
-times within a turn: other work on the machine then weighs on all alike. Times to start are CPU time: `first` for a
-model that was never prepared, `again` from the files that it left. torch.compile and AOTInductor need a C++ compiler.
+Each network restores one tile of random pixels on one thread, all runtimes taking turns. The ratio of times within a
+turn counts, so that other load on the machine affects all equally. Times to start are CPU time: `first` for a model
+that was never prepared, `again` from the files that it left. torch.compile and AOTInductor need a C++ compiler.
 Runtimes that are not installed are listed as such; openvino comes with dgunet[fast], onnxruntime with dgunet[export].
 Both rows of OpenVINO use one file. Writes benchmarks/results/runtimes.md.
 """
@@ -31,7 +31,7 @@ from dgunet.export import quiet, to_program, write_onnx
 from dgunet.network import DGUNet, DGUNetConfig
 
 RESULTS = Path(__file__).parent / "results" / "runtimes.md"
-# Of the sizes in params.yaml, and of the published sizes but for the number of stages; side of the tile in pixels.
+# The network of params.yaml, and the published one with three stages; side of the tile in pixels.
 NETWORKS = {
     "laptop": (DGUNetConfig(width=16, growth=8, head_growth=8, num_stages=3, share_stages=False), 512),
     "published, 3 stages": (DGUNetConfig(num_stages=3), 256),
@@ -44,7 +44,7 @@ class Case:
     """A network, a tile, and what the runtimes make of them.
 
     Attributes:
-        network: its corrections are made large, as those of a trained network.
+        network: a new one, whose corrections are scaled to the size of those of a trained network.
         tile: 1 C H W.
         folder: where runtimes write files.
     """
@@ -136,7 +136,7 @@ def cpu_time() -> float:
 
 
 def started(prepare: Callable[[Case, bool], Run | None], case: Case, again: bool) -> tuple[Run | None, float]:
-    """Return what restores the tile, and the CPU seconds until it has done so once, without one restoration itself."""
+    """Return a function that restores the tile, and the CPU seconds of its start: to the first result, less one run."""
     start = cpu_time()
     run = prepare(case, again)
     if run is None:

@@ -179,7 +179,8 @@ def estimate() -> list[str]:
         "",
         f"## {GPUS} GPUs, estimated",
         "",
-        "A ring exchange sends 2·(N − 1)/N times the gradients (float32) over each link, whatever N: per step",
+        "A ring exchange sends 2·(N − 1)/N times the gradients (float32) over each link, almost independently of N.",
+        "Time per step:",
         "",
         "| network | parameters | gradients | " + " | ".join(LINKS) + " |",
         "|---|---:|---:|" + "---:|" * len(LINKS),
@@ -192,12 +193,13 @@ def estimate() -> list[str]:
         "",
         "at the links' nominal speeds, without the latency of the ring's 2·(N − 1) hops, which was not measured.",
         "DistributedDataParallel exchanges while it computes the backward pass, so a step need not grow by all of it.",
-        "Validation and checkpoints communicate once in `validate_every` steps, losses and stop requests each second.",
+        "Validation and checkpoints communicate once in `validate_every` steps, losses and stop requests about each",
+        "second.",
         "",
         f"Beside the time in which an H200 would compute a step at its nominal {NOMINAL / 1e12:.0f} TFLOP/s (bfloat16,",
         f"dense), which no network reaches: {PER_GPU} images of {SIZE}² on each GPU, {GPUS * PER_GPU} in all",
-        "(train.batch_size; a run uses at most as many workers as a batch has images). Both times are longer in truth;",
-        "where the link comes as near to its speed as the GPU to its own, the share is this or less. Images per second",
+        "(train.batch_size; a run uses at most as many workers as a batch has images). Real times are longer. If link",
+        "and GPU reach the same fraction of their nominal speed, the share is at most the one shown. Images per second",
         f"and the cores that make pairs ({LOADER_RATE} a second each, benchmarks/results/loader.md) are upper bounds.",
         "",
         "| network | TFLOP a step | ms, at least | images/s of a GPU, at most | exchange by InfiniBand / step "
@@ -218,7 +220,7 @@ def estimate() -> list[str]:
 
 
 def flops_of_a_step(config: DGUNetConfig) -> int:
-    """Floating-point operations of a forward and a backward pass of one GPU's share of a batch, counted, not run."""
+    """Floating-point operations of a forward and a backward pass of one GPU's share of a batch; nothing is computed."""
     network = DGUNet(config)
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         estimates = network(torch.empty(PER_GPU, 3, SIZE, SIZE))

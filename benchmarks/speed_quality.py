@@ -2,11 +2,11 @@
 
     python -m benchmarks.speed_quality --task denoise --model models/denoise --benchmark "CBSD68 σ 25" [--images 12]
 
-Takes images evenly from the benchmark, and restores all but the last eight in each way, all ways in turn for each
-image, on one thread. PSNR by the benchmark's protocol; CPU time of the process, without the time to start. All ways
-take statistics of the whole image, which graphs need. Ranges of int8 are measured on the last eight. Left out are
-graphs that agree with the network too little for `dgunet restore`, and runtimes that are not installed: openvino comes
-with dgunet[fast], onnxruntime with dgunet[export]. Writes benchmarks/results/speed_quality.md and .png.
+Takes images evenly from the benchmark. The last eight only calibrate int8; every method in turn restores each of the
+others, on one thread. PSNR by the benchmark's protocol; CPU time of the process, without the time to start. All
+methods take statistics of the whole image, which graphs need. Left out are graphs that agree with the network too
+little for `dgunet restore`, and runtimes that are not installed: openvino comes with dgunet[fast], onnxruntime with
+dgunet[export]. Writes benchmarks/results/speed_quality.md and .png.
 """
 
 from __future__ import annotations

@@ -3,10 +3,9 @@
     make results TASK=derain                                  models/derain, which `make repro` trained
     make results TASK=derain MODEL=models:/derain@champion    a model at any address that dgunet takes
 
-The numbers are those of `pipeline.evaluate`. For models/TASK they are taken from reports/TASK where DVC says that code,
-data and model are those of the report, and where all benchmarks that are at hand are in it; else it is made again. A
-model from elsewhere is measured on the test split and the benchmarks of this checkout, with the windows for statistics
-that suit it on the val split.
+The numbers are those of `pipeline.evaluate`. For models/TASK, reports/TASK is used if DVC finds it up to date and it
+has every benchmark whose images are present; otherwise it is made again. A model from elsewhere is measured on the
+test split and the benchmarks of this checkout, with the windows for statistics that suit it on the val split.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def built_report(task: str, settings: Evaluate) -> Report:
 
 
 def lacks_benchmarks(folder: Path, settings: Evaluate) -> bool:
-    """Whether the images of a benchmark are here that the report in `folder` says nothing about."""
+    """Return whether the images of a benchmark are present, but the report in `folder` does not have it."""
     metrics = read_report(folder).metrics
     missing = [name for name in settings.benchmarks if name not in {**metrics["benchmarks"], **metrics["not_measured"]}]
     return any(load_benchmark(read_params(), name).absent() is None for name in missing)

@@ -18,7 +18,7 @@ from pipeline.evaluation.scores import Evaluation
 Curve = Sequence[Mapping[str, float | None]]
 """Rows of train.csv: step, loss, learning_rate, val_psnr; None if the value was not measured."""
 Plot = Callable[[Any, "Palette"], None]
-LOGARITHMIC_FROM = 5  # largest loss over smallest; a logarithmic axis over less has one label or none
+LOGARITHMIC_FROM = 5  # largest loss / smallest; below it a logarithmic axis has at most one label
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _plain_number(value: float, _: int | None) -> str:
 
 
 def _without_short_end(losses: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Leave out the last point where it is the mean of far fewer steps than the others: its noise would be drawn."""
+    """Leave out the last point if it is the mean of far fewer steps than the others, because it is noisier."""
     if len(losses) < 3:
         return losses
     before, last_but_one, last = (step for step, _ in losses[-3:])

@@ -129,7 +129,7 @@ def _reason(folder: Folder, commits: set[str], current: set[str], oldest: float)
         return YOUNG
     if folder.name in current:
         return "continued by the next `make repro`"
-    return "unfinished, of a commit" if folder.origin.get("commit") in commits else ""
+    return "unfinished run of an existing commit" if folder.origin.get("commit") in commits else ""
 
 
 def _delete(files: Any, paths: Sequence[str]) -> None:

@@ -49,7 +49,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Collected:
-    """Places with what can be deleted, and what the kept objects say about shards.
+    """Places with what can be deleted, and the indices of shards among the kept objects.
 
     Attributes:
         places: the cache, and the remote if there is one.
@@ -191,7 +191,7 @@ def _place(store: Store, named: set[str], kept: set[str], names: Mapping[str, st
 
 
 def _by_directory(store: Store, garbage: Mapping[str, File], names: Mapping[str, str]) -> list[Item]:
-    """Return an item for each directory, with the files that no earlier item has, and one for each other file."""
+    """Return an item for each directory and one for each other file. The first directory that has a file lists it."""
     items, left = [], dict(garbage)
     directories = [md5 for md5 in garbage if md5.endswith(DIRECTORY)]
     for md5, content in _read_objects([store], directories).items():

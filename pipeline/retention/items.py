@@ -11,7 +11,7 @@ from typing import Any
 
 import fsspec
 
-SECONDS_TO_KEEP = 7 * 24 * 3600.0  # since the last change, by any clone: another clone may just have pushed it
+SECONDS_TO_KEEP = 7 * 24 * 3600.0  # since the last change: another clone may just have pushed it
 TIMES = ("mtime", "LastModified", "last_modified", "updated", "timeModified")  # as the file systems of fsspec name it
 YOUNG = "changed within a week"
 

@@ -64,7 +64,7 @@ def collect(known: Versions, commits: set[str], live: set[str], oldest: float) -
     Args:
         known: what the registered versions refer to.
         commits: all commits of this clone, and those whose results are stored.
-        live: names of the runs in DGUNET_STORAGE that are being trained.
+        live: names of the runs in DGUNET_STORAGE that a driver is training, and of those with young checkpoints.
         oldest: time in seconds since 1970; everything that was changed later is kept.
 
     Returns:
@@ -110,7 +110,7 @@ def _reason(run: str, tags: Mapping[str, str], known: Versions, commits: set[str
         return "being trained"
     # dvc.lock is often committed after the run, so uncommitted changes at the time of the run are no reason to delete.
     if commit == UNKNOWN or commit in commits or commit.removesuffix(CHANGES) in commits:
-        return "of a commit" if commit != UNKNOWN else "of an unknown commit"
+        return "made by an existing commit" if commit != UNKNOWN else "made by an unknown commit"
     return ""
 
 

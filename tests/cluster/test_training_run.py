@@ -81,7 +81,7 @@ def test_the_error_of_a_task_is_raised_as_it_was(storage: Path) -> None:
 
 
 def count(last: int, folder: str, context: WorkerContext) -> None:
-    """Counts to `last` with a checkpoint for each; a file STEP.kill or STEP.error in `folder` makes it fail there."""
+    """Counts to `last` with a checkpoint for each; a file STEP.kill, .error or .notice in `folder` does that there."""
     place = Path(folder)
     step = step_of(context)
     with (place / "starts").open("a") as file:
@@ -100,6 +100,8 @@ def count(last: int, folder: str, context: WorkerContext) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             if kind == ".error":
                 raise ValueError("the recipe is wrong")
+            if kind == ".notice":
+                context.notice(f"step {step} was counted")
         if context.stop_requested():
             return
 
@@ -392,9 +394,10 @@ def test_a_run_says_that_a_batch_is_too_small_for_all_workers_and_its_checkpoint
 ) -> None:
     monkeypatch.setenv("DGUNET_WORKERS", "2")
     notices: list[str] = []
+    (tmp_path / "1.notice").touch()
     work, listener = partial(count, 1, str(tmp_path)), RunListener(notice=notices.append)
     training_run.fit(work, name="capped", into=tmp_path / "out", listener=listener, most_workers=1)
-    assert notices == ["1 workers, not 2: a batch has 1 images (train.batch_size)"]
+    assert notices == ["1 workers, not 2: a batch has 1 images (train.batch_size)", "step 1 was counted"]
     assert list((storage / "capped").iterdir())
     checkpoints.delete_checkpoints("capped")
     assert not (storage / "capped").exists()

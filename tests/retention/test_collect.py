@@ -219,7 +219,7 @@ def test_checkpoints_are_kept_while_a_driver_a_commit_or_a_week_keeps_them(world
         shown = collection.collect(world.first.folder, later)
         collection.delete(shown, world.first.folder, later)
     printed = collect.report(shown)
-    assert "1 being trained" in printed and "1 unfinished, of a commit" in printed
+    assert "1 being trained" in printed and "1 unfinished run of an existing commit" in printed
     assert "1 changed within a week" in printed
     left = {path.name.removesuffix(f"-{FINGERPRINT}") for path in world.storage.iterdir()}
     assert left == {"live", "committed", "young", *(folder.name for folder in others)}
