@@ -172,7 +172,7 @@ def _validate_and_report(
     """Validate, add an entry to the history, and report it with a checkpoint."""
     progress = trainer.progress
     stats = meter.stats(progress, trainer.recipe)
-    val_psnr = context.retry_while_unavailable("shards cannot be read", lambda: trainer.validate(validation()))
+    val_psnr = context.retry_while_unavailable("shards cannot be read", lambda: _validate(trainer, validation))
     if math.isnan(val_psnr):
         raise TrainingFailed(
             f"step {progress.step}: the PSNR of the averaged network on the validation pairs is not a number. Lower "
@@ -194,6 +194,18 @@ def _validate_and_report(
     _report(entry | speed, trainer, meter, context)
     if context.rank == 0:
         context.progress(progress.step, {**stats, **val_stats(progress)})
+
+
+def _validate(trainer: Trainer, validation: Callable[[], Iterator[EvaluationPair]]) -> float:
+    try:
+        return trainer.validate(validation())
+    except torch.OutOfMemoryError as error:
+        if not trainer.release_graph():
+            raise TrainingFailed(
+                f"step {trainer.progress.step}: the device has too little memory to validate. Lower "
+                f"synthesize.held_out_tile_size ({str(error).splitlines()[0]})"
+            ) from error
+    return _validate(trainer, validation)  # here, because the error keeps the tensors of the first try
 
 
 def _report(metrics: dict[str, Any], trainer: Trainer, meter: ProgressMeter, context: WorkerContext) -> None:

@@ -201,6 +201,13 @@ class Trainer:
             self.notice(f"without a CUDA graph, which makes steps of small networks slower: {reason}")
         self.uses_graph = self.graph is not None
 
+    def release_graph(self) -> bool:
+        """Free the memory of the CUDA graph; later steps are computed without. Return whether there was a graph."""
+        had_graph, self.graph, self.uses_graph = self.graph is not None, None, False
+        for parameter in self.network.parameters():
+            parameter.grad = None  # they are in the graph's memory
+        return had_graph
+
     def _gradients(self, clean: Tensor, degraded: Tensor) -> Tensor:
         """Set the gradients to those of this worker's part of a batch, and return its part of the loss."""
         for parameter in self.network.parameters():

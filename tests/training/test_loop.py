@@ -306,6 +306,33 @@ def test_an_error_for_too_little_memory_says_what_to_change(
         trained(shards, recipe(), Log(tmp_path))
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_validation_without_enough_memory_is_tried_again_without_the_graph(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: bool
+) -> None:
+    with_graph: list[bool] = []
+    init, validate = Trainer.__init__, Trainer.validate
+
+    def as_on_a_gpu(self: Trainer, *args: Any) -> None:
+        init(self, *args)
+        self.uses_graph = True
+
+    def validate_in_little_memory(self: Trainer, pairs: Any) -> float:
+        with_graph.append(self.graph is not None)
+        if with_graph[-1] or not fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand pages more")
+        return validate(self, pairs)
+
+    monkeypatch.setattr(trainer, "gradient_graph", lambda gradients, *_: gradients)
+    monkeypatch.setattr(Trainer, "__init__", as_on_a_gpu)
+    monkeypatch.setattr(Trainer, "validate", validate_in_little_memory)
+    log = Log(tmp_path / "log")
+    with nullcontext() if fits else pytest.raises(TrainingFailed, match=r"held_out_tile_size .* 2 GiB\)$"):
+        trained(shards, recipe(num_steps=4, validate_every=2), log)
+    assert with_graph == ([True, False, False] if fits else [True, False])
+    assert [line["step"] for line in log.lines] == ([2, 4] if fits else [])
+
+
 class NothingReadBack(TorchDispatchMode):
     """Refuses what depends on the content of a tensor: on a GPU the host would wait for it."""
 
