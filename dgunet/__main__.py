@@ -1,7 +1,7 @@
 """The command line `dgunet`; each command is a module of `dgunet.commands`.
 
-Exit status: 0 success, 1 failure (stderr says why; for restore: some photos were refused), 2 wrong usage, 130
-interrupted, 141 the reader of the output has gone.
+Exit status: 0 success, 1 failure (stderr says why; for restore: some photos were refused), 2 wrong usage, 128 + the
+number of the signal if interrupted (130 for Ctrl-C, 143 for SIGTERM), 141 the reader of the output has gone.
 """
 
 import argparse

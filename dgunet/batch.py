@@ -198,7 +198,7 @@ def _restore_one(
     try:
         photo = read_for(job.source, job.target.suffix, page=page)
         before = _shown(photo.pixels) if compare else None
-        # From here on nothing refers to the pixels that were read: their memory can be reused for writing.
+        # After this call nothing refers to the pixels that were read: their memory can be reused for writing.
         photo = restored_photo(photo, lambda pixels: restore(pixels, show_tiles))
     except Exception as error:  # decoders raise many types; RuntimeError: torch is out of memory
         raise _Refused(reason_of(error, job.source)) from error
@@ -282,7 +282,7 @@ def reason_of(error: BaseException, path: str | Path) -> str:
 
 
 def _table(results: Results) -> Iterator[str]:
-    """Yield the lines of the summary; none for a single restored photo, whose own line says everything."""
+    """Yield the counts, unless a single restored photo is all, then the notes on unread files and dropped metadata."""
     reasons: dict[str, list[Path]] = defaultdict(list)
     for path, reason in results.refused:
         reasons[reason].append(path)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-ATTENTION_REDUCTION = 4  # channels per channel of the squeezed attention
+ATTENTION_REDUCTION = 4  # channel attention squeezes n channels to n // 4
 BLOCK_SIZE = 32  # side of a block of compressive sensing, in pixels
 CARD_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"  # the files of a model folder
 LossKind = Literal["charbonnier", "charbonnier_edge", "charbonnier_clamped", "mse_clamped", "psnr"]

@@ -1,4 +1,4 @@
-"""Text to the terminal that never fails: names that it cannot show, a closed pipe, a log file on a full disk."""
+"""Write text to the terminal: names that it cannot show and a full disk are no errors, a closed pipe is."""
 
 import contextlib
 import errno

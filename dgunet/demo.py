@@ -1,9 +1,9 @@
 """A page to try models in a browser: drop a photo, compare before and after, see the stages, download.
 
-It uses the standard library's HTTP server, bound to the loopback address by default. One photo is restored at a time;
-meanwhile, other requests are answered "busy". Requests need a token that the page holds, so that no other page in the
-browser can use the server. On a loopback address, the Host header must name a loopback address too: otherwise another
-page could read the token through a host name that it makes resolve to this machine (DNS rebinding).
+It uses the standard library's HTTP server, bound to the loopback address by default. One photo is restored or explained
+at a time; meanwhile, further photos are refused with status 503. POST requests need a token that the page holds, so
+that no other page in the browser can use them. If the server listens on a loopback address, the Host header must name
+one too: otherwise another page could read the token through a host name that resolves to this machine (DNS rebinding).
 """
 
 import base64
@@ -124,7 +124,7 @@ class Demo:
         finally:
             for hook in hooks:
                 hook.remove()
-        fact = f"{image.shape[1]}x{image.shape[0]} pixels of the middle of the photo."
+        fact = f"{image.shape[1]}x{image.shape[0]} pixels: the whole photo, or its middle if it is larger."
         return render_explanation(explanation, title=name or "photo", facts=[fact])
 
     def _check(self, start: float) -> None:

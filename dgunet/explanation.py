@@ -29,7 +29,10 @@ Image = Float32[np.ndarray, "H W C"]
 
 @dataclass(frozen=True)
 class StageExplanation:
-    """One stage k. Images are in [0, 1], H W C; residuals are root mean squares in the same unit.
+    """One stage k.
+
+    Images are H W C with black 0 and white 1, and are not clipped; changes have a sign. Residuals are root mean
+    squares: of image values (blind family) or of measurements (sensing family).
 
     Attributes:
         step_size: ρ_k.
@@ -41,7 +44,7 @@ class StageExplanation:
         residual_before: of Φ_k(x_{k−1}) − y.
         residual_after_gradient: of Φ_k(v_k) − y.
         residual: of Φ_k(x_k) − y.
-        psnr: of x_k against the clean image in dB; None without one.
+        psnr: of x_k against the clean image in dB; without one, against the photograph (sensing) or None (blind).
         gradient_psnr: of v_k.
     """
 

@@ -66,12 +66,12 @@ def _stage(number: int, stage: StageExplanation, start: Image) -> str:
     figures = [
         _figure(f"x<sub>{number}</sub>, estimate", stage.estimate, _decibels(stage.psnr)),
         _signed("change by the gradient step", stage.gradient_change),
-        _signed("proximal mapping moved", stage.proximal_change),
+        _signed("change by the proximal mapping", stage.proximal_change),
     ]
     if stage.degraded_again is not None:
         name = f"Φ<sub>{number}</sub>(x<sub>{number}</sub>)"
         figures += [
-            _figure(name, stage.degraded_again, "to be like y"),
+            _figure(name, stage.degraded_again, "should resemble y"),
             _signed(f"{name} − y", stage.degraded_again - start),
         ]
     numbers = [

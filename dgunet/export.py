@@ -143,8 +143,10 @@ def export(
             values from every other one, and is compared with the network on the rest.
 
     Raises:
-        ValueError: the folder exists or cannot be written, the network restores blocks one by one, the graph does not
-            compute what the network does, its lower precision costs more than 0.1 dB, or images are missing.
+        ValueError: the folder exists or cannot be renamed into place, the network restores blocks one by one, the
+            graph does not compute what the network does, its lower precision costs more than 0.1 dB or is not for
+            this format, or calibration images are missing.
+        OSError: no temporary folder can be made beside `folder`, or a file in it cannot be written.
         ImportError: onnx, onnxscript or onnxruntime is not installed.
     """
     if folder.exists():

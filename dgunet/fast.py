@@ -1,4 +1,4 @@
-"""A network as a graph of OpenVINO, which computes on a CPU what PyTorch does in less time.
+"""A network as an OpenVINO graph, which computes the same as PyTorch on a CPU, but in less time.
 
 How much less, beside other runtimes: `python -m benchmarks.runtimes` and docs/decisions.md. A graph takes statistics of
 the whole image that it is given. It is made once for a model, in half a minute, and is kept in the user's cache.
@@ -69,7 +69,7 @@ def load_graph(model: DGUNet, num_stages: int | None = None, precision: Precisio
 
 
 def write_graph(model: DGUNet, file: Path, num_stages: int | None = None) -> None:
-    """Write FILE.xml and FILE.bin: the network as a graph that takes images of any number and size."""
+    """Write a graph for images of any number and size: the .xml file `file`, and beside it a .bin with the weights."""
     import openvino
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder

@@ -6,8 +6,8 @@ exact, tiles overlap. Neighbouring tiles are blended in the middle of their over
 
     joined = left + w·(right − left),    w from 0 to 1 over the ramp,
 
-which is exact, to the last bit, where both agree. The outer part of every overlap is discarded: there a tile sees only
-padding.
+which is exact, to the last bit, where both agree. The outer part of every overlap is discarded: near its border, a tile
+is computed from padding instead of the pixels beyond it.
 """
 
 import math
@@ -59,8 +59,9 @@ def restore(
             them; a gray network restores each colour channel separately; a sensing network measures each tile first.
         array: uint8, uint16, or float32 where [0, 1] is black to white and values outside are kept. Alpha is
             returned unchanged.
-        tile: side in pixels of the tiles, a multiple of 32 and at least 3 overlaps. None: an image of up to 1024·1024
-            pixels is restored as a whole, a larger one in tiles that take about 512 MB.
+        tile: side in pixels of the tiles, a multiple of 32 and at least 3 overlaps; an image no larger than one tile is
+            restored as a whole. None: so is an image of up to 1024·1024 pixels; a larger one is restored in tiles that
+            take about 512 MB, or in tiles of 512 pixels where each tile has its own statistics.
         statistics: where the network takes the statistics of its features: of the `whole` image; `local`, over the
             windows of `model.local_statistics`; of each `tile`, some three times as fast, but a large image then
             differs from the one restored as a whole. None: `local` if the model has such windows, else `whole`.
@@ -71,9 +72,9 @@ def restore(
             in float32 (on CUDA with torch's default: convolutions in TF32 unless torch.backends.cudnn.allow_tf32 is
             False).
         device: the model is moved there; None: it stays on its device.
-        fast: the graph of the model, from `dgunet.fast.load_graph` with the same `num_stages` and precision. It
-            computes what has statistics of the whole image, where that is not cut into tiles, or of each tile; the
-            model computes all else.
+        fast: the graph of the model, from `dgunet.fast.load_graph` with the same `num_stages` and precision. It is used
+            for statistics `whole` if the image is not cut into tiles, and for statistics `tile`; in all other cases the
+            model itself computes.
         progress: called after each tile with the number of finished tiles and of all tiles; tiles count once for each
             pass over the image.
 

@@ -42,9 +42,9 @@ class Plan:
 def plan(photos: Sequence[Path], out: str, file_format: str | None = None) -> Plan:
     """Find the photos and choose the file that each is written to.
 
-    A photo keeps its name, in a folder its path below that folder. Its suffix becomes that of `file_format`, or .png
-    where its own format cannot be written. `out` names a file if it has the suffix of a photo, is no folder, and there
-    is one photo.
+    A photo keeps its name; a photo found in a folder keeps its path below that folder. Its suffix becomes that of
+    `file_format`, or .png where its own format cannot be written. `out` names a file if it has the suffix of a photo,
+    does not end in / and is no existing folder; then `photos` must be a single photo.
 
     Args:
         photos: photos and folders, which are searched with all subfolders. Links to folders are followed once.
@@ -52,7 +52,8 @@ def plan(photos: Sequence[Path], out: str, file_format: str | None = None) -> Pl
         file_format: one of FORMATS, or None.
 
     Raises:
-        UsageError: there is no photo, or a file would be written over a photo or over another restored one.
+        UsageError: there is no photo, `out` does not fit the photos or `file_format`, or a file would be written over
+            a photo or over another restored one.
     """
     from dgunet.images import SUFFIXES, WRITABLE_SUFFIXES
     from dgunet.images.names import count_unread, describe_unread

@@ -1,4 +1,4 @@
-"""Loss on the learned Φ and Φᵀ of each stage, so that its gradient step is one on the data term.
+"""Loss on the learned Φ and Φᵀ of each stage, which makes its step a true gradient step on the data term.
 
     degradation   charbonnier(Φ_k(clean) − y)                         Φ_k is the degradation
     adjoint       ‖Φ_kᵀ r − J_kᵀ r‖² / ‖J_kᵀ r‖²,   r = Φ_k(x) − y,   Φ_kᵀ is the transpose of Φ_k's Jacobian J_k at x
@@ -16,7 +16,7 @@ from torch import Tensor
 from dgunet.losses import charbonnier
 from dgunet.network import DGUNet
 
-REACH = 2  # pixels from which an operator, two 3×3 convolutions, computes one; the border of a patch is left out
+REACH = 2  # pixels that two 3×3 convolutions see on each side; so wide a border of the patch is left out of the loss
 TINY = 1e-12
 
 

@@ -1,7 +1,8 @@
 """Import state dicts of the published code, in the forms in which they are saved: every name and shape must match.
 
-Published names count Φ, Φᵀ, ρ from 0 and the other parts from 1. A shared stage is named as stage 2, and the last stage
-after it as stage 7, for any K. Tensors that the published network never uses are required in the file and ignored.
+Published names of the blind family count Φ, Φᵀ and ρ from 0, and the other parts from 1. For any K, they call a shared
+stage stage 2 and the last stage after it stage 7. Those of the sensing family count the stages between the first and
+the last from 0. Tensors that the published network never uses are required in the file, and ignored.
 """
 
 import math

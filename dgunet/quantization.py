@@ -13,7 +13,7 @@ Image = Float32[np.ndarray, "1 _ _ _"]  # 1 C H W, of any size
 LARGEST_LOSS = 0.1  # dB, of lower precision
 ASSUMED_QUALITY = 40.0  # dB, of a model whose card does not say it; few models restore better than that
 FLOAT32_OPERATORS = ("Div", "InstanceNormalization")  # which divide by what may be nearly 0
-IMAGE_CHANNELS = 3  # or fewer: in a convolution from or to images, in which 8 bits would round the image itself
+IMAGE_CHANNELS = 3  # convolutions with at most this many in or out are kept: 8 bits would round the image itself
 
 
 def to_float16(file: Path) -> None:

@@ -44,7 +44,7 @@ GRID = BLOCK_SIZE  # tiles start at multiples of it, so that sensing blocks and 
 HALO, SMALL_HALO = 64, 32
 MEMORY_LIMIT = 2**29  # bytes of features between two stages that are kept in memory
 TILE_MEMORY = 2**29  # bytes that the features of a tile may take, for `tile_side`
-MORE_SPACE = "set TMPDIR to a folder with more space, or take the statistics of each tile (`tile`)"
+MORE_SPACE = "set TMPDIR to a folder with more space, or choose the statistics `tile` (each tile has its own)"
 Array = Shaped[np.ndarray, "H W C"]
 
 
@@ -74,7 +74,7 @@ def restore_in_tiles(
             for a colour network, which restores it as equal channels and averages them.
         target: an array of the same shape that the estimate is written to.
         options: tiles, stages and statistics.
-        share: not None: this part of the estimate is added to `target`, a float32 array, instead.
+        share: if given, `target` is a float32 array, and the estimate times `share` is added to it instead.
 
     Raises:
         ValueError: there is no space for the temporary files, or the network gives NaN or infinite values.
@@ -126,7 +126,7 @@ class _Run:
         self.device = next(model.parameters()).device
 
     def stage(self, stage: Stage | LastStage, before: _State | None, after: _State | None) -> Iterator[None]:
-        """Compute one stage from the state before it, None: the image, into that after it, None: the target."""
+        """Compute one stage from the state `before` (None: from the image) into `after` (None: into the target)."""
         statistics = Statistics(*self.padded, self.options.local, one_tile=False)
         for index in range(_num_statistics(stage)):
             at_bottom = isinstance(stage, Stage) and index == _num_statistics(stage) - 1

@@ -42,7 +42,8 @@ def restore_film(
         progress: called after each frame with the number of frames done and of all frames, 0 if the film does not say.
 
     Raises:
-        ValueError: the file is not a film, or has more than 8 bits or interlaced frames; the message has one line.
+        ValueError: the file is not a film or holds no frame, or it has more than 8 bits, high dynamic range or
+            interlaced frames; the message has one line.
         OSError: the target cannot be written.
         ImportError: PyAV is not installed.
     """

@@ -17,7 +17,8 @@ def add_restoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tile",
         type=_tile,
-        help="side of the tiles in pixels (default: as memory allows; photos of up to 1024x1024 pixels are one tile)",
+        help="side of the tiles in pixels (default: photos of up to 1024x1024 pixels are one tile, larger ones are cut "
+        "into tiles that take about 512 MB, or of 512 pixels with --statistics tile)",
     )
     parser.add_argument(
         "--statistics",

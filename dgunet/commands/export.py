@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dgunet.quantization import Image
 
 CALIBRATION_SIDE = 256  # pixels, of the part of a photo that is used
-MAX_CALIBRATION = 64  # photos; of more, as many are taken evenly
+MAX_CALIBRATION = 64  # photos; of more, every n-th is taken, so that at most this many remain
 
 
 def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -21,8 +21,8 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         "export",
         help="write a model as an ONNX graph or a torch.export program",
         description="Write a new folder with the graph, its card and, for ONNX, an example that needs only onnxruntime "
-        "and numpy. The graph takes images of any number and size, and is compared with the model before it is "
-        "written. It takes statistics of the whole image.",
+        "and numpy. The graph takes any number of images with sides of 16 pixels or more (32 for a sensing network), "
+        "and computes its statistics over the whole image. It is compared with the model before it is written.",
     )
     export.add_argument("model", help=MODEL_HELP)
     export.add_argument("out", type=path, metavar="OUT", help="a new folder")

@@ -21,7 +21,8 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         description="Restore photos into a folder, with the same names and formats, alpha and metadata. Metadata "
         "that a format cannot hold is reported. A refused photo does not stop the others. Finished photos are kept: "
         "after an interruption or a full disk, run the same command with --skip-existing.",
-        epilog="Exit status: 0 all restored or skipped, 1 some refused, 2 wrong usage, 130 interrupted.",
+        epilog="Exit status: 0 all restored or skipped, 1 some refused or an error, 2 wrong usage, 130 interrupted by "
+        "Ctrl-C, 143 by SIGTERM.",
     )
     restore.add_argument(
         "photos",
@@ -40,8 +41,8 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     restore.add_argument(
         "--fast",
         action="store_true",
-        help="compute with OpenVINO on the CPU: the same but for rounding, in less time; not for statistics over "
-        "windows, and for photos of more than 1024x1024 pixels only with --statistics tile; needs dgunet[fast]",
+        help="compute with OpenVINO on the CPU: the same result up to rounding, in less time; not for statistics over "
+        "windows, and for photos that are cut into tiles only with --statistics tile; needs dgunet[fast]",
     )
     add_device(restore)
     existing = restore.add_mutually_exclusive_group()

@@ -9,7 +9,7 @@ FORMS = (
 
 
 def model_folder(source: str | Path) -> Path:
-    """Return the folder of a model. A model that is elsewhere is fetched into the user's cache, unless it is there.
+    """Return the folder of a model; a model at an address is fetched, unless the user's cache already holds it.
 
     Args:
         source: a folder; `https://…/FOLDER`, `s3://BUCKET/FOLDER` or another address that fsspec reads, of a folder

@@ -95,7 +95,7 @@ def _read(url: str, limit: int) -> bytes:
 
 @contextmanager
 def _opened(url: str) -> Iterator[tuple[IO[bytes], int | None]]:
-    """Yield the stream of a file and its number of bytes; errors, also of reading, say what to do."""
+    """Yield a file's stream and, if known, its size in bytes. Raises Unreachable, ValueError, ImportError, OSError."""
     opener = _open_http if urlsplit(url).scheme in ("http", "https") else _open_fsspec
     with opener(url) as opened:
         yield opened

@@ -33,7 +33,7 @@ def remembered(source: str, key: str, error: Exception) -> Path:
 
 
 def remember(key: str, model: Path) -> None:
-    """Make the folder of the cache the last answer."""
+    """Record `model`, a folder of the cache, as the last answer of the address with this key."""
     path = folder() / "answers" / key
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:

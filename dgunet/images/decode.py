@@ -1,8 +1,8 @@
 """Bytes of an image file -> Photo: upright pixels of 8 or 16 bits, alpha and metadata.
 
-libvips decodes PNG, JPEG, TIFF, WebP and AVIF; Pillow decodes BMP. The modules `png`, `jpeg` and `tiff` read what a
-file says beside its pixels. Two kinds need a package of the extra `photos`: HEIC (pillow-heif) and TIFF of unusual
-depths (imagecodecs).
+libvips decodes PNG, JPEG, TIFF, WebP and AVIF; Pillow decodes BMP, AVIF animations and Lab colours in a TIFF. The
+modules `png`, `jpeg` and `tiff` read the metadata. Two kinds need packages of the extra `photos`: HEIC (pillow-heif),
+and TIFF of unusual depth, compression or sample layout (tifffile, imagecodecs).
 """
 
 import io

@@ -28,7 +28,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its warnings 
 
 
 def read_tiff(data: bytes, number: int | None, max_pixels: int) -> tuple[Photo, int]:
-    """Return a page as it is stored, and its orientation. Raises as `decode.decode`, with errors of any decoder."""
+    """Return a page as gray or RGB, not yet upright, and its orientation. May raise the errors of any decoder."""
     pages = tiff.read_pages(data)
     page, dropped = chosen_page(pages, number)
     check_size(page.width, page.height, max_pixels)

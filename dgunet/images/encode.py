@@ -1,6 +1,7 @@
 """Photo -> bytes of an image file, with its metadata.
 
-libvips encodes PNG, `tiff` TIFF, Pillow the other formats, as it writes EXIF byte by byte as given.
+libvips encodes PNG and AVIF of 12 bits, the module `tiff` TIFF, and OpenCV BMP with alpha. Pillow encodes the rest,
+because it writes EXIF bytes unchanged.
 """
 
 import io

@@ -86,7 +86,7 @@ class _Structure:
 
 
 def of_tiff(directory: Image.Exif) -> bytes | None:
-    """Return the tags of a TIFF that describe the photograph as EXIF, without orientation. None: it has none."""
+    """Return, as EXIF without orientation, the tags of a TIFF that describe the photograph; None if there are none."""
     selected = Image.Exif()
     for tag, value in _descriptive(directory).items():
         selected[tag] = value
@@ -163,7 +163,7 @@ def up_to_date(exif: bytes, height: int, width: int) -> bytes:
 
 
 def without_maker_notes(exif: bytes) -> bytes:
-    """Return the tags that describe the photograph, without the camera maker's private notes."""
+    """Return the descriptive tags, without binary values of more than 1024 bytes, such as the maker's private notes."""
     parsed = Image.Exif()
     parsed.load(MARKER + exif)
     selected = Image.Exif()

@@ -23,14 +23,15 @@ Source: TypeAlias = str | os.PathLike[str] | bytes
 def read_photo(source: Source, *, page: int | None = None, max_pixels: int = MAX_PIXELS) -> Photo:
     """Read one image with alpha and metadata; `source` is a path, or the bytes of a file.
 
-    Reads PNG, JPEG, TIFF, BMP, WebP and AVIF of up to 16 bits: gray, RGB, palette or CMYK, with or without alpha; HEIC
-    and TIFF of 3, 5 to 7 or 9 to 15 bits with the packages of the extra `photos`. Palettes become gray or RGB. CMYK and
-    Lab become 8-bit sRGB, through the embedded profile where there is one. Depths between 8 and 16 become 16 bits.
+    Reads PNG, JPEG, TIFF, BMP, WebP and AVIF of up to 16 bits: gray, RGB, palette, CMYK or Lab, with or without alpha.
+    The packages of the extra `photos` add HEIC, and TIFF of 3, 5 to 7 or 9 to 15 bits or of compressions that libvips
+    lacks. Palettes become gray or RGB. CMYK and Lab become 8-bit sRGB, CMYK through its embedded profile if there is
+    one. Depths between 8 and 16 become 16 bits, smaller ones 8.
 
     Args:
         source: path or bytes.
-        page: which picture of a file that holds several, from 1. None: the only one. Reduced copies in a TIFF and
-            previews in a JPEG do not count, and are named in `Photo.dropped`.
+        page: which picture of a file that holds several, from 1; in a TIFF, reduced copies are counted too. None: the
+            only one, apart from reduced copies in a TIFF and previews in a JPEG, which `Photo.dropped` names.
         max_pixels: larger images are refused before they are decoded.
 
     Raises:
@@ -65,8 +66,8 @@ def write_photo(path: str | os.PathLike[str], photo: Photo) -> tuple[str, ...]:
         Phrases that name the metadata which the format cannot hold.
 
     Raises:
-        ValueError: no format has this suffix, or it cannot hold the pixels (16 bits need PNG or TIFF; JPEG has no
-            alpha).
+        ValueError: no format has this suffix, or it cannot hold the pixels (16 bits need PNG, TIFF or AVIF, which
+            keeps 12 of them; JPEG has no alpha; JPEG, WebP and AVIF limit the sides).
         OSError: the file cannot be written.
     """
     path = Path(path)

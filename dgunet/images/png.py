@@ -18,7 +18,7 @@ _OF_THE_SAMPLES = (b"tRNS", b"hIST", b"sBIT", b"sPLT", b"acTL", b"fcTL", b"fdAT"
 _RAW_PROFILE = b"Raw profile type "  # ImageMagick's way to keep metadata, from before the chunk eXIf
 _XMP_KEYWORD = b"XML:com.adobe.xmp\x00"
 _EXIF_MARKER = b"Exif\x00\x00"
-_INCHES_PER_METRE = 0.0254
+_METRES_PER_INCH = 0.0254
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def with_metadata(
     """Return an encoded PNG with this metadata after its header, in place of what it has."""
     added = [copied]
     if resolution:
-        per_metre = (round(value / _INCHES_PER_METRE) for value in resolution)
+        per_metre = (round(value / _METRES_PER_INCH) for value in resolution)
         added.append(chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)))
     if icc_profile:
         added.append(chunk(b"iCCP", b"ICC profile\x00\x00" + zlib.compress(icc_profile)))
@@ -123,7 +123,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _text(kind: bytes, content: bytes) -> bytes:
-    """Return the text of a chunk after its keyword; empty where it is damaged, as metadata costs no pixels."""
+    """Return the text of a chunk after its keyword; empty if damaged, so that the pixels can still be read."""
     text = content.split(b"\x00", 1)[1] if b"\x00" in content else b""
     try:
         if kind == b"tEXt":
@@ -140,14 +140,14 @@ def _raw_profile(text: bytes) -> bytes:
     try:
         return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
     except ValueError:
-        return b""  # damaged metadata costs no pixels
+        return b""  # the pixels can be read in spite of damaged metadata
 
 
 def _icc_profile(content: bytes) -> bytes | None:
     try:
         return zlib.decompress(content.split(b"\x00", 1)[1][1:])
     except (IndexError, zlib.error):
-        return None  # a damaged profile costs no pixels
+        return None  # the pixels can be read in spite of a damaged profile
 
 
 def _resolution(content: bytes | None) -> tuple[tuple[float, float] | None, bool]:
@@ -157,4 +157,4 @@ def _resolution(content: bytes | None) -> tuple[tuple[float, float] | None, bool
     x, y, unit = struct.unpack(">IIB", content)
     if unit != 1 or not x or not y:
         return None, x == y
-    return (x * _INCHES_PER_METRE, y * _INCHES_PER_METRE), True
+    return (x * _METRES_PER_INCH, y * _METRES_PER_INCH), True

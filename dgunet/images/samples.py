@@ -72,7 +72,7 @@ def gray_if_equal(channels: InChannels) -> Pixels:
 
 
 def in_sixteen_bits(channels: Pixels, bits: int) -> UInt16[np.ndarray, "H W C"]:
-    """Return samples of `bits` bits, between 8 and 16, as 16 bits: black and white stay black and white."""
+    """Return samples of `bits` bits, 1 to 16, scaled to 16 bits: black and white stay black and white."""
     white = 2**bits - 1
     scaled: UInt16[np.ndarray, "H W C"] = ((channels.astype(np.uint32) * 65535 + white // 2) // white).astype(np.uint16)
     return scaled

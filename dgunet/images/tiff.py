@@ -100,7 +100,7 @@ class TiffPage:
         further_bands: samples that are neither colour nor alpha.
         is_complete: whether all strips or tiles lie within the file.
         tile: height and width of the tiles; None: the page is in strips.
-        unsupported: what of the way of storing samples libvips does not read; None: it reads them.
+        unsupported: how the samples are stored, in words, if libvips cannot read that; None: it can.
         fault: why the samples have no colours; None: they have.
         ycbcr: coefficients, and codes of black and white of the three samples, where they must still be converted to
             RGB; None: the decoder converts them, or they are no YCbCr.
@@ -133,7 +133,7 @@ class TiffPage:
 
     @property
     def is_known(self) -> bool:
-        """Whether samples are gray, RGB, numbers of colours, inks, YCbCr or Lab of 8 bits."""
+        """Whether samples are gray, RGB, palette indices, inks, YCbCr, or Lab of 8 bits."""
         return self.photometric in _NUM_COLOURS and not (self.is_lab and self.bits != 8)
 
     @property
@@ -143,7 +143,7 @@ class TiffPage:
 
     @property
     def is_palette(self) -> bool:
-        """Whether samples are numbers of colours."""
+        """Whether samples are palette indices."""
         return self.photometric == _PALETTE
 
     @property
@@ -265,7 +265,7 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2, offset: int, data: bytes,
     dropped += ["Photoshop layers"] if _PHOTOSHOP_LAYERS in tags else []
     try:
         description = _description(data, offset)
-    except (struct.error, ValueError, KeyError, TypeError, OSError):  # damaged metadata costs no pixels
+    except (struct.error, ValueError, KeyError, TypeError, OSError):  # the pixels can be read all the same
         description = None
         dropped.append("damaged EXIF")
     kinds = {_SAMPLE_FORMATS.get(kind, "unknown ") for kind in _numbers(tags.get(_SAMPLE_FORMAT, 1))}
@@ -348,9 +348,9 @@ def _ycbcr(
 
 
 def with_valid_tags(data: bytes, page: TiffPage) -> bytes:
-    """Return the file with orientation and unit of the resolution set where they have no meaning.
+    """Return the file with invalid values of orientation and resolution unit replaced by 1; BigTIFF is left unchanged.
 
-    libtiff counts them as errors, as it does damage of the pixels.
+    libtiff reports invalid tag values as errors, as it does damaged pixels.
     """
     (start,) = [offset for number, (_, offset) in enumerate(_chain(data), start=1) if number == page.number]
     order = "<" if data[:2] == b"II" else ">"

@@ -22,8 +22,9 @@ from dgunet.network.blocks import conv3x3
 
 SUBSPACE_RANK = 16
 ROW_NORM_EPSILON = 1e-6
-# An LU solve in float32 changes the outputs by about 40·RELATIVE_DAMPING and stays finite for dead or equal rows;
-# the absolute part keeps the matrix regular for V = 0.
+# Added to the diagonal of the Gram matrix. With the relative part, which changes the outputs by about
+# 40·RELATIVE_DAMPING, an LU solve in float32 stays finite for zero or equal rows; the absolute part keeps the matrix
+# invertible for V = 0.
 RELATIVE_DAMPING = 1e-7
 ABSOLUTE_DAMPING = 1e-12
 FUSION_SLOPE = 0.1
@@ -44,7 +45,7 @@ class StageFeatures(NamedTuple):
 
 
 class ReceivedFeatures(ABC):
-    """What a stage uses of the features of the previous stage, as far as it asks for them; smaller than those."""
+    """Features of the previous stage, mixed already and read on request; they take less memory than StageFeatures."""
 
     @property
     @abstractmethod

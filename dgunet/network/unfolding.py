@@ -134,7 +134,7 @@ class DGUNet(nn.Module):
 
     @classmethod
     def with_seed(cls, config: DGUNetConfig, seed: int) -> "DGUNet":
-        """Return a new network on the CPU with weights that depend on `seed` alone; leaves the global random state."""
+        """Return a new CPU network whose weights depend on `seed` alone; the global random state stays unchanged."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return cls(config)
