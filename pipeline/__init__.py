@@ -1,1 +1,1 @@
-"""How a network is made: from photographs to a registered model, one DVC stage per door."""
+"""Makes networks: from photographs to a registered model. Each module is a command; some are stages of dvc.yaml."""

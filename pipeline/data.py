@@ -56,7 +56,9 @@ def _state(found: DataSet) -> str:
         return "no" if all(file.url for file in found.all_files()) else "no; can only be fetched by hand"
     if status.missing:
         return f"partly: {status.present} of {files} files"
-    return "yes, checksums agree" if not status.unchecked else "yes, not verified: no checksum is known"
+    if status.unchecked:
+        return f"yes, but {status.unchecked} of {files} files have no known checksum and are not verified"
+    return "yes, checksums agree"
 
 
 if __name__ == "__main__":

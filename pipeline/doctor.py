@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _import_clients(environment: Environment) -> None:
-    """Import what the checks use: where packages lie on a network drive this takes seconds, of which they have few."""
+    """Import what the checks use before their time limits start: from a network drive this may take seconds."""
     if os.environ.get("RAY_ADDRESS"):
         importlib.import_module("pipeline.cluster.ray_internals")
     for place in _places(environment).values():

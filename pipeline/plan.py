@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.plan", description=__doc__)
     parser.add_argument("--task", required=True, help="a task, or a recipe of infra/recipes such as derain_plus")
     parser.add_argument("--gpus", required=True, type=int, help="number of GPUs")
-    parser.add_argument("--images-per-second", type=float, help="of one GPU, where they are not measured")
+    parser.add_argument("--images-per-second", type=float, help="speed of one GPU (default: the measured one)")
     args = parser.parse_args(arguments)
     recipe = read_recipe(args.task)
     if not 1 <= args.gpus <= recipe.train.batch_size:

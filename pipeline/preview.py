@@ -1,4 +1,4 @@
-"""Shows a task's degradation on a few photographs, or reproduces a training pair; writes images to the folder preview.
+"""Shows a task's degradation on a few photographs, or reproduces a training pair; writes to preview/ (--all: docs/).
 
 --task TASK: a contact sheet of the task's photographs, degraded as params.yaml says; it needs no shards.
 --task TASK --pair KEY: clean and degraded image of a pair in the task's shards, as training saw it; with --verify

@@ -3,14 +3,15 @@
     python -m pipeline.restore_many photos/ restored/ --model models:/denoise@champion
     python -m pipeline.restore_many s3://bucket/shards s3://bucket/restored --model … [--to folder]
 
-Each of IN is a folder, archive or URL of photographs (one of them), or WebDataset shards: .tar files, folders and
-patterns of them. Photographs of a shard are restored, its other members copied; keys stay. Of a folder, --block
-photographs become a shard, in the order of their names.
+IN is one folder, archive or URL of photographs, or one or more places of WebDataset shards: .tar files, folders of them
+or patterns with *. Photographs in a shard are restored, its other members are copied; keys do not change. If shards are
+made from a folder, each holds --block photographs, in the order of their names.
 
-The same command goes on after an interruption: photographs in OUT are passed over, and so are shards whose record says
-that they were made from the same inputs. OUT remembers model, options and inputs, and others are refused.
+The same command continues after an interruption: it skips photographs that exist in OUT, and shards whose record says
+that they were made from the same inputs. OUT/.restore_many/card.json records model, options and inputs; a run with
+others is refused, except with --skip-existing or --overwrite.
 
-Exit status: 0 all restored or passed over, 1 some refused, or an error, 2 wrong usage, 130 interrupted.
+Exit status: 0 all restored or skipped, 1 some refused, or an error, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -254,7 +255,7 @@ def held(output: Output, card: Mapping[str, Any], existing: Existing) -> Iterato
             if found is not None and (other := [name for name in card if found.get(name) != card[name]]):
                 raise ValueError(f"{output.address}: was restored with other {', '.join(other)}: {remedy}")
             if found is not None and found["overwriting"]:
-                raise ValueError(f"{output.address}: --overwrite was interrupted here: say it again, to start again")
+                raise ValueError(f"{output.address}: --overwrite was interrupted here: give it again, to start again")
         output.remove_partial()
         output.write_json(CARD, {**card, "overwriting": existing == "replace"})
         try:
@@ -305,8 +306,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=count,
         default=64,
         metavar="N",
-        help="photographs of a folder that one process restores before the next are given to it, and that make up a "
-        "shard where shards are written (default: 64)",
+        help="if IN is a folder: number of photographs that a process is given at a time, and number in each shard if "
+        "shards are written (default: 64)",
     )
     add_restoring(parser)
     existing = parser.add_mutually_exclusive_group()

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Store the results of a stage, fetch all, or prepare a new driver."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.results", description=__doc__)
     actions = parser.add_subparsers(required=True, dest="action")
-    actions.add_parser("prepare", help="set the DVC remote of DGUNET_REMOTE, and get the results of earlier runs")
+    actions.add_parser("prepare", help="make DGUNET_REMOTE the DVC remote, and fetch the run cache of earlier runs")
     actions.add_parser("store", help="after prepare: push outputs and run cache, store dvc.lock by commit")
     actions.add_parser("fetch", help="get dvc.lock of this commit, and all outputs that it names")
     action = parser.parse_args(arguments).action
@@ -57,11 +57,11 @@ def _prepare() -> None:
 
 
 def _release_locks(path: Path) -> None:
-    """Release the locks that killed processes of DVC hold in a checkout.
+    """Remove the locks of killed DVC processes from DVC's lock file `path`.
 
-    DVC does so itself where no process has the killed one's number. In a container, or in a checkout that several
-    machines see, another process soon has it, and DVC would refuse to start. Nor does it read a file that a killed
-    process has written in part.
+    DVC itself removes a lock if no process has its process id. In a container, or in a checkout that several machines
+    see, another process soon has the same id, and DVC would refuse to start. DVC also cannot read a lock file that a
+    killed process has written only in part.
     """
     if not path.exists():
         return

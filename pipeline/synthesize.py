@@ -5,11 +5,13 @@ Work in progress is in a folder of its own, named by a fingerprint of everything
     .cache/synthesize/FINGERPRINT/progress.jsonl    one line per finished shard
     .cache/synthesize/FINGERPRINT/shards/           train/, val/ and test/, as in the output, and two lists
 
-photographs.json lists the images in train and val by the hashes of their pixels, published.json, where there are any,
-those of published sets by name: `evaluate` reports no benchmark that shows their scenes.
+photographs.json lists the pixel hashes of the images in train and val. published.json lists the `dataset:` URIs of
+those that belong to published sets; it is absent if there are none. `evaluate` refuses benchmarks that show their
+scenes.
 
-An interrupted run continues from there: intact shards are not made again. The output folder is replaced in one step at
-the end. If DGUNET_SHARDS is a URL, the tar files are stored there and the output holds only the index files.
+An interrupted run continues from there: intact shards are not made again. At the end the old output folder is deleted
+and the new one is moved to its place. If DGUNET_SHARDS is a URL, the tar files are stored there and the output holds
+only the index files and the two lists.
 """
 
 from __future__ import annotations
@@ -150,7 +152,7 @@ def _read_progress_log(work_dir: Path) -> dict[str, ShardEntry]:
 
 
 def _replace_folder(folder: Path, target: Path) -> None:
-    """Move `folder` to `target`, which is complete or absent at any time, also on another file system."""
+    """Delete `target`, then move `folder` there, also to another file system; the new `target` appears complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)
     try:

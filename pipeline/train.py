@@ -1,4 +1,7 @@
-"""Trains a DGUNet on Ray workers, from shards; exports the averaged weights with the best PSNR on the val split."""
+"""Trains a DGUNet on Ray workers, from shards; exports the averaged weights with the best PSNR on the val split.
+
+If no validation is better than the degraded images, it exports the initial weights.
+"""
 
 from __future__ import annotations
 

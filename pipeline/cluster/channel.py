@@ -1,4 +1,4 @@
-"""A Ray actor through which workers, controller and driver exchange reports, progress, notices and stop requests."""
+"""How workers, controller and driver use the actor `RunChannel`: reports, progress, notices and stop requests."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class RunListener:
     """Callbacks of the driver for what happens in a run.
 
     Attributes:
-        report: (metrics) called once for each report, when its checkpoint is in the storage.
-        progress: (step, stats) of the latest step that is known.
-        notice: (one line of text) when workers failed or the run waits for something.
+        report: (metrics) called once for each report that has metrics, when its checkpoint is in the storage.
+        progress: (step, stats) of the latest known step; called at each poll, even if the step is the same.
+        notice: (one line of text) for the user, such as a failure of workers or what the run waits for.
     """
 
     report: Callable[[dict[str, float]], None] = lambda metrics: None

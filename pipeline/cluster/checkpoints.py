@@ -82,7 +82,9 @@ def backup_snapshot(address: str) -> None:
 
 
 def repair_snapshot(address: str, *, must_exist: bool = False) -> str | None:
-    """Replace a damaged list of checkpoints with its backup, or move it away if the backup is damaged too.
+    """Remove missing and damaged checkpoints from Ray's list of them.
+
+    If none is left, the list is replaced with its backup; if the backup has none either, the list is moved away.
 
     Args:
         address: the run's folder.

@@ -12,7 +12,7 @@ class WorkersLost(OSError):
 
 
 class StorageLost(OSError):
-    """Checkpoints could not be stored, or shards could not be read, for longer than a run waits."""
+    """Checkpoints could not be stored or shards not read: at the start, on a stop, or for longer than a run waits."""
 
 
 def storage_lost(meaning: str, error: OSError, waited: float) -> StorageLost:

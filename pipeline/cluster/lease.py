@@ -28,7 +28,7 @@ from pipeline.cluster import checkpoints
 from pipeline.runtime.environment import read_environment
 
 FILE = "driver.json"
-OTHER_STORAGE = "DGUNET_STORAGE names another place for the checkpoints of your own runs"
+OTHER_STORAGE = "set DGUNET_STORAGE to another place"
 SECONDS_BETWEEN_HEARTBEATS = 10.0
 SECONDS_TO_WATCH = 25.0  # of a heartbeat that may have stopped
 SECONDS_TO_SETTLE = 1.0  # from a claim to its read back
@@ -111,7 +111,7 @@ def hold_lease(address: str, remedy: str = OTHER_STORAGE) -> Iterator[Lease]:
 
 
 def driven(addresses: Iterable[str]) -> set[str]:
-    """Return the folders of runs whose driver is alive. Takes SECONDS_TO_WATCH if that is uncertain for any of them.
+    """Return the folders of runs whose driver is alive. Takes up to SECONDS_TO_WATCH if some may be alive or dead.
 
     Raises OSError if the storage cannot be read.
     """
@@ -149,8 +149,8 @@ def _wait_until_free(address: str, remedy: str) -> float:
 
 def _taken(address: str, found: Mapping[str, Any] | None, remedy: str) -> ValueError:
     """Return the error to raise if another driver, whose lease is `found`, has the run."""
-    driver = f": number {found['pid']} on {found['host']}" if found else ""
-    return ValueError(f"another process drives the run in {address}{driver}. Wait for it, or stop it; {remedy}")
+    driver = f": process {found['pid']} on {found['host']}" if found else ""
+    return ValueError(f"another process drives the run in {address}{driver}. Wait for it, stop it, or {remedy}")
 
 
 def _is_gone(found: Mapping[str, Any]) -> bool:

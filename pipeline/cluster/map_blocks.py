@@ -1,7 +1,7 @@
 """Maps a function over blocks with Ray Data, one actor per GPU or core.
 
-A block is one row of a dataset of its own block, in Ray's sense, so that a process that dies costs one block: Ray Data
-starts another and gives it the block again. One task lists the blocks, no faster than they are processed.
+Each block is a row that is alone in a block of Ray Data, so a process that dies costs one block: Ray Data starts
+another and gives it the block again. One task lists the blocks, no faster than they are processed.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def map_blocks(
     """Yield the result of each block, as they are finished.
 
     Args:
-        function: called once in each actor; returns what is called with each block, and with a function that says what
-            it begins to work on, see `Deaths.begin`.
-        blocks: called in a task; returns the blocks. If that task dies it is called again, and returns the same.
+        function: called once in each actor; returns a function of a block and of `begin`, which it calls with the name
+            of the block and "" at the start, and with the name and each item before that item (`Deaths.begin`).
+        blocks: called in a task; returns the blocks. If the task dies it is called again, and must return the same.
         resources: number of actors, and CPUs and GPUs of each.
 
     Raises:
@@ -118,9 +118,9 @@ class Deaths:
         self._deaths: dict[str, Counter[str]] = {}
 
     def begin(self, block: str, item: str) -> int:
-        """Note what is begun: "", then each item of the block. Return how many processes died over it so far.
+        """Record that a process begins a block (`item` is "") or an item of it; return the number of deaths so far.
 
-        For "", which begins the block, that is over all of the block.
+        For an item, these are the processes that died while they worked on it; for "", those of the whole block.
         """
         deaths = self._deaths.setdefault(block, Counter())
         if not item and block in self._current:
@@ -167,7 +167,8 @@ class _Worker:
 
     def _begin(self, block: str, item: str) -> int:
         answer = self._deaths.begin.remote(block, item)
-        # An answer takes time. Over a block that a process died of before it is waited for: this one may die as soon.
+        # Waiting for the answer takes time. It is done only if a process has died over this block: so may this one, and
+        # the actor must know of the item first.
         if item and not self._num_deaths:
             return 0
         num_deaths: int = ray.get(answer)

@@ -71,7 +71,7 @@ def cluster_state(address: str, timeout_seconds: float) -> ClusterState:
 
 @contextmanager
 def without_stderr() -> Iterator[None]:
-    """Discard what C++ code writes to stderr meanwhile: what repeats an exception, or helps nobody."""
+    """Discard all that is written to file descriptor 2 meanwhile, such as C++ messages that repeat an exception."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -76,7 +76,7 @@ class RunChannel:
         return self.stopping
 
     def poll(self) -> dict[str, Any]:
-        """Return the messages since the last call, and whether workers are running."""
+        """Return new reports and notices, the latest progress, the failure if any, and whether workers are running."""
         messages = {
             "latest": self.latest, "reports": self.reports, "notices": self.notices, "failure": self.failure,
             "working": self.working,

@@ -15,7 +15,7 @@ LEAST_SECONDS_UNTIL_STANDING = 60.0  # without progress; a step, or its report, 
 DESCRIPTIONS = {
     "dgunet_images_per_second": "Images per second of all workers together, since they started; 0 without workers.",
     "dgunet_waiting_share": "Share of its time that worker 0 has waited for batches, since it started.",
-    "dgunet_loss": "Loss of the last step; not a number if the step was skipped.",
+    "dgunet_loss": "Loss of the last step not skipped; not a number if all since the last validation were skipped.",
     "dgunet_val_psnr": "PSNR of the last validation in dB.",
     "dgunet_lost_workers": "Workers that died, hung or were lost with their node, since the driver started.",
     "dgunet_checkpoint_age_seconds": "Seconds since the last checkpoint was stored, or since the driver started.",

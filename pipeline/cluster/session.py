@@ -52,7 +52,8 @@ def session(*, dashboard: bool = False) -> Iterator[str]:
         dashboard: whether Ray's dashboard is needed, for example by a search. It takes about 1 GB of memory.
 
     Raises:
-        ValueError: this process cannot join the cluster at RAY_ADDRESS; it has no dashboard, but needs one.
+        ValueError: this process cannot join the cluster at RAY_ADDRESS, the cluster lacks a dashboard that is needed,
+            or no folder can hold Ray's sockets.
     """
     with restored_environ(), ExitStack() as stack:
         environment = read_environment()
@@ -177,7 +178,7 @@ def _short_folder() -> str | None:
     """Return a folder for Ray's sockets if the path of Ray's own folder is too long for them, else None.
 
     Raises:
-        ValueError: no folder for temporary files has a short enough path.
+        ValueError: none of /tmp, /var/tmp and /dev/shm can be used.
     """
     own = os.environ.get("RAY_TMPDIR") or f"{tempfile.gettempdir()}/ray"
     if len(os.fsencode(own)) + LONGEST_SOCKET_NAME <= LONGEST_SOCKET_PATH:

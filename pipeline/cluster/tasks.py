@@ -15,7 +15,8 @@ def map_unordered(function: Callable[[Item], Result], items: Iterable[Item]) -> 
     """Call `function(item)` for each item on all cores of the cluster; yield results as they finish.
 
     Items are read only as fast as they are processed, so neither they nor the results fill the memory. An item whose
-    process or node died is processed again, up to three times. An exception of `function` is raised here.
+    process or node died is processed again, up to three times. A ValueError or OSError of `function` is raised here as
+    it is, any other exception as a RayTaskError.
     """
     shared, remote = ray.put(function), ray.remote(num_cpus=1, max_retries=3)(_apply)
     max_running = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -31,9 +32,10 @@ def map_unordered(function: Callable[[Item], Result], items: Iterable[Item]) -> 
 
 
 def start_task(function: Callable[[], Result]) -> Callable[[bool], Result | None]:
-    """Call a function in another process; the result is that of what is returned.
+    """Call a function in another process, and return a function that returns its result.
 
-    That takes whether to wait for it; None if it is not there yet. It raises what the function raised.
+    The argument of the returned function says whether to wait; if not, and the result is not there yet, it returns
+    None. It raises exceptions of `function` as `map_unordered` does.
     """
     reference = ray.remote(num_cpus=0, max_retries=3)(_apply).remote(lambda _: function(), None)
 

@@ -65,7 +65,8 @@ def fit(
     Raises:
         ValueError: the workers do not fit on the cluster, another driver runs this training, or `job` raised it.
         StorageLost: the storage could not be used when the run started, or for DGUNET_TIMEOUT_SECONDS.
-        WorkersLost: workers failed more often than DGUNET_MAX_FAILURES without a new checkpoint in between.
+        WorkersLost: workers failed more often than DGUNET_MAX_FAILURES without a new checkpoint in between, or Ray's
+            controller died.
         Interrupted: the run was asked to stop.
     """
     planned = resources or plan_resources(nodes(), most_workers)
@@ -152,6 +153,7 @@ def _run_and_resume(
         stop: set when the run was asked to stop.
 
     Raises:
+        ray.train.TrainingFailedError: more than DGUNET_MAX_FAILURES failures without a new checkpoint in between.
         StorageLost: the storage could not be used for DGUNET_TIMEOUT_SECONDS.
         Interrupted: the run was asked to stop.
     """
@@ -190,7 +192,7 @@ def _run_and_resume(
 
 
 def _cannot_be_stored() -> str:
-    return f"checkpoints cannot be stored in {read_environment().storage} (DGUNET_STORAGE names another place)"
+    return f"checkpoints cannot be stored in {read_environment().storage} (DGUNET_STORAGE sets the place)"
 
 
 def _run_trainer(job: Job, name: str, channel: Any, resources: WorkerResources) -> RunTrainer:

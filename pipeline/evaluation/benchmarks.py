@@ -1,4 +1,4 @@
-"""Published test sets: named in the section `benchmarks` of params.yaml, with images in the folder DGUNET_DATA.
+"""Published test sets: named in the section `benchmarks` of params.yaml; relative places are below DGUNET_DATA.
 
 A benchmark whose images are absent is not an error: `evaluate` skips it with a message.
 """
@@ -36,8 +36,8 @@ class Benchmark:
     name: as in params.yaml.
     dataset: the published set that the images belong to, None for other images.
     clean, degraded: folders, archives, URLs, or patterns of names, as `sources.listing.Pairs` takes them. Without
-        `degraded`, the clean images are degraded by `degradation`, with a seed that depends only on the image's name;
-        without both, by the task's own degradation.
+        `degraded`, the clean images are degraded by `degradation`, with random numbers that depend only on the
+        pipeline's seed and the image's name; without both, by the task's own degradation.
     protocol: how restored images are measured.
     """
 

@@ -28,8 +28,8 @@ Image = Float32[np.ndarray, "H W C"]
 class Restoration(NamedTuple):
     """The images of one pair: clean, degraded, restored by the baseline, and the K estimates of the network.
 
-    Estimates and baseline are in [0, 1]; the degraded image need not be. If the image was restored in tiles, or as the
-    mean over flips and quarter turns, only the last estimate is known.
+    Estimates are in [0, 1]; the degraded image, and the baselines `none` and `opening`, need not be. If the image was
+    restored in tiles, or as the mean over flips and quarter turns, only the last estimate is known.
     """
 
     clean: Image
@@ -208,9 +208,9 @@ def _strips(image: Image) -> list[Float32[np.ndarray, "_ W C"]]:
 
 
 def _clipped(estimates: Iterable[Image]) -> tuple[Image, ...]:
-    clipped = tuple(estimate.clip(0, 1) for estimate in estimates)
-    if not all(np.isfinite(estimate).all() for estimate in clipped):
+    found = tuple(estimates)
+    if not all(np.isfinite(estimate).all() for estimate in found):
         raise ValueError(
             "the network returns values that are not finite: train it again with a lower train.learning_rate"
         )
-    return clipped
+    return tuple(estimate.clip(0, 1) for estimate in found)

@@ -35,8 +35,8 @@ class Windows(Section):
 class Evaluate(Section):
     """How a task's model is measured: on its own test split, and on benchmarks, named as in `benchmarks`.
 
-    local_statistics: the windows to try. Those that restore the val split better than the statistics of the whole image
-    become part of the model; the others only appear in the report.
+    local_statistics: the windows to try. If some restore the val split better than the statistics of the whole image,
+    the best one becomes part of the registered model. The report lists all of them.
     """
 
     protocol: Protocol

@@ -8,7 +8,7 @@ its images. A sample consists of
     KEY.degraded.npy    H W C uint8; absent when pairs are made online
     KEY.json            how the pair was made: source image, tile, sampled degradation, seed
 
-Arrays are stored raw: a tile of 256 x 256 decodes in a twentieth of the time of its PNG (benchmarks/results/loader.md).
+Arrays are stored raw: a training patch is read 54 times as fast as from PNG photographs (benchmarks/results/loader.md).
 WebDataset reads truncated and damaged tar files without an error. Here nothing is read before the shard's size,
 checksum and number of samples have been compared with the index. If DGUNET_SHARDS names a URL, the tar files are
 stored there and the folder holds the index alone (`pipeline.shards.store`); the index is the same.

@@ -83,7 +83,7 @@ def layouts(name: str, split: str | None) -> dict[str, Layout]:
 
 
 def require(name: str) -> None:
-    """Make sure that a set is present and matches the registry; fetch what is missing.
+    """Compare a set with the registry and fetch what is missing; do nothing if DGUNET_DATA is a URL.
 
     Raises:
         ValueError: there is no set of that name, a file does not match the registry, or the set cannot be fetched;

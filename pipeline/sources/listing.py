@@ -67,7 +67,8 @@ class Pairs:
         clean: sidd/{}/GT_SRGB_{}.PNG           degraded: sidd/{}/NOISY_SRGB_{}.PNG
         clean: rain1400/clean/{}.jpg            degraded: rain1400/rainy/{}_*.jpg
 
-    One clean image may have several degraded partners. A file that both patterns match belongs to the longer one.
+    One clean image may have several degraded partners. A file that both patterns match belongs to the one with more
+    literal characters.
     """
 
     __pydantic_config__: ClassVar = _STRICT
@@ -117,7 +118,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class RejectedImage:
-    """An image that cannot be used, with the reason; `ignored` for files whose name is not that of an image."""
+    """A file that is not used, with the reason; `ignored`: left out by its name, a pattern or `without`, not faulty."""
 
     uri: str
     reason: str

@@ -1,4 +1,4 @@
-"""The manifest: one JSON line per clean image, sorted by pixel hash.
+"""The manifest: one JSON line per clean image or real pair, sorted by pixel hash.
 
 In the file `uri` is called "where" and `scene` is called "group".
 """

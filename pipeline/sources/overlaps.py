@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from pipeline.sources import datasets
 from pipeline.sources.registry import ALL, DataSet, set_of_folder, shared_images
 
-# In a folder of shards, of the images of train and val: what `published` returns, and the hashes of their pixels.
+# Files in a folder of shards on its train and val images: the URIs that `published` returns, and the pixel hashes.
 PUBLISHED, PHOTOGRAPHS = "published.json", "photographs.json"
 
 

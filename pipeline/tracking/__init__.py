@@ -1,1 +1,1 @@
-"""Everything that knows MLflow: runs, trials, registry, pyfunc model."""
+"""Runs, trials of a search and registered models in MLflow; decides which version is the champion."""

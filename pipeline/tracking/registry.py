@@ -232,7 +232,7 @@ def _run_id(version: Version) -> str | None:
 def set_champion(
     version: Version, reason: str, previous: Version | None, gain: Mapping[str, Any] | None = None
 ) -> None:
-    """Move the alias to `version`; its tags say when, why, and which version was champion before.
+    """Make `version` the champion, and the former one `previous`; tags of `version` say when, why and after which one.
 
     Args:
         version: the new champion.

@@ -89,7 +89,7 @@ class Run:
         self._start_sending()
 
     def log_lock_file(self, path: Path) -> None:
-        """Log a dvc.lock as an artifact: `make gc` keeps the objects that it names as long as the run exists."""
+        """Log a dvc.lock as an artifact: `make gc` keeps its objects while a registered version refers to the run."""
         self._client.log_artifact(self.id, str(path))
 
     def log_files(self, folder: Path, name: str) -> None:

@@ -14,7 +14,7 @@ class Promote(Section):
 
     Attributes:
         margin_db: what the lower bound of its gain over the champion must exceed, in dB of mean PSNR on the test split.
-        min_scenes: with fewer test photographs no candidate is compared with a champion; at least 2, for an interval.
+        min_scenes: with fewer test photographs no candidate replaces a champion by itself; at least 2, for an interval.
         require_approval: a candidate that passes waits as `challenger` until `make approve`.
     """
 

@@ -110,7 +110,7 @@ def heartbeat(folder: Path, seconds: float = 0.02, **values: Any) -> Iterator[No
 def test_a_run_that_another_machine_drives_is_refused(tmp_path: Path) -> None:
     with (
         heartbeat(tmp_path, host="elsewhere", pid=7),
-        pytest.raises(ValueError, match="number 7 on elsewhere"),
+        pytest.raises(ValueError, match="process 7 on elsewhere"),
         lease.hold_lease(str(tmp_path)),
     ):
         pass
@@ -135,7 +135,7 @@ def test_a_run_whose_driver_goes_on_is_refused_after_the_wait(tmp_path: Path, mo
     started_at = time.monotonic()
     with (
         heartbeat(tmp_path, host="elsewhere", pid=7),
-        pytest.raises(ValueError, match="number 7 on elsewhere"),
+        pytest.raises(ValueError, match="process 7 on elsewhere"),
         lease.hold_lease(str(tmp_path)),
     ):
         pass
@@ -149,7 +149,7 @@ def test_a_driver_in_another_container_with_the_same_host_name_is_not_taken_for_
     monkeypatch.setattr(lease, "SECONDS_TO_WATCH", 60.0)
     with (
         heartbeat(tmp_path, seconds=2.0, pid=10**7, started=1, **other),  # there is no such process here
-        pytest.raises(ValueError, match=f"number 10000000 on {socket.gethostname()}"),
+        pytest.raises(ValueError, match=f"process 10000000 on {socket.gethostname()}"),
         lease.hold_lease(str(tmp_path)),
     ):
         pass
@@ -225,7 +225,7 @@ def test_a_claim_that_was_written_too_late_is_refused(tmp_path: Path, drivers: l
 def test_a_driver_learns_that_another_one_has_taken_over(tmp_path: Path) -> None:
     with lease.hold_lease(str(tmp_path)) as held, heartbeat(tmp_path, host="elsewhere", pid=7):
         until(lambda: held.lost)
-    assert "number 7 on elsewhere" in str(held.lost)
+    assert "process 7 on elsewhere" in str(held.lost)
     assert content(tmp_path)["host"] == "elsewhere"
 
 

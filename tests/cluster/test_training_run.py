@@ -291,7 +291,7 @@ def test_a_run_ends_when_another_driver_has_taken_it_over(
 
     monkeypatch.setattr(training_run, "_run_and_resume", run)
     monkeypatch.setattr(lease, "SECONDS_BETWEEN_HEARTBEATS", 0.1)
-    with pytest.raises(ValueError, match=r"another process drives the run in .*taken: number 7 on elsewhere"):
+    with pytest.raises(ValueError, match=r"another process drives the run in .*taken: process 7 on elsewhere"):
         counted(tmp_path, "taken", 3)
     ended.set()
 
