@@ -145,6 +145,13 @@ def test_means_are_means_over_images():
     assert result.baseline == pytest.approx(Quality(21.0, 0.6))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_estimate_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    monkeypatch.setattr(scores, "estimates", lambda model, degraded: (degraded, torch.full_like(degraded, value)))
+    with pytest.raises(ValueError, match="not finite: train it again"):
+        restore_pair(network(), pair("0"), NoBaseline("none"), self_ensemble=False)
+
+
 def test_a_test_set_without_pairs_is_refused():
     with pytest.raises(ValueError, match="no pair"):
         evaluate(network(), [], NoBaseline("none"), RGB)
