@@ -2,7 +2,7 @@
 
 A task states what differs; `defaults` holds the rest. Section `derain.train` is `defaults.train` updated with
 `derain.train`, mapping by mapping; a mapping whose `kind` differs is replaced as a whole. The merged section is
-validated: every key is required, none is unknown, nothing is converted silently.
+validated: keys without a default value are required, unknown keys are refused, nothing is converted silently.
 
 A command reads only the sections it uses, so that a change of the code behind one section does not make the results of
 another stale. `pipeline.validate` checks the whole file.
@@ -33,7 +33,7 @@ class ParamsError(ValueError):
 
 
 class Section(BaseModel):
-    """A mapping of params.yaml: every key is required, none may be added, nothing is converted silently."""
+    """A mapping of params.yaml: keys without default are required, unknown ones refused, nothing converted silently."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 

@@ -1,7 +1,7 @@
 """Synthetic degradations: sample parameters, record them, and apply them again bit for bit.
 
 A degradation is a frozen dataclass of parameter ranges. Its `sample` turns a random generator into a list of steps,
-each a dictionary of plain JSON numbers (`SampledParams`). The `apply` of a step's kind turns a clean image and the step
+each a dictionary of plain JSON values (`SampledParams`). The `apply` of a step's kind turns a clean image and the step
 into the degraded image; its only randomness is the seed in the step.
 
 The bytes are the same on every CPU. NumPy's transcendental functions and OpenCV's filters round float32 differently
@@ -21,29 +21,7 @@ import numpy as np
 from pipeline.degradations.compose import SINGLE, Degradation
 from pipeline.degradations.sampling import Image, SampledParams, generator
 
-__all__ = [
-    "Bicubic",
-    "CameraNoise",
-    "CameraShake",
-    "Defocus",
-    "Degradation",
-    "Degraded",
-    "GaussianBlur",
-    "GaussianNoise",
-    "Haze",
-    "Jpeg",
-    "LowLight",
-    "NoDegradation",
-    "OneOf",
-    "RainStreaks",
-    "RandomOrder",
-    "Repeat",
-    "Sequence",
-    "Snow",
-    "Sometimes",
-    "degrade",
-    "regenerate",
-]
+__all__ = ["APPLY", "Degradation", "Degraded", "degrade", "regenerate"]
 APPLY: Mapping[str, Callable[[Image, SampledParams], Image]] = {
     str(field.default): single.apply for single in SINGLE for field in fields(single) if field.name == "kind"
 }

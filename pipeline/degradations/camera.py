@@ -1,6 +1,6 @@
 """Camera noise: shot and read noise of raw, linear values, processed by the camera.
 
-    raw   = sample(gains⁻¹ · M · expand(tone⁻¹(x)))    the inverse processing, and the Bayer mosaic
+    raw   = sample(gains⁻¹ · M · expand(x))            expand: inverse tone curve and gamma; sample: the Bayer mosaic
     noisy = min(raw + n, 1),   n ~ N(0, λ_shot·raw + λ_read)
     y     = clip(x + develop(noisy) − develop(raw))    develop: white balance, demosaic, M⁻¹, gamma, tone
 
@@ -106,7 +106,7 @@ class CameraNoise:
             "bayer_column": int(rng.integers(2)),
             "seed": sample_seed(rng),
         }
-        # Drawn only if there is any, so that records and random numbers without are those of earlier versions.
+        # Sampled only if the range is not [0, 0]: without smoothing, records and random numbers are as before.
         for name, limits in (("luma_smoothing", self.luma_smoothing), ("chroma_smoothing", self.chroma_smoothing)):
             if limits[1] > 0:
                 sampled[name] = float(rng.uniform(*limits))

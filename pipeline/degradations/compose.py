@@ -20,7 +20,7 @@ from pipeline.degradations.weather import Haze, Snow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoDegradation:
-    """The identity, y = x: for tasks whose degradation is part of the network, such as compressive sensing."""
+    """The identity, y = x: for real pairs, and for compressive sensing, where the network itself measures the image."""
 
     __pydantic_config__ = NAMED_FIELDS_ONLY
     kind: Literal["none"] = "none"

@@ -50,7 +50,7 @@ class RainStreaks:
     depth         distance of the farthest layer in units of the nearest, 1 to 20
     angle         mean direction of fall in degrees from the vertical, -90 to 90, positive to the right
     angle_spread  standard deviation of the direction of a drop in degrees, 0 to 45
-    length        length of a near streak in pixels, 1 to 400
+    length        mean length of a near streak in pixels, 1 to 400
     width         full width at half maximum of a near streak in pixels, 0.2 to 20
     density       near streaks per 100 × 100 pixels, 0 to 100
     opacity       share of the background hidden by the middle of a strong streak, 0 to 0.99

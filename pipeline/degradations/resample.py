@@ -42,7 +42,7 @@ class Bicubic:
 
     @staticmethod
     def apply(clean: Image, sampled: SampledParams) -> Image:
-        """Return the image at low resolution, clipped to [0, 1] after each resize as in a file, but not quantised."""
+        """Return the image resized down and up again, each time clipped to [0, 1] as in a file, but not quantised."""
         height, width = clean.shape[:2]
         small = np.clip(downsample(clean, sampled["scale"]), 0, 1)
         large = resize(small, small.shape[0] * sampled["scale"], small.shape[1] * sampled["scale"])

@@ -17,7 +17,7 @@ Count = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
 Range = tuple[Number, Number]
 SampledParams = dict[str, Any]
-"""Parameters of one application: `kind` and plain JSON numbers, all that `apply` needs beside the image."""
+"""Parameters of one application: `kind` and plain JSON values, all that `apply` needs beside the image."""
 NAMED_FIELDS_ONLY: Mapping[str, object] = {"extra": "forbid"}
 """`__pydantic_config__` of every degradation: unknown fields are refused."""
 

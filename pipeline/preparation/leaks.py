@@ -1,7 +1,7 @@
-"""Whether a model was trained on scenes of a benchmark: then a number on it says nothing about the model.
+"""Finds out whether a model was trained on scenes of a benchmark; if so, its score there says nothing about the model.
 
-Two ways find that out. The registry of published sets says which images of one set show scenes of another. For all
-other photographs, thumbnails of the images that were trained on are compared with those of the benchmark
+There are two checks. The registry of published sets says which images of one set show scenes of another. If it names
+none, the thumbnails of all images of the train and val splits are compared with those of the benchmark
 (`near_duplicates`). `prepare` writes the thumbnails of all photographs:
 
     sha256        N hashes of pixels, ascending, as in the manifest

@@ -4,7 +4,8 @@ Each image is compared as a gray 32×32 thumbnail without its low frequencies, w
 show one scene if, for the second image or its mirror image,
 
   1. the thumbnails, reduced to 16×16, correlate: all pairs are compared, as products of blocks of a matrix;
-  2. three out of four windows of a 4×4 grid correlate; each may shift by up to 2 pixels (parallax, small crops).
+  2. the windows of a 4×4 grid correlate, by the lower quartile of all that are not flat; each window may shift by up
+     to 2 pixels (parallax, small crops).
 
 Both limits were measured (docs/decisions.md). Rotations by more than a few degrees, and crops that cut away a tenth or
 more, are not found.

@@ -1,6 +1,6 @@
 """Splits scenes into train, val and test:
 
-    u = sha256(seed, smallest pixel hash of the scene) / 2^256
+    u = sha256("SEED:SCENE") / 2^256,   SCENE: the first 16 digits of the smallest pixel hash among its images
     test if u < s_test,   val if u < s_test + s_val,   else train
 
 The split of a photograph depends on its scene, the seed and the shares, but not on names, order or other scenes.

@@ -51,7 +51,7 @@ def metrics(
         benchmarks: scores on the benchmarks, by name.
         test_index_sha256: checksum of the test shards' index, which identifies the test split.
         candidates: windows that were measured on the val split.
-        not_measured: the other benchmarks, by name, and why.
+        not_measured: why benchmarks were refused, by name; benchmarks whose images are absent are not listed.
     """
     chosen = choose(candidates)
     return {

@@ -1,6 +1,7 @@
 """Blocks of photographs to restore: a number of files of a folder, or a WebDataset shard.
 
-Files are listed one folder at a time, so that millions of them are never in memory together.
+Files below a folder are listed one subfolder at a time, so that millions of names are never in memory together. The
+names at a URL, or in an archive, are all in memory.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ def count_photos(place: str) -> tuple[int, dict[str, int]]:
 def _named(place: str, file_format: str | None) -> Iterator[tuple[File, str]]:
     """Yield each photograph with the name that it is written to.
 
-    That name depends on files of the same stem. Listed by name, these come together: all that begin as they do up to
-    the first dot of the path.
+    That name depends on other files of the same stem. Their paths are equal up to the first dot, so they follow each
+    other in the listing and form one group.
     """
     photos = (_readable_anywhere(file, place) for file in list_files(place) if _is_restored(file))
     for _, group in groupby(photos, key=lambda file: file.name.partition(".")[0]):

@@ -1,7 +1,7 @@
 """Restores one block of photographs after the other, with one model.
 
-Photographs of a folder that are written as files need no record: what exists is done. For a shard, read or written, a
-record beside it says what it was made from and what became of each photograph:
+Photographs of a folder that are written as files need no record: those that exist in the output count as restored. For
+a shard, read or written, a record in the output says what it was made from and what became of each photograph:
 
     {"made_by": …, "inputs_sha256": …, "bytes": of the shard that was written,
      "done": [{"photo": …, "target": …, "width": …, "height": …, "seconds": …, "dropped": […]}],
@@ -54,10 +54,11 @@ class Job:
         options: arguments of `dgunet.restore`.
         file_format: one of `dgunet.jobs.FORMATS`, or None.
         page: which picture of files that hold several.
-        existing: what is done with files that exist: `continue` and `skip` pass over photographs that exist; `continue`
-            makes a shard anew that was not made by this job from the same inputs; `replace` makes all anew.
+        existing: `replace` makes all anew. `continue` and `skip` pass over photographs of a folder whose output file
+            exists, and over shards whose record names this job and the same inputs; `skip` also passes over every
+            other shard, and every file of a shard, that exists in the output.
         made_by: sha256 of the model and of all that decides what a photograph becomes.
-        most_deaths: a photograph is refused that a process died this many times over.
+        most_deaths: how many processes must have died over a photograph before it is refused.
     """
 
     output: Output
@@ -72,7 +73,7 @@ class Job:
 
 @dataclass
 class Result:
-    """What became of the photographs of a block, without those that were restored one by one.
+    """What became of the photographs of a block; those that were restored are counted, not listed.
 
     Attributes:
         block: its name.
@@ -96,7 +97,7 @@ class Refused(Exception):
 
 
 Begin = Callable[[str, str], int]
-"""Called with the block and each photograph that is restored next, first with the block and "".
+"""Called with the block and "" when the block begins, then with the block and each photograph before it is restored.
 
 Returns how many processes died while they restored this photograph; for "", while they restored this block.
 """
@@ -106,7 +107,7 @@ class Restorer:
     """A model on a device, and the job; called with each block.
 
     Raises:
-        ValueError: the model is none.
+        ValueError: the files are not those of a model.
     """
 
     def __init__(self, job: Job, model: Mapping[str, bytes], *, device: str, num_threads: int) -> None:
@@ -195,12 +196,21 @@ class Restorer:
     ) -> Iterator[dict[str, Any]]:
         """Yield the samples to write: `__key__` and bytes by extension."""
         members = _photos(block) if block.shard is None else _members(block.shard.uri, self._job.file_format)
+        keeps_files = self._job.existing == "skip" and not self._job.to_shards
+
+        def is_kept(name: str) -> bool:
+            return keeps_files and self._job.output.size(f"{block.name}/{name}") is not None
+
         names = set[str]()
         for member in members:
             try:
                 _check_name(member.name)
                 if member.name in names:
                     raise Refused("another member of the shard has the same name")
+                if is_kept(member.name):
+                    names.add(member.name)
+                    result.skipped += member.is_photo
+                    continue
                 content = member.load()
                 if member.is_photo:
                     self._check_deaths(begin(member.origin))
@@ -238,7 +248,7 @@ class Restorer:
 
     def _check_deaths(self, num_deaths: int) -> None:
         if num_deaths >= self._job.most_deaths:
-            raise Refused(f"{num_deaths} processes died while they restored it, as where memory does not suffice")
+            raise Refused(f"{num_deaths} processes died while they restored it, for example for lack of memory")
 
     def _write(self, name: str, content: bytes) -> None:
         """Write a file. Raises Refused if others can still be written, OSError if not."""

@@ -1,4 +1,4 @@
-"""Runs a command: prints errors in one line, handles Ctrl-C, and stops when `dvc repro` was killed."""
+"""Runs a command: prints errors without their traceback, handles Ctrl-C, and stops when `dvc repro` was killed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def run_command(main: Callable[[], None]) -> None:
     If the program that reads the output has ended (`| head -1`), exit with 141 and print nothing, as programs do that
     SIGPIPE ends.
 
-    An error prints one line. Its traceback goes to `.cache/last-error.txt`, unless the message is the project's own or
-    is about an absent file that the command line names. A stage of DVC stops as on SIGTERM when `dvc repro` is killed.
+    Only the message of an error is printed. Its traceback goes to `.cache/last-error.txt`, unless the disk is full, the
+    message is the project's own, or it is about an absent file that the command line names. A stage of DVC stops as on
+    SIGTERM when `dvc repro` is killed.
     """
     if "DVC_STAGE" in os.environ:
         if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:  # infra/run.sh has DVC ignore it

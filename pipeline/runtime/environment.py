@@ -21,6 +21,7 @@ from pipeline.runtime.files import PROJECT
 
 PREFIX = "DGUNET_"
 TEST_PREFIX = "DGUNET_TEST_"  # read only by tests
+SERVING_LIMIT = "DGUNET_MAX_MEGAPIXELS"  # read by served models, which do not have this module
 
 
 def _parse_range(text: Any) -> tuple[int, int]:
@@ -120,7 +121,7 @@ def read_environment() -> Environment:
     """Return the variables as they are now; ValueError names each wrong one, its value and what is allowed."""
     known = {variable_name(field): info for field, info in Environment.model_fields.items()}
     for name in sorted(os.environ):
-        if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX) and name not in known:
+        if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX) and name not in (*known, SERVING_LIMIT):
             (closest, *_) = [*difflib.get_close_matches(name, known, 1), f"one of {', '.join(known)}"]
             raise ValueError(f"{name} is not a variable of this project: rename it to {closest}, or unset it")
     try:

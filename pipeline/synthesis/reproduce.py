@@ -22,9 +22,9 @@ from pipeline.synthesis.tiles import read_clean, read_degraded, select_images
 def reproduce_pair(shards: Path, key: str, *, epoch: int = 0, manifest: Path | None = None) -> EvaluationPair:
     """Make the pair `key` again, bit for bit, and compare it with the shard that holds it.
 
-    The clean tile is cut from the source image. Stored degraded tiles are generated again from the recorded
-    degradation; of shards without degraded tiles (`online`) the pair is the one that training sees in `epoch`, before
-    crop and flip.
+    The clean tile is cut from the source image. A stored degraded tile is generated again from the recorded
+    degradation; that of a real pair is cut from the degraded image. If the shards hold no degraded tiles (`online`),
+    the pair is the one that training sees in `epoch`, before crop, flip and rotation.
 
     Args:
         shards: a task's folder of shards (train/, val/, test/), or the folder of one split.

@@ -97,6 +97,17 @@ def test_a_folder_becomes_shards_and_shards_a_folder(model: Path, job: Job) -> N
     assert sorted(name.partition("/")[2] for name in files("back") if name.endswith(".png")) == sorted(members)
 
 
+def test_files_of_shards_that_exist_are_kept_if_asked(model: Path, job: Job) -> None:
+    names = [name.replace("/", "-") for name in write_photos("photos")]
+    write_shard_of("in/a.tar", [path for path in Path("photos").rglob("*") if path.is_file()])
+    Path("out/a").mkdir(parents=True)
+    Path("out/a", names[0]).write_text("of another job")
+    assert total(run(model, replace(job, existing="skip"), "in")) == (len(names) - 1, 1, 0)
+    assert Path("out/a", names[0]).read_text() == "of another job"
+    assert total(run(model, replace(job, existing="replace"), "in")) == (len(names), 0, 0)
+    assert Path("out/a", names[0]).read_bytes() != b"of another job"
+
+
 def test_shards_of_the_project_are_restored_from_their_degraded_arrays(model: Path, job: Job) -> None:
     write_folder(Path("in"), [2])
     (result,) = run(model, replace(job, to_shards=True), "in")

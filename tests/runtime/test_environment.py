@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 from factories import PROJECT
 
-from pipeline.runtime.environment import Environment, read_environment, restored_environ, variable_name
+from pipeline.runtime.environment import (
+    SERVING_LIMIT,
+    Environment,
+    read_environment,
+    restored_environ,
+    variable_name,
+)
 
 VARIABLES = {variable_name(field) for field in Environment.model_fields}
 DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")), *sorted(PROJECT.glob("CONTRIBUTING.md"))]
@@ -131,3 +137,9 @@ def test_importing_a_module_changes_no_environment_variable() -> None:
         cwd=PROJECT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["imported", "True"]
+
+
+def test_the_size_limit_of_registered_models_may_be_set_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f'LIMIT = "{SERVING_LIMIT}"' in (PROJECT / "pipeline" / "tracking" / "pyfunc_model.py").read_text()
+    monkeypatch.setenv(SERVING_LIMIT, "5")
+    read_environment()
