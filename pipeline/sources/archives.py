@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from filelock import FileLock
 
@@ -336,7 +336,7 @@ def _zip_problem(member: zipfile.ZipInfo) -> str | None:
     return f"compressed with {method}, which Python cannot unpack; unpack the archive, or pack it again with Deflate"
 
 
-def other_archive(file: BinaryIO) -> str | None:
+def other_archive(file: io.BufferedIOBase) -> str | None:
     """Return what to do with an archive of an unsupported kind, judged by content, not name; None for other files."""
     file.seek(0)
     start = file.read(8)
@@ -344,7 +344,7 @@ def other_archive(file: BinaryIO) -> str | None:
     return kind and f"a {kind} archive, which is not supported; unpack it into a folder, or pack it again as a zip"
 
 
-def _is_split(file: BinaryIO) -> bool:
+def _is_split(file: io.BufferedIOBase) -> bool:
     """Whether a zip is one of several parts: its end record names a disk other than the first."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _LONGEST_END))
