@@ -40,7 +40,7 @@ NETWORKS = {
     "deblur DGUNet+": {"width": 96, "growth": 48, "head_growth": 0, "num_stages": 7, "share_stages": False},
 }
 LAPTOP = {"width": 16, "growth": 8, "head_growth": 0, "num_stages": 3, "share_stages": False}
-LAPTOP_BATCH, LAPTOP_SIZE = 8, 48
+LAPTOP_NAME, LAPTOP_BATCH, LAPTOP_SIZE = "laptop DGUNet", 8, 48
 PLAIN = {"precision": "float32", "accumulate": 1, "recompute_activations": False, "compile": False}
 VARIANTS = {
     "float32": {},
@@ -66,11 +66,15 @@ def main() -> None:
     parser.add_argument("--network", default="", help="only networks whose name has this in it")
     parser.add_argument("--variant", default="", help="only variants whose name has this in it, and the direct loop")
     given = parser.parse_args()
+    if not any(given.network in name for name in (*NETWORKS, LAPTOP_NAME)):
+        parser.error(f"no network has {given.network!r} in its name; there are {', '.join((*NETWORKS, LAPTOP_NAME))}")
+    if not any(given.variant in name for name in VARIANTS):
+        parser.error(f"no variant has {given.variant!r} in its name; there are {'; '.join(VARIANTS)}")
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        sys.exit("skipped: needs a GPU")
+        sys.exit("error: PyTorch finds no GPU; `--device cpu` is for a rehearsal")
     tables = [(network, sizes, given.batch, given.size) for network, sizes in NETWORKS.items()]
-    tables.append(("laptop DGUNet", LAPTOP, LAPTOP_BATCH, LAPTOP_SIZE))
+    tables.append((LAPTOP_NAME, LAPTOP, LAPTOP_BATCH, LAPTOP_SIZE))
     lines = ["# A training step on a GPU, by how it is computed", ""]
     for number, (network, sizes, batch, size) in enumerate(tables):
         if number in (0, len(NETWORKS)):

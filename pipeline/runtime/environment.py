@@ -120,9 +120,10 @@ def variable_name(field: str) -> str:
 def read_environment() -> Environment:
     """Return the variables as they are now; ValueError names each wrong one, its value and what is allowed."""
     known = {variable_name(field): info for field, info in Environment.model_fields.items()}
+    names = [*known, SERVING_LIMIT]
     for name in sorted(os.environ):
-        if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX) and name not in (*known, SERVING_LIMIT):
-            (closest, *_) = [*difflib.get_close_matches(name, known, 1), f"one of {', '.join(known)}"]
+        if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX) and name not in names:
+            (closest, *_) = [*difflib.get_close_matches(name, names, 1), f"one of {', '.join(names)}"]
             raise ValueError(f"{name} is not a variable of this project: rename it to {closest}, or unset it")
     try:
         return Environment()

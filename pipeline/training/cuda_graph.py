@@ -34,7 +34,7 @@ class GradientGraph:
             self.loss = gradients(clean, degraded)
 
     def __call__(self, clean: Tensor, degraded: Tensor) -> Tensor:
-        """Set the gradients for a batch on the host, and return its loss, on the device.
+        """Set the gradients for a batch, B C H W, on the host; return its loss, a scalar on the device.
 
         Raises ValueError if the batch has another shape than the captured one.
         """
@@ -51,8 +51,8 @@ def gradient_graph(gradients: Gradients, clean: Tensor, degraded: Tensor, device
 
     Args:
         gradients: clean and degraded batch on the device -> loss; sets the gradients, and never waits for the device.
-        clean: a batch; those that follow have its shape.
-        degraded: likewise.
+        clean: a batch, B C H W, on any device; those that follow have its shape.
+        degraded: the degraded images of the batch, of the same shape.
         device: the GPU.
 
     Raises:
@@ -60,7 +60,7 @@ def gradient_graph(gradients: Gradients, clean: Tensor, degraded: Tensor, device
     """
     with torch.cuda.device(device):
         clean, degraded = clean.to(device), degraded.to(device)
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch declares no types for it
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP_PASSES):
